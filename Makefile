@@ -1,0 +1,41 @@
+# `make demo` and `make test` do all their set-up on a fresh Debian machine with Python, and nothing when it is done.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint bench gpu-check clean
+
+demo: $(READY)
+	$(BIN)/fastload demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m fastload.bench
+
+# Where the imports resolve already (a GPU machine without a registry), nothing is installed.
+gpu-check:
+	@if $(PYTHON) -c "import torch, numba, numba_cuda, h5py, nvidia.dali, typer, xxhash, pytest" 2>/dev/null; \
+	then PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m fastload.bench.gpu_check; \
+	else $(MAKE) --no-print-directory $(READY) && $(BIN)/python -m fastload.bench.gpu_check; fi
+
+# torch comes first and by its exact version: a range would bring several GB of CUDA packages on a CPU machine.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+	  { echo "fastload needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || \
+	  { echo "Python's venv module is missing. On Debian: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cuda13,test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

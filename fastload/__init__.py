@@ -1,0 +1,57 @@
+"""fastload: two-phase training feeds. First a resident subset chosen from embeddings, then the full set."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+_root = Path(__file__).resolve().parent.parent
+if (_root / "kernels").is_dir() and (_root / "bench").is_dir() and (_root / "pyproject.toml").is_file():
+    # In a source tree kernels/ and bench/ stand beside this folder; installed, they are inside it.
+    __path__.append(str(_root))
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Augment": "fastload.augment",
+    "DataError": "fastload.errors",
+    "FastloadError": "fastload.errors",
+    "PackedFile": "fastload.packed",
+    "Selection": "fastload.selection",
+    "TwoPhaseLoader": "fastload.loader",
+    "UsageError": "fastload.errors",
+    "build_subset": "fastload.subset",
+    "pack": "fastload.packing",
+}
+
+if TYPE_CHECKING:
+    from fastload.augment import Augment
+    from fastload.errors import DataError, FastloadError, UsageError
+    from fastload.loader import TwoPhaseLoader
+    from fastload.packed import PackedFile
+    from fastload.packing import pack
+    from fastload.selection import Selection
+    from fastload.subset import build_subset
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that `fastload --help` and `import fastload` do not load torch and numba.
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'fastload' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])
+
+
+__all__ = [
+    "Augment",
+    "DataError",
+    "FastloadError",
+    "PackedFile",
+    "Selection",
+    "TwoPhaseLoader",
+    "UsageError",
+    "build_subset",
+    "pack",
+]

@@ -1,0 +1,30 @@
+"""Two engines make pixels from the same parameters: fused (one Numba kernel a batch) and dali (a DALI pipeline)."""
+
+from __future__ import annotations
+
+from fastload.augment import Augment
+from fastload.errors import UsageError
+from fastload.packed import PackedFile
+
+ENGINES = ("auto", "fused", "dali")
+
+
+def choose_engine(engine: str, file: PackedFile, augment: Augment) -> str:
+    """Return "fused" or "dali" for a file; "auto" takes DALI only where images must be decoded or resized.
+
+    Raises UsageError where the fused engine is asked for what it does not do, or the crop does not fit.
+    """
+    if engine not in ENGINES:
+        raise UsageError(f"engine={engine!r}; it is one of {', '.join(ENGINES)}")
+    if file.shape is not None:
+        augment.check(file.shape, str(file.path))
+    reason = None
+    if file.shape is None:
+        reason = f"{file.path} holds encoded images, which must be decoded"
+    elif augment.needs_resize(file.shape):
+        reason = f"{file.path} holds {file.shape[0]}×{file.shape[1]} images, which must be resized to {augment.resize}"
+    if engine == "fused" and reason:
+        raise UsageError(f'{reason}; the fused engine does not, so use engine="dali" (or pack with --resize)')
+    if engine == "auto":
+        return "dali" if reason else "fused"
+    return engine

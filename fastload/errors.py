@@ -1,0 +1,17 @@
+"""The errors that fastload raises on purpose: each message says what was found, where, and what to do."""
+
+
+class FastloadError(Exception):
+    """Base of all errors that the command prints as one line; `exit_code` is the command's."""
+
+    exit_code = 1
+
+
+class DataError(FastloadError, ValueError):
+    """A file, dataset or image that is not what it should be (exit code 1)."""
+
+
+class UsageError(FastloadError, ValueError):
+    """Arguments that cannot be served: a wrong option, a crop too large, no such device (exit code 2)."""
+
+    exit_code = 2

@@ -1,0 +1,72 @@
+"""Serve a test set: centre crop, file order, a partial last batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from fastload.augment import Augment
+from fastload.feeds import Output, open_feed, resolve_device, run_feed
+from fastload.order import FINE_TUNE, Order
+from fastload.packed import PackedFile
+
+
+class EvaluationLoader:
+    """Iterate a packed file once, in file order, as `augment.evaluation()` says; may be iterated again.
+
+    Arguments:
+        source: a packed file, or its path (opened here and closed with `close()`).
+        augment: crop, resize and standardization are taken from it, nothing random.
+        batch_size: images a batch; the last batch holds what is left.
+        with_ids: yield (images, labels, ids) rather than (images, labels).
+        first_row: where to begin, to go on with a pass that was interrupted.
+        device, engine, dtype, memory_format: as for TwoPhaseLoader.
+
+    Raises UsageError and DataError as TwoPhaseLoader does.
+    """
+
+    def __init__(
+        self,
+        source: PackedFile | str | os.PathLike[str],
+        augment: Augment,
+        *,
+        batch_size: int,
+        device: str | torch.device = "cpu",
+        engine: str = "auto",
+        dtype: torch.dtype = torch.float32,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        with_ids: bool = False,
+        first_row: int = 0,
+    ) -> None:
+        self._owned = not isinstance(source, PackedFile)
+        self._file = source if isinstance(source, PackedFile) else PackedFile(source)
+        self._augment, self._engine = augment.evaluation(), engine
+        self._output = Output(batch_size, resolve_device(device), dtype, memory_format)
+        self._with_ids, self._first = with_ids, first_row
+
+    def __len__(self) -> int:
+        return -(-(len(self._file) - self._first) // self._output.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        order = Order(len(self._file), phase=FINE_TUNE, shuffle=False)
+        feed = open_feed(self._file, self._augment, order, self._output, engine=self._engine)
+        for batch in run_feed(feed, self._locate, 0, len(self), self._output.device):
+            yield batch if self._with_ids else batch[:2]
+
+    def _locate(self, step: int) -> tuple[int, int]:
+        start = self._first + step * self._output.batch_size
+        return start, min(self._output.batch_size, len(self._file) - start)
+
+    def close(self) -> None:
+        """Close the file, if it was opened here. Safe to call twice."""
+        if self._owned:
+            self._file.close()
+
+    def __enter__(self) -> EvaluationLoader:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()

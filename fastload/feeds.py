@@ -1,0 +1,373 @@
+"""Feeds: from positions of an order to batches on the device. Nothing here knows that there are two phases.
+
+A resident feed keeps the whole set in (device) memory; a stream feed reads the packed file through its memory map.
+`open_feed` chooses; `stream` is a plain generator over one, for the autoencoder and for scripts.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from fastload.augment import Augment, draw_parameters
+from fastload.buffers import FLOAT_TYPES, BufferRing
+from fastload.engines import choose_engine
+from fastload.engines.fused import FusedEngine, ResidentStore
+from fastload.errors import DataError, UsageError
+from fastload.kernels import augment as kernel
+from fastload.kernels import cuda_target
+from fastload.mapped import SampleReader
+from fastload.order import Order
+from fastload.packed import PackedFile
+from fastload.prefetch import Prefetcher
+
+
+class Batch(NamedTuple):
+    """images [B, C, h, w], labels [B, ...] and ids int64 [B], on the device."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    ids: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Output:
+    """How batches come out: `batch_size` images, device, dtype (float32, float16, bfloat16) and memory format."""
+
+    batch_size: int
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    memory_format: torch.memory_format = torch.contiguous_format
+    keep: int = 4
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UsageError(f"batch_size={self.batch_size}; it must be at least 1")
+        if self.dtype not in FLOAT_TYPES:
+            raise UsageError(f"dtype={self.dtype}; it is one of torch.float32, torch.float16, torch.bfloat16")
+        if self.memory_format not in (torch.contiguous_format, torch.channels_last):
+            raise UsageError(
+                f"memory_format={self.memory_format}; it is torch.contiguous_format or torch.channels_last"
+            )
+
+    @property
+    def channels_last(self) -> bool:
+        return self.memory_format == torch.channels_last
+
+
+class Feed(Protocol):
+    """What makes batches of one packed file.
+
+    `immediate` feeds are called by the trainer's own thread (a launch is all they cost); others by `workers` threads
+    ahead of it.
+    """
+
+    immediate: bool
+    workers: int
+
+    def make(self, start: int, count: int) -> Batch:
+        """Return the batch of the positions start … start + count - 1."""
+
+    def close(self) -> None:
+        """Free threads, buffers and pipelines."""
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Return the device with its index; raise UsageError, saying what is missing, where it cannot be had."""
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"device={device!r} is no device; it is 'cpu', 'cuda' or 'cuda:N'") from error
+    if resolved.type == "cpu":
+        return resolved
+    if resolved.type != "cuda":
+        raise UsageError(f"device={device!r}; fastload feeds 'cpu' and 'cuda' only")
+    if not torch.cuda.is_available():
+        why = "this torch is a CPU build" if torch.version.cuda is None else "torch finds no CUDA device or driver"
+        raise UsageError(f"device={str(device)!r} was asked for, but {why}; use device='cpu', or install what is missing")
+    index = torch.cuda.current_device() if resolved.index is None else resolved.index
+    if index >= torch.cuda.device_count():
+        raise UsageError(f"device={str(device)!r} was asked for, but there are {torch.cuda.device_count()} CUDA devices")
+    return torch.device("cuda", index)
+
+
+def label_tensor(labels: np.ndarray) -> torch.Tensor:
+    """Return labels as they are yielded: integers as int64, others as they are."""
+    return torch.from_numpy(labels.astype(np.int64) if labels.dtype.kind in "iu" else np.ascontiguousarray(labels))
+
+
+def open_feed(
+    file: PackedFile,
+    augment: Augment,
+    order: Order,
+    output: Output,
+    *,
+    engine: str = "auto",
+    resident: bool = False,
+    workers: int | None = None,
+) -> Feed:
+    """Return the feed of a packed file.
+
+    Arguments:
+        file: opened by the caller, who closes it after the feed.
+        augment, order, output: what comes out. engine: "auto", "fused" or "dali".
+        resident: keep the whole file in device memory (raw storage only).
+        workers: threads that make batches ahead; the processors, at most 8, by default.
+    """
+    chosen = choose_engine(engine, file, augment)
+    if resident and file.shape is None:
+        raise UsageError(f"{file.path} holds encoded images; a resident set must be raw")
+    if workers is None:
+        workers = min(8, len(os.sched_getaffinity(0)))
+    if chosen == "dali":
+        return _DaliFeed(file, augment, order, output, resident)
+    if output.device.type == "cpu":
+        return _FusedCpuFeed(file, augment, order, output, resident, workers)
+    if cuda_target.cuda is None:
+        raise UsageError("device='cuda' needs numba-cuda: pip install 'fastload[cuda13]' (or [cuda12])")
+    if resident:
+        return _FusedResidentFeed(file, augment, order, output)
+    return _FusedStreamFeed(file, augment, order, output, workers)
+
+
+def _fused(file: PackedFile, augment: Augment, order: Order, output: Output) -> FusedEngine:
+    assert file.shape is not None and file.strides is not None
+    if file.shape[2] > kernel.MAX_CHANNELS:
+        raise UsageError(f"{file.path} has {file.shape[2]} channels; the fused engine takes up to {kernel.MAX_CHANNELS}")
+    return FusedEngine(
+        augment, seed=order.seed, phase=order.phase, shape=file.shape, strides=file.strides,
+        dtype=output.dtype, channels_last=output.channels_last,
+    )  # fmt: skip
+
+
+class _FusedCpuFeed:
+    """CPU twin, resident (a copy in memory) or streamed (straight out of the memory map)."""
+
+    immediate = False
+
+    def __init__(
+        self, file: PackedFile, augment: Augment, order: Order, output: Output, resident: bool, workers: int
+    ) -> None:
+        self.workers = workers
+        self._engine = _fused(file, augment, order, output)
+        self._order = order
+        self._reader = SampleReader(file, resident)
+        self._labels = label_tensor(file.labels)
+        self._ring = BufferRing(
+            output.batch_size, (file.shape[2], *augment.size), output.dtype, output.channels_last, output.keep  # type: ignore[index]
+        )
+        self._ids = file.ids
+        _discard(self.make(0, 1))  # compiles the kernels
+
+    def make(self, start: int, count: int) -> Batch:
+        rows, epochs = self._order.rows(start, count)
+        images, values = self._ring.take(count)
+        ids = self._ids[rows]
+        data, starts = self._reader.locate(rows)
+        self._engine.on_cpu(data, starts, ids, epochs, values)
+        return Batch(images, self._labels[torch.from_numpy(rows)], torch.from_numpy(ids))
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+class _FusedResidentFeed:
+    """CUDA, resident: one launch a batch on the trainer's own stream; nothing is prefetched and nothing waits."""
+
+    immediate = True
+    workers = 0
+
+    def __init__(self, file: PackedFile, augment: Augment, order: Order, output: Output) -> None:
+        assert file.shape is not None
+        self._engine = _fused(file, augment, order, output)
+        self._order, self._output = order, output
+        self._shape = (file.shape[2], *augment.size)
+        self._label_shape = file.labels.shape[1:]
+        labels = label_tensor(file.labels)
+        reader = SampleReader(file, resident=False)
+        reader.locate(np.arange(len(file)))  # an unreadable page is an error here, not a signal
+        _check_fits(len(file.data), output.device, str(file.path))
+        self._store = ResidentStore(file.data, labels, file.ids, output.device)
+        _discard(self.make(0, 1))
+
+    def make(self, start: int, count: int) -> Batch:
+        device = self._output.device
+        images = torch.empty(
+            (count, *self._shape), dtype=self._output.dtype, device=device, memory_format=self._output.memory_format
+        )
+        labels = torch.empty((count, self._store.labels.shape[1]), dtype=self._store.labels.dtype, device=device)
+        ids = torch.empty(count, dtype=torch.int64, device=device)
+        self._engine.on_cuda_resident(self._store, self._order, start, images, labels, ids)
+        return Batch(images, labels.reshape(count, *self._label_shape), ids)
+
+    def close(self) -> None:
+        del self._store
+
+
+class _FusedStreamFeed:
+    """CUDA, streamed: threads gather samples into pinned buffers, copied and augmented on a stream of their own."""
+
+    immediate = False
+
+    def __init__(self, file: PackedFile, augment: Augment, order: Order, output: Output, workers: int) -> None:
+        assert file.shape is not None
+        self.workers = workers
+        self._engine = _fused(file, augment, order, output)
+        self._order, self._output = order, output
+        self._shape = (file.shape[2], *augment.size)
+        self._reader = SampleReader(file, resident=False)
+        self._labels, self._ids = label_tensor(file.labels), file.ids
+        size = self._reader.sample_bytes * output.batch_size
+        # One buffer a worker; its event says when the copy out of it is done.
+        self._pinned: queue.SimpleQueue[tuple[torch.Tensor, torch.cuda.Event]] = queue.SimpleQueue()
+        for _ in range(workers):
+            self._pinned.put((torch.empty(size, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()))
+        with torch.cuda.stream(torch.cuda.Stream(output.device)):
+            _discard(self.make(0, 1))
+            torch.cuda.current_stream().synchronize()
+
+    def make(self, start: int, count: int) -> Batch:
+        rows, epochs = self._order.rows(start, count)
+        device = self._output.device
+        ids = torch.from_numpy(self._ids[rows])
+        buffer, copied = self._pinned.get()
+        try:
+            copied.synchronize()  # returns at once for an event that was never recorded
+            size = count * self._reader.sample_bytes
+            self._reader.gather(rows, buffer.numpy()[:size].reshape(count, -1))
+            stored = buffer[:size].to(device, non_blocking=True)
+            copied.record()
+        finally:
+            self._pinned.put((buffer, copied))
+        images = torch.empty(
+            (count, *self._shape), dtype=self._output.dtype, device=device, memory_format=self._output.memory_format
+        )
+        ids_there = ids.pin_memory().to(device, non_blocking=True)
+        epochs_there = torch.from_numpy(epochs).pin_memory().to(device, non_blocking=True)
+        labels = self._labels[torch.from_numpy(rows)].pin_memory().to(device, non_blocking=True)
+        self._engine.on_cuda_gathered(stored, ids_there, epochs_there, images)
+        return Batch(images, labels, ids_there)
+
+    def close(self) -> None:
+        self._reader.close()
+        while not self._pinned.empty():
+            self._pinned.get()
+
+
+class _DaliFeed:
+    """The DALI pipeline, on either device, for raw or encoded files; a pipeline is not thread-safe: one worker."""
+
+    immediate = False
+    workers = 1
+
+    def __init__(self, file: PackedFile, augment: Augment, order: Order, output: Output, resident: bool) -> None:
+        from fastload.engines.dali import DaliEngine
+
+        self._augment, self._order, self._output = augment, order, output
+        self._channels = 3 if file.shape is None else file.shape[2]
+        self._encoded = file.shape is None
+        self._on_cuda = output.device.type == "cuda"
+        self._labels, self._ids = label_tensor(file.labels), file.ids
+        self._reader = SampleReader(file, resident and not self._on_cuda)
+        self._resident: torch.Tensor | None = None
+        if resident and self._on_cuda:
+            _check_fits(len(file.data), output.device, str(file.path))
+            everything = np.empty((len(file), *file.shape), np.uint8)  # type: ignore[misc]
+            for begin in range(0, len(file), 4096):
+                rows = np.arange(begin, min(begin + 4096, len(file)))
+                everything[rows] = self._reader.images(rows)
+            self._resident = torch.from_numpy(everything).to(output.device)
+        self._ring = BufferRing(
+            output.batch_size, (self._channels, *augment.size), output.dtype, output.channels_last, output.keep
+        )
+        self._engine = DaliEngine(
+            augment, shape=file.shape, batch_size=output.batch_size, device=output.device,
+            dtype=output.dtype, memory_format=output.memory_format,
+        )  # fmt: skip
+
+    def make(self, start: int, count: int) -> Batch:
+        rows, epochs = self._order.rows(start, count)
+        ids = self._ids[rows]
+        parameters = draw_parameters(self._augment, self._order.seed, self._order.phase, ids, epochs)
+        device = self._output.device
+        if self._on_cuda:
+            images = torch.empty(
+                (count, self._channels, *self._augment.size), dtype=self._output.dtype, device=device,
+                memory_format=self._output.memory_format,
+            )  # fmt: skip
+        else:
+            images, _ = self._ring.take(count)
+        self._engine(self._samples(rows), parameters, images)
+        labels = self._labels[torch.from_numpy(rows)]
+        if not self._on_cuda:
+            return Batch(images, labels, torch.from_numpy(ids))
+        return Batch(images, labels.to(device), torch.from_numpy(ids).to(device))
+
+    def _samples(self, rows: np.ndarray) -> Any:
+        if self._encoded:
+            return self._reader.views(rows)
+        if self._resident is not None:
+            return self._resident[torch.from_numpy(rows).to(self._resident.device)]
+        images = self._reader.images(rows)
+        return torch.from_numpy(images).to(self._output.device) if self._on_cuda else images
+
+    def close(self) -> None:
+        self._engine.close()
+        self._reader.close()
+        self._resident = None
+
+
+def _discard(batch: Batch) -> None:
+    """Say that a batch was made only to compile and check what makes it."""
+
+
+def _check_fits(size: int, device: torch.device, name: str) -> None:
+    free, total = torch.cuda.mem_get_info(device)
+    if size > free:
+        raise DataError(
+            f"{name}: needs {size / 1e6:,.0f} MB of {device}, which has {free / 1e6:,.0f} MB free of "
+            f"{total / 1e6:,.0f}; choose a smaller subset (build-subset --size), about {free / size:.0%} of this one fits"
+        )
+
+
+def stream(
+    file: PackedFile,
+    augment: Augment,
+    *,
+    batch_size: int,
+    steps: int,
+    phase: int,
+    seed: int = 0,
+    first_step: int = 0,
+    device: str | torch.device = "cpu",
+    engine: str = "auto",
+) -> Iterator[Batch]:
+    """Yield the full, shuffled batches of the steps first_step … steps - 1; closing it frees its threads."""
+    output = Output(batch_size, resolve_device(device))
+    feed = open_feed(file, augment, Order(len(file), seed, phase), output, engine=engine)
+    yield from run_feed(feed, lambda step: (step * batch_size, batch_size), first_step, steps, output.device)
+
+
+def run_feed(feed: Feed, locate: Any, first: int, last: int, device: torch.device) -> Iterator[Batch]:
+    """Yield `feed`'s batches of the steps first … last - 1, prefetched; `locate(step)` gives (start, count)."""
+    ahead = None
+    try:
+        if feed.immediate:
+            for step in range(first, last):
+                yield feed.make(*locate(step))
+            return
+        ahead = Prefetcher(
+            lambda step: feed.make(*locate(step)), first, last, depth=feed.workers + 1, workers=feed.workers, device=device
+        )
+        for step in range(first, last):
+            yield ahead.get(step)
+    finally:
+        if ahead is not None:
+            ahead.close()
+        feed.close()

@@ -1,0 +1,75 @@
+"""Which sample comes at which position of a phase: a pure function of seed, phase, epoch and offset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from fastload.errors import UsageError
+from fastload.kernels import permute
+
+FAST, FINE_TUNE, AUTOENCODER, ONCE = 0, 1, 2, 3
+"""The phases; ONCE is for orders drawn a single time: `pack --order shuffled` and the random selection."""
+
+Shuffle = bool | Literal["block"]
+
+
+@dataclass(frozen=True)
+class Order:
+    """The endless stream of positions over n rows: `epoch, offset = divmod(position, n)`, `row = permute(offset)`.
+
+    Arguments:
+        n: rows in the file.
+        seed: 64-bit.
+        phase: FAST, FINE_TUNE or AUTOENCODER.
+        shuffle: True for a permutation of all rows, "block" for one that keeps reads sequential (blocks of
+            `block_rows` rows, mixed within windows of `window_blocks` blocks), False for file order.
+
+    Raises UsageError for an empty file or settings out of range. See docs/determinism.md.
+    """
+
+    n: int
+    seed: int = 0
+    phase: int = FAST
+    shuffle: Shuffle = True
+    block_rows: int = 256
+    window_blocks: int = 64
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise UsageError(f"an order needs at least one row, not {self.n}")
+        if not 0 <= self.seed < 2**64:
+            raise UsageError(f"seed={self.seed} is not a 64-bit unsigned integer")
+        if self.shuffle not in (True, False, "block"):
+            raise UsageError(f'shuffle={self.shuffle!r}; it is True, False or "block"')
+        if self.block_rows < 1 or self.window_blocks < 1:
+            raise UsageError(f"block_rows={self.block_rows} and window_blocks={self.window_blocks} must be positive")
+
+    @property
+    def mode(self) -> int:
+        """The kernels' name for `shuffle`."""
+        if self.shuffle == "block":
+            return permute.BLOCKS
+        return permute.SHUFFLED if self.shuffle else permute.SEQUENTIAL
+
+    def rows(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows and epochs, int64 [count] each, of the positions start … start + count - 1."""
+        rows, epochs = np.empty(count, np.int64), np.empty(count, np.int64)
+        word = np.uint64
+        permute.rows_at(
+            word(start), word(self.n), word(self.seed), word(self.phase), self.mode,
+            word(self.block_rows), word(self.window_blocks), rows, epochs,
+        )  # fmt: skip
+        return rows, epochs
+
+
+def permutation(n: int, seed: int) -> np.ndarray:
+    """Return the keyed permutation of 0…n-1, int64 [n], that `pack --order shuffled` and `random` use."""
+    return Order(n, seed, ONCE).rows(0, n)[0]
+
+
+def sorted_by_label(labels: np.ndarray) -> bool:
+    """Whether rows stand class by class, so that an order which keeps reads sequential would not mix classes."""
+    return labels.ndim == 1 and len(labels) > 1 and labels[0] != labels[-1] and bool((np.diff(labels) >= 0).all())

@@ -1,0 +1,145 @@
+"""Make batches ahead of the trainer, in threads that end when nobody wants more."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fastload.errors import FastloadError
+
+
+class _Shared:
+    """What the workers and the consumer share; the workers hold no reference to the Prefetcher itself."""
+
+    def __init__(self, make: Callable[[int], Any], first: int, last: int | None, depth: int) -> None:
+        self.make = make
+        self.next, self.last, self.depth = first, last, depth
+        self.wanted = first  # the step that the consumer takes next
+        self.ready: dict[int, Any] = {}
+        self.failure: BaseException | None = None
+        self.stopped = False
+        self.changed = threading.Condition()
+
+    def stop(self) -> None:
+        with self.changed:
+            self.stopped = True
+            self.ready.clear()
+            self.changed.notify_all()
+
+
+class Prefetcher:
+    """Ordered look-ahead: `get(step)` returns `make(step)`, made by one of `workers` threads.
+
+    Arguments:
+        make: builds one batch (a tuple of tensors); called from several threads when `workers` > 1.
+        first, last: the steps to make, `last` excluded; None for no end.
+        depth: batches that may stand ready or be in the making beyond the one that is wanted.
+        device: on CUDA each worker queues on a stream of its own, and `get` makes the current stream wait for it.
+
+    A failure in `make` is raised by the next `get`, as itself if it is a FastloadError, else as the cause of a
+    RuntimeError. Whole batches are parallel, not parts of one: no barrier, and order is decided by position alone.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], Any],
+        first: int,
+        last: int | None,
+        *,
+        depth: int,
+        workers: int,
+        device: torch.device,
+    ) -> None:
+        self._shared = _Shared(make, first, last, max(1, depth))
+        self._threads = [
+            threading.Thread(target=_work, args=(self._shared, device), name=f"fastload-{i}", daemon=True)
+            for i in range(max(1, workers))
+        ]
+        self._finalizer = weakref.finalize(self, self._shared.stop)
+        for thread in self._threads:
+            thread.start()
+
+    def get(self, step: int) -> Any:
+        """Return the batch of `step`; steps must be asked for in order, each once."""
+        shared = self._shared
+        with shared.changed:
+            if step != shared.wanted:
+                raise RuntimeError(f"step {step} was asked for, but {shared.wanted} comes next")
+            while step not in shared.ready and shared.failure is None and not shared.stopped:
+                shared.changed.wait()
+            if shared.failure is not None:
+                if isinstance(shared.failure, FastloadError):
+                    raise shared.failure
+                raise RuntimeError(f"a batch could not be made: {shared.failure}") from shared.failure
+            if shared.stopped:
+                raise RuntimeError("the loader was closed while a batch was being waited for")
+            batch, event = shared.ready.pop(step)
+            shared.wanted += 1
+            shared.changed.notify_all()
+        if event is not None:
+            stream = torch.cuda.current_stream(event.device)
+            stream.wait_event(event)
+            for tensor in batch:
+                if tensor.is_cuda:
+                    tensor.record_stream(stream)  # or its memory would be reused while this stream needs it
+        return batch
+
+    def has(self, step: int) -> bool:
+        """Whether `get(step)` would return at once."""
+        with self._shared.changed:
+            return step in self._shared.ready
+
+    def close(self) -> None:
+        """Stop and join the threads. Safe to call twice."""
+        self._finalizer()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+
+
+def _work(shared: _Shared, device: torch.device) -> None:
+    stream = None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        stream = torch.cuda.Stream(device)
+    while True:
+        with shared.changed:
+            while not shared.stopped and shared.failure is None and _idle(shared):
+                shared.changed.wait()
+            if shared.stopped or shared.failure is not None:
+                return
+            step = shared.next
+            shared.next += 1
+        try:
+            result = _make(shared, step, stream)
+        except BaseException as error:  # it must reach the training loop, whatever it is
+            with shared.changed:
+                shared.failure = error
+                shared.changed.notify_all()
+            return
+        with shared.changed:
+            if shared.stopped:
+                return
+            shared.ready[step] = result
+            shared.changed.notify_all()
+        del result
+
+
+def _idle(shared: _Shared) -> bool:
+    if shared.last is not None and shared.next >= shared.last:
+        return True
+    return shared.next > shared.wanted + shared.depth
+
+
+def _make(shared: _Shared, step: int, stream: torch.cuda.Stream | None) -> tuple[Any, torch.cuda.Event | None]:
+    if stream is None:
+        return shared.make(step), None
+    with torch.cuda.stream(stream):
+        batch = shared.make(step)
+        event = torch.cuda.Event()
+        event.record(stream)
+    return batch, event

@@ -1,0 +1,409 @@
+"""The fused augmentation: position → row, id → random parameters, gather, crop, flip, brightness, contrast, clamp,
+standardize and store, one launch a batch; the CUDA kernels and their CPU twin.
+
+Everything a sample goes through is decided by `draw`; `affine` and `divisor` are the arithmetic that both share.
+Brightness and contrast are one affine map a channel: (v + b - (m_c + b))·k + m_c + b = v·k + (m_c·(1 - k) + b).
+
+`settings` is the tuple that `fastload.augment.kernel_settings` makes: crop height, crop width, centre, flip
+probability, brightness low and span, contrast low and span, clamp, standardize. Offsets and spans are float32 and
+drawn words have 24 bits, so `low + u·span` in float64 rounds once wherever it is computed, fused or not.
+"""
+
+import math
+
+import numpy as np
+from numba import njit, types
+from numba.extending import register_jitable
+
+from .cuda_target import cuda
+from .permute import STREAM_ROWS, half_bits, permute, round_keys
+from .philox import MASK32, SHIFT32, bounded, philox4x32, unit_interval
+
+KEEP, STDDEV, VARIANCE = 0, 1, 2
+FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
+
+_madvise = types.ExternalFunction("madvise", types.int32(types.uintp, types.uintp, types.int32))
+_POPULATE_READ = np.int32(22)
+_PAGE = np.uint64(4095)
+
+
+# -- shared by both targets ----------------------------------------------------------------------------------------
+
+
+@register_jitable
+def draw(sample, epoch, seed, phase, settings):
+    """Return (top word, left word, flip, brightness, contrast) of a sample; all integers uint64."""
+    low, high = seed & MASK32, seed >> SHIFT32
+    last = phase * np.uint64(16)
+    id_low, id_high, epoch = sample & MASK32, sample >> SHIFT32, epoch & MASK32
+    top, left, flip, bright = philox4x32(id_low, id_high, epoch, last, low, high)
+    contrast, _, _, _ = philox4x32(id_low, id_high, epoch, last + np.uint64(1), low, high)
+    return (
+        top,
+        left,
+        unit_interval(flip) < settings[3],
+        np.float32(np.float64(settings[4]) + unit_interval(bright) * np.float64(settings[5])),
+        np.float32(np.float64(settings[6]) + unit_interval(contrast) * np.float64(settings[7])),
+    )
+
+
+@register_jitable
+def corner(word, room, centre):
+    """Return the first pixel of a crop where `room` is the image's side less the crop's."""
+    if centre:
+        return np.int64(room // 2)
+    return bounded(word, np.uint64(room + 1))
+
+
+@register_jitable
+def affine(total, pixels, brightness, contrast):
+    """Return the offset of the map v·contrast + offset of a channel whose crop sums to `total`, in float32."""
+    mean = np.float64(total) / np.float64(pixels)
+    return np.float32(mean * (1.0 - np.float64(contrast)) + np.float64(brightness))
+
+
+@register_jitable
+def divisor(variance, count, standardize):
+    """Return what the centred pixels are divided by, float64; `variance` is the population's over `count` values."""
+    if standardize == STDDEV:
+        return max(math.sqrt(variance), 1.0 / math.sqrt(np.float64(count)))
+    return max(variance, 1.0 / np.float64(count))
+
+
+@register_jitable
+def float16_bits(value):
+    """Round a float32 to the nearest float16, ties to even, and return its bits (uint16; overflow to infinity)."""
+    bits = np.float32(value).view(np.uint32)
+    sign = (bits >> np.uint32(16)) & np.uint32(0x8000)
+    bits = bits & np.uint32(0x7FFFFFFF)
+    if bits >= np.uint32(0x47800000):  # 65,536 and above, infinity and NaN
+        return np.uint16(sign | (np.uint32(0x7E00) if bits > np.uint32(0x7F800000) else np.uint32(0x7C00)))
+    if bits < np.uint32(0x38800000):  # below 2^-14: the addition's own rounding aligns a subnormal's bits
+        shifted = np.float32(abs(np.float32(value)) + np.float32(0.5)).view(np.uint32)
+        return np.uint16(sign | (shifted - np.uint32(0x3F000000)))
+    odd = (bits >> np.uint32(13)) & np.uint32(1)
+    # 0x38000000 - 0x0FFF: rebias the exponent and add half a unit less one; `odd` breaks the tie.
+    return np.uint16(sign | ((bits - np.uint32(0x37FFF001) + odd) >> np.uint32(13)))
+
+
+@register_jitable
+def bfloat16_bits(value):
+    """Round a float32 to the nearest bfloat16, ties to even, and return its bits (uint16; finite values only)."""
+    bits = np.float32(value).view(np.uint32)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    return np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+
+# -- CPU -----------------------------------------------------------------------------------------------------------
+
+
+@njit(nogil=True, cache=True)
+def draw_batch(ids, epochs, seed, phase, settings, top, left, flip, brightness, contrast):
+    """Fill the parameters of a batch (`fastload.augment.Parameters`), for engines that take them as inputs."""
+    for i in range(ids.size):
+        word0, word1, mirrored, bright, factor = draw(
+            np.uint64(ids[i]), np.uint64(epochs[i]), seed, phase, settings
+        )
+        top[i] = word0
+        left[i] = word1
+        flip[i] = mirrored
+        brightness[i] = bright
+        contrast[i] = factor
+
+
+@njit(nogil=True, cache=True)
+def populate(address, starts, sizes):
+    """Make the pages of mapped byte ranges present; return the first range that cannot be read, or -1.
+
+    A mapped page of a file that shrank or fails is SIGBUS when touched; MADV_POPULATE_READ makes it an error.
+    Bound by the system call, 250 ns a range that is already there.
+    """
+    for i in range(starts.size):
+        begin = address + np.uint64(starts[i])
+        page = begin & ~_PAGE
+        if _madvise(page, begin + np.uint64(sizes[i]) - page, _POPULATE_READ) != 0:
+            return i
+    return -1
+
+
+@njit(nogil=True, cache=True)
+def gather(data, starts, size, out):
+    """Copy samples of `size` bytes at `starts` of uint8 `data` to the rows of uint8 `out`. Bound by memory."""
+    for i in range(starts.size):
+        out[i, :] = data[starts[i] : starts[i] + size]
+
+
+@register_jitable
+def _load_crop(data, first, strides, height, width, channels, flip, values):
+    """Read a crop as float32 planes into `values` [channels · height · width], mirrored where `flip` says so."""
+    _, down, right, across = strides
+    pixels = height * width
+    if flip:
+        first += (width - 1) * right
+        right = -right
+    for y in range(height):
+        source = first + y * down
+        target = y * width
+        if channels == 3 and across == 1 and right == 3:  # constant strides are what LLVM vectorizes
+            for x in range(width):
+                values[target + x] = data[source + 3 * x]
+                values[target + pixels + x] = data[source + 3 * x + 1]
+                values[target + 2 * pixels + x] = data[source + 3 * x + 2]
+        elif channels == 3 and across == 1 and right == -3:
+            for x in range(width):
+                values[target + x] = data[source - 3 * x]
+                values[target + pixels + x] = data[source - 3 * x + 1]
+                values[target + 2 * pixels + x] = data[source - 3 * x + 2]
+        else:
+            for c in range(channels):
+                plane, start = target + c * pixels, source + c * across
+                for x in range(width):
+                    values[plane + x] = data[start + x * right]
+
+
+@register_jitable
+def _sum(values, first, count):
+    """Sum float32 values exactly enough: runs of 512 in float32, which vectorizes, then float64."""
+    total = 0.0
+    for start in range(first, first + count, 512):
+        part = np.float32(0)
+        for k in range(start, min(start + 512, first + count)):
+            part += values[k]
+        total += np.float64(part)
+    return total
+
+
+@register_jitable
+def _sum_squares(values, count, mean):
+    total = 0.0
+    for start in range(0, count, 512):
+        part = np.float32(0)
+        for k in range(start, min(start + 512, count)):
+            part += (values[k] - mean) * (values[k] - mean)
+        total += np.float64(part)
+    return total
+
+
+@register_jitable
+def _store(out, i, values, pixels, channels, mean, scale, channels_last, kind):
+    count = pixels * channels
+    if channels_last:
+        for c in range(channels):
+            for p in range(pixels):
+                value = (values[c * pixels + p] - mean) * scale
+                if kind == FLOAT32:
+                    out[i, p * channels + c] = value
+                elif kind == FLOAT16:
+                    out[i, p * channels + c] = float16_bits(value)
+                else:
+                    out[i, p * channels + c] = bfloat16_bits(value)
+    elif kind == FLOAT32:
+        for k in range(count):
+            out[i, k] = (values[k] - mean) * scale
+    elif kind == FLOAT16:
+        for k in range(count):
+            out[i, k] = float16_bits((values[k] - mean) * scale)
+    else:
+        for k in range(count):
+            out[i, k] = bfloat16_bits((values[k] - mean) * scale)
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+def augment_batch(data, starts, strides, shape, ids, epochs, seed, phase, settings, out, channels_last, kind):
+    """Augment a batch on one CPU thread.
+
+    Arguments:
+        data: uint8 [bytes]. starts: int64 [b], each sample's first byte in it. strides: (image, row, column, channel)
+            in bytes. shape: (H, W, C).
+        ids, epochs: int64 [b]. seed, phase: uint64. settings: see above.
+        out: float32 [b, h·w·c], or uint16 for the other kinds, in NCHW or (`channels_last`) NHWC order.
+        kind: FLOAT32, FLOAT16 or BFLOAT16.
+
+    Bound by arithmetic: the crop stays in the first-level cache through four short passes over it.
+    """
+    height, width, channels = shape
+    crop_height, crop_width = settings[0], settings[1]
+    pixels = crop_height * crop_width
+    count = pixels * channels
+    values = np.empty(count, np.float32)
+    for i in range(starts.size):
+        word0, word1, flip, brightness, contrast = draw(
+            np.uint64(ids[i]), np.uint64(epochs[i]), seed, phase, settings
+        )
+        top = corner(word0, height - crop_height, settings[2])
+        left = corner(word1, width - crop_width, settings[2])
+        first = starts[i] + top * strides[1] + left * strides[2]
+        _load_crop(data, first, strides, crop_height, crop_width, channels, flip, values)
+        for c in range(channels):
+            offset = affine(_sum(values, c * pixels, pixels), pixels, brightness, contrast)
+            if settings[8]:
+                for k in range(c * pixels, (c + 1) * pixels):
+                    values[k] = min(max(values[k] * contrast + offset, np.float32(0)), np.float32(255))
+            else:
+                for k in range(c * pixels, (c + 1) * pixels):
+                    values[k] = values[k] * contrast + offset
+        mean, scale = np.float32(0), np.float32(1)
+        if settings[9] != KEEP:
+            mean = np.float32(_sum(values, 0, count) / count)
+            variance = _sum_squares(values, count, mean) / count
+            scale = np.float32(1.0 / divisor(variance, count, settings[9]))
+        _store(out, i, values, pixels, channels, mean, scale, channels_last, kind)
+
+
+# -- CUDA ----------------------------------------------------------------------------------------------------------
+
+THREADS = 256
+MAX_CHANNELS = 4
+
+
+@register_jitable
+def _block_sum(value, scratch):
+    """Return the block's sum of float64 `value`, on every thread. A power of two of threads, no warp operations."""
+    thread = cuda.threadIdx.x
+    cuda.syncthreads()  # nobody still reads the last sum
+    scratch[thread] = value
+    cuda.syncthreads()
+    half = cuda.blockDim.x // 2
+    while half > 0:
+        if thread < half:
+            scratch[thread] += scratch[thread + half]
+        cuda.syncthreads()
+        half //= 2
+    return scratch[0]
+
+
+@register_jitable
+def _augment_image(images, image, sample, epoch, strides, shape, seed, phase, settings, out, channels_last, kind):
+    """Augment one image with one block: images[image] → out[block index]."""
+    scratch = cuda.shared.array(256, types.float64)
+    offsets = cuda.shared.array(4, types.float32)
+    thread, threads = cuda.threadIdx.x, cuda.blockDim.x
+    height, width, channels = shape
+    crop_height, crop_width = settings[0], settings[1]
+    pixels = crop_height * crop_width
+    count = pixels * channels
+    # Each thread draws for itself: twenty multiplications cost less than a barrier and a broadcast.
+    word0, word1, flip, brightness, contrast = draw(sample, epoch, seed, phase, settings)
+    top = corner(word0, height - crop_height, settings[2])
+    left = corner(word1, width - crop_width, settings[2])
+    first = image * strides[0] + top * strides[1] + left * strides[2]
+    down, right, across = strides[1], strides[2], strides[3]
+    if flip:
+        first += (crop_width - 1) * right
+        right = -right
+    for c in range(channels):
+        part = np.int64(0)
+        for p in range(thread, pixels, threads):
+            part += np.int64(images[first + (p // crop_width) * down + (p % crop_width) * right + c * across])
+        total = _block_sum(np.float64(part), scratch)
+        if thread == 0:
+            offsets[c] = affine(total, pixels, brightness, contrast)
+    cuda.syncthreads()
+    # float64 sums: a flat image's float32 sum drifts, and the divisor's floor would magnify that.
+    mean, scale = np.float32(0), np.float32(1)
+    if settings[9] != KEEP:
+        part_sum = np.float64(0)
+        for e in range(thread, count, threads):
+            part_sum += np.float64(
+                _pixel(images, first, e, pixels, crop_width, down, right, across, contrast, offsets, settings[8])
+            )
+        mean64 = _block_sum(part_sum, scratch) / count
+        part_squares = np.float64(0)
+        for e in range(thread, count, threads):
+            value = _pixel(images, first, e, pixels, crop_width, down, right, across, contrast, offsets, settings[8])
+            part_squares += (np.float64(value) - mean64) * (np.float64(value) - mean64)
+        variance = _block_sum(part_squares, scratch) / count
+        mean = np.float32(mean64)
+        scale = np.float32(1.0 / divisor(variance, count, settings[9]))
+    slot = cuda.blockIdx.x
+    for e in range(thread, count, threads):
+        planar = (e % channels) * pixels + e // channels if channels_last else e
+        value = _pixel(images, first, planar, pixels, crop_width, down, right, across, contrast, offsets, settings[8])
+        value = (value - mean) * scale
+        if kind == FLOAT32:
+            out[slot, e] = value
+        elif kind == FLOAT16:
+            out[slot, e] = np.int16(float16_bits(value))
+        else:
+            out[slot, e] = np.int16(bfloat16_bits(value))
+
+
+@register_jitable
+def _pixel(images, first, planar, pixels, crop_width, down, right, across, contrast, offsets, clamp):
+    """Return the augmented, not yet standardized value at index `planar` of the crop's channel planes, float32."""
+    c = planar // pixels
+    p = planar % pixels
+    byte = images[first + (p // crop_width) * down + (p % crop_width) * right + c * across]
+    value = np.float32(np.float32(byte) * contrast + offsets[c])
+    if clamp:
+        value = min(max(value, np.float32(0)), np.float32(255))
+    return value
+
+
+def augment_resident(
+    images, strides, shape, ids, labels, start, n, seed, phase, shuffled, settings,
+    out, out_labels, out_ids, channels_last, kind,
+):  # fmt: skip
+    """CUDA kernel, one block an image: a whole batch from its first position, out of device-resident images.
+
+    Arguments:
+        images: uint8 [bytes]. ids: int64 [n]. labels: [n, L]. start: uint64, the batch's first position.
+        n, seed, phase: uint64, as in `permute.rows_at`. shuffled: whether rows come permuted.
+        out: float32 or int16 (the bits) [b, h·w·c]. out_labels: [b, L]. out_ids: int64 [b].
+    Bound by memory: crop read, output written; the passes between are served by the first-level cache.
+    """
+    slot = cuda.blockIdx.x
+    keys = cuda.shared.array(8, types.uint64)
+    found = cuda.shared.array(2, types.uint64)
+    if cuda.threadIdx.x == 0:
+        position = start + np.uint64(slot)
+        epoch = position // n
+        offset = position - epoch * n
+        row = offset
+        if shuffled:
+            last = phase * np.uint64(16) + np.uint64(STREAM_ROWS)
+            round_keys(seed, np.uint64(0), epoch & MASK32, last, keys)
+            row = permute(offset, n, half_bits(n), keys)
+        found[0] = row
+        found[1] = epoch
+    cuda.syncthreads()
+    row, epoch = np.int64(found[0]), found[1]
+    sample = ids[row]
+    for k in range(cuda.threadIdx.x, labels.shape[1], cuda.blockDim.x):
+        out_labels[slot, k] = labels[row, k]
+    if cuda.threadIdx.x == 0:
+        out_ids[slot] = sample
+    _augment_image(
+        images, row, np.uint64(sample), epoch, strides, shape, seed, phase, settings, out, channels_last, kind
+    )
+
+
+def augment_gathered(images, strides, shape, ids, epochs, seed, phase, settings, out, channels_last, kind):
+    """CUDA kernel, one block an image: a batch whose images, ids and epochs (int64 [b]) were gathered in order."""
+    slot = cuda.blockIdx.x
+    _augment_image(
+        images, np.int64(slot), np.uint64(ids[slot]), np.uint64(epochs[slot]), strides, shape, seed, phase,
+        settings, out, channels_last, kind,
+    )  # fmt: skip
+
+
+def _cuda_signatures():
+    i8, u8 = types.int64, types.uint64
+    settings = types.Tuple([i8, i8, i8, types.float64, *[types.float32] * 4, i8, i8])
+    strides, shape = types.UniTuple(i8, 4), types.UniTuple(i8, 3)
+    images, ids = types.uint8[::1], types.int64[::1]
+    for pixel in (types.float32, types.int16):
+        out = pixel[:, ::1]
+        yield (
+            "augment_resident", augment_resident,
+            (images, strides, shape, ids, types.int64[:, ::1], u8, u8, u8, u8, types.boolean, settings,
+             out, types.int64[:, ::1], ids, types.boolean, i8),
+        )  # fmt: skip
+        yield (
+            "augment_gathered", augment_gathered,
+            (images, strides, shape, ids, ids, u8, u8, settings, out, types.boolean, i8),
+        )  # fmt: skip
+
+
+CUDA_KERNELS = list(_cuda_signatures())
+"""(name, function, argument types) of each kernel, for compiling them without a GPU."""

@@ -1,0 +1,146 @@
+"""Position → row: a keyed bijection on 0…n-1 that can be evaluated anywhere in O(1) memory.
+
+A balanced Feistel network of 8 rounds over the least even number of bits that holds n, walked in cycles until the
+result is below n (Black and Rogaway: "Ciphers with Arbitrary Finite Domains", CT-RSA 2002). The expected number of
+walks is below 4. docs/determinism.md has the definition and test vectors.
+"""
+
+import numpy as np
+from numba import njit
+from numba.extending import register_jitable
+
+from .philox import MASK32, SHIFT32, philox4x32
+
+ROUNDS = 8
+# The last counter word is phase · 16 + one of these; blocks 0 and 1 of it are the augmentation's.
+STREAM_ROWS, STREAM_BLOCKS, STREAM_WINDOW = 15, 14, 13
+SEQUENTIAL, SHUFFLED, BLOCKS = 0, 1, 2
+
+_ONE = np.uint64(1)
+_F1, _F2 = np.uint64(0x85EBCA6B), np.uint64(0xC2B2AE35)
+_S13, _S16 = np.uint64(13), np.uint64(16)
+
+
+@register_jitable
+def fmix32(h):
+    """MurmurHash3's 32-bit finalizer on a uint64 < 2^32."""
+    h ^= h >> _S16
+    h = (h * _F1) & MASK32
+    h ^= h >> _S13
+    h = (h * _F2) & MASK32
+    return h ^ (h >> _S16)
+
+
+@register_jitable
+def round_keys(seed, second, epoch, last, keys):
+    """Fill `keys`, uint64 [8], with Philox's words at counters (j, second, epoch, last), j = 0, 1."""
+    low, high = seed & MASK32, seed >> SHIFT32
+    for j in range(2):
+        a, b, c, d = philox4x32(np.uint64(j), second, epoch, last, low, high)
+        keys[4 * j] = a
+        keys[4 * j + 1] = b
+        keys[4 * j + 2] = c
+        keys[4 * j + 3] = d
+
+
+@register_jitable
+def half_bits(n):
+    """Return h = b / 2, b the least even number ≥ 2 with 2^b ≥ n (n uint64)."""
+    h = np.uint64(1)
+    while h < np.uint64(31) and (_ONE << (h + h)) < n:
+        h += _ONE
+    return h
+
+
+@register_jitable
+def permute(offset, n, half, keys):
+    """Return the image of `offset` under the bijection on 0…n-1; all uint64."""
+    mask = (_ONE << half) - _ONE
+    value = offset
+    while True:
+        left, right = value >> half, value & mask
+        for r in range(8):
+            left, right = right, left ^ (fmix32(right ^ keys[r]) & mask)
+        value = (left << half) | right
+        if value < n:
+            return value
+
+
+@register_jitable
+def unpermute(value, n, half, keys):
+    """Return the offset that `permute` sends to `value`."""
+    mask = (_ONE << half) - _ONE
+    while True:
+        left, right = value >> half, value & mask
+        for r in range(7, -1, -1):
+            left, right = right ^ (fmix32(left ^ keys[r]) & mask), left
+        value = (left << half) | right
+        if value < n:
+            return value
+
+
+@register_jitable
+def locate_in_blocks(offset, n, block, window, seed, epoch, phase, keys, window_keys):
+    """Return the row at `offset` of an epoch of `shuffle="block"`.
+
+    Blocks of `block` rows come in permuted order (`keys`); each run of `window` blocks in that order is a window,
+    whose rows are permuted among themselves. Only the file's last block can be short; it keeps its length at its
+    permuted place, so all windows but one have the same size.
+    """
+    blocks = (n + block - _ONE) // block
+    short = n - (blocks - _ONE) * block
+    half = half_bits(blocks)
+    place = unpermute(blocks - _ONE, blocks, half, keys)  # where the short block stands
+    missing = block - short
+    span = window * block
+    short_window = place // window
+    # Windows after the short one start `missing` rows earlier than they would otherwise.
+    number = offset // span
+    if number >= short_window:
+        number = max(short_window, (offset + missing) // span)
+    start = number * span
+    if number > short_window:
+        start -= missing
+    first = number * window
+    last = min(first + window, blocks)
+    size = (last - first) * block
+    if number == short_window:
+        size -= missing
+    round_keys(seed, number, epoch, phase * np.uint64(16) + np.uint64(STREAM_WINDOW), window_keys)
+    inner = permute(offset - start, size, half_bits(size), window_keys)
+    which = first + inner // block
+    within = inner % block
+    if number == short_window:
+        edge = (place - first) * block
+        if inner >= edge + short:
+            which = first + (inner + missing) // block
+            within = (inner + missing) % block
+    return permute(which, blocks, half, keys) * block + within
+
+
+@njit(nogil=True, cache=True)
+def rows_at(start, n, seed, phase, mode, block, window, rows, epochs):
+    """Fill int64 `rows` and `epochs` for the positions start, start + 1, … of an endless stream over n rows.
+
+    Bound by arithmetic: about 20 ns a row. Arguments but the outputs and `mode` are uint64.
+    """
+    keys = np.zeros(8, np.uint64)
+    window_keys = np.zeros(8, np.uint64)
+    half = half_bits(n)
+    known = np.uint64(0)
+    ready = False
+    for i in range(rows.size):
+        position = start + np.uint64(i)
+        epoch = position // n
+        offset = position - epoch * n
+        if mode != SEQUENTIAL and (not ready or epoch != known):
+            stream = STREAM_ROWS if mode == SHUFFLED else STREAM_BLOCKS
+            round_keys(seed, np.uint64(0), epoch & MASK32, phase * np.uint64(16) + np.uint64(stream), keys)
+            known, ready = epoch, True
+        row = offset
+        if mode == SHUFFLED:
+            row = permute(offset, n, half, keys)
+        elif mode == BLOCKS:
+            row = locate_in_blocks(offset, n, block, window, seed, epoch & MASK32, phase, keys, window_keys)
+        rows[i] = np.int64(row)
+        epochs[i] = np.int64(epoch)
