@@ -89,17 +89,27 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if resolved.type != "cuda":
         raise UsageError(f"device={device!r}; fastload feeds 'cpu' and 'cuda' only")
     if not torch.cuda.is_available():
-        why = "this torch is a CPU build" if torch.version.cuda is None else "torch finds no CUDA device or driver"
-        raise UsageError(f"device={str(device)!r} was asked for, but {why}; use device='cpu', or install what is missing")
+        why = (
+            "this torch is a CPU build"
+            if torch.version.cuda is None
+            else "torch finds no CUDA device or driver"
+        )
+        raise UsageError(
+            f"device={str(device)!r} was asked for, but {why}; use device='cpu', or install what is missing"
+        )
     index = torch.cuda.current_device() if resolved.index is None else resolved.index
     if index >= torch.cuda.device_count():
-        raise UsageError(f"device={str(device)!r} was asked for, but there are {torch.cuda.device_count()} CUDA devices")
+        raise UsageError(
+            f"device={str(device)!r} was asked for, but there are {torch.cuda.device_count()} CUDA devices"
+        )
     return torch.device("cuda", index)
 
 
 def label_tensor(labels: np.ndarray) -> torch.Tensor:
     """Return labels as they are yielded: integers as int64, others as they are."""
-    return torch.from_numpy(labels.astype(np.int64) if labels.dtype.kind in "iu" else np.ascontiguousarray(labels))
+    return torch.from_numpy(
+        labels.astype(np.int64) if labels.dtype.kind in "iu" else np.ascontiguousarray(labels)
+    )
 
 
 def open_feed(
@@ -139,7 +149,9 @@ def open_feed(
 def _fused(file: PackedFile, augment: Augment, order: Order, output: Output) -> FusedEngine:
     assert file.shape is not None and file.strides is not None
     if file.shape[2] > kernel.MAX_CHANNELS:
-        raise UsageError(f"{file.path} has {file.shape[2]} channels; the fused engine takes up to {kernel.MAX_CHANNELS}")
+        raise UsageError(
+            f"{file.path} has {file.shape[2]} channels; the fused engine takes up to {kernel.MAX_CHANNELS}"
+        )
     return FusedEngine(
         augment, seed=order.seed, phase=order.phase, shape=file.shape, strides=file.strides,
         dtype=output.dtype, channels_last=output.channels_last,
@@ -160,7 +172,11 @@ class _FusedCpuFeed:
         self._reader = SampleReader(file, resident)
         self._labels = label_tensor(file.labels)
         self._ring = BufferRing(
-            output.batch_size, (file.shape[2], *augment.size), output.dtype, output.channels_last, output.keep  # type: ignore[index]
+            output.batch_size,
+            (file.shape[2], *augment.size),
+            output.dtype,
+            output.channels_last,
+            output.keep,  # type: ignore[index]
         )
         self._ids = file.ids
         _discard(self.make(0, 1))  # compiles the kernels
@@ -199,9 +215,14 @@ class _FusedResidentFeed:
     def make(self, start: int, count: int) -> Batch:
         device = self._output.device
         images = torch.empty(
-            (count, *self._shape), dtype=self._output.dtype, device=device, memory_format=self._output.memory_format
+            (count, *self._shape),
+            dtype=self._output.dtype,
+            device=device,
+            memory_format=self._output.memory_format,
         )
-        labels = torch.empty((count, self._store.labels.shape[1]), dtype=self._store.labels.dtype, device=device)
+        labels = torch.empty(
+            (count, self._store.labels.shape[1]), dtype=self._store.labels.dtype, device=device
+        )
         ids = torch.empty(count, dtype=torch.int64, device=device)
         self._engine.on_cuda_resident(self._store, self._order, start, images, labels, ids)
         return Batch(images, labels.reshape(count, *self._label_shape), ids)
@@ -215,7 +236,9 @@ class _FusedStreamFeed:
 
     immediate = False
 
-    def __init__(self, file: PackedFile, augment: Augment, order: Order, output: Output, workers: int) -> None:
+    def __init__(
+        self, file: PackedFile, augment: Augment, order: Order, output: Output, workers: int
+    ) -> None:
         assert file.shape is not None
         self.workers = workers
         self._engine = _fused(file, augment, order, output)
@@ -246,7 +269,10 @@ class _FusedStreamFeed:
         finally:
             self._pinned.put((buffer, copied))
         images = torch.empty(
-            (count, *self._shape), dtype=self._output.dtype, device=device, memory_format=self._output.memory_format
+            (count, *self._shape),
+            dtype=self._output.dtype,
+            device=device,
+            memory_format=self._output.memory_format,
         )
         ids_there = ids.pin_memory().to(device, non_blocking=True)
         epochs_there = torch.from_numpy(epochs).pin_memory().to(device, non_blocking=True)
@@ -266,7 +292,9 @@ class _DaliFeed:
     immediate = False
     workers = 1
 
-    def __init__(self, file: PackedFile, augment: Augment, order: Order, output: Output, resident: bool) -> None:
+    def __init__(
+        self, file: PackedFile, augment: Augment, order: Order, output: Output, resident: bool
+    ) -> None:
         from fastload.engines.dali import DaliEngine
 
         self._augment, self._order, self._output = augment, order, output
@@ -284,7 +312,11 @@ class _DaliFeed:
                 everything[rows] = self._reader.images(rows)
             self._resident = torch.from_numpy(everything).to(output.device)
         self._ring = BufferRing(
-            output.batch_size, (self._channels, *augment.size), output.dtype, output.channels_last, output.keep
+            output.batch_size,
+            (self._channels, *augment.size),
+            output.dtype,
+            output.channels_last,
+            output.keep,
         )
         self._engine = DaliEngine(
             augment, shape=file.shape, batch_size=output.batch_size, device=output.device,
@@ -363,7 +395,12 @@ def run_feed(feed: Feed, locate: Any, first: int, last: int, device: torch.devic
                 yield feed.make(*locate(step))
             return
         ahead = Prefetcher(
-            lambda step: feed.make(*locate(step)), first, last, depth=feed.workers + 1, workers=feed.workers, device=device
+            lambda step: feed.make(*locate(step)),
+            first,
+            last,
+            depth=feed.workers + 1,
+            workers=feed.workers,
+            device=device,
         )
         for step in range(first, last):
             yield ahead.get(step)

@@ -169,7 +169,9 @@ class TwoPhaseLoader:
     ) -> PackedFile | None:
         if path is None:
             if needed:
-                raise UsageError(f"{name}= is missing, and swap={self._swap_step} of {self._steps} steps needs it")
+                raise UsageError(
+                    f"{name}= is missing, and swap={self._swap_step} of {self._steps} steps needs it"
+                )
             return None
         file = PackedFile(path, images=images, labels=labels)
         self._files.append(file)
@@ -183,7 +185,9 @@ class TwoPhaseLoader:
                 "pack it with `fastload pack --order shuffled`, or use shuffle=True"
             )
         if subset is not None and subset.storage != "raw":
-            raise DataError(f"{subset.path}: holds encoded images; a subset is raw, make it with `fastload build-subset`")
+            raise DataError(
+                f"{subset.path}: holds encoded images; a subset is raw, make it with `fastload build-subset`"
+            )
         if full is None or subset is None:
             return
         made_from = subset.selection.attributes.get("full_fingerprint") if subset.selection else None
@@ -212,7 +216,9 @@ class TwoPhaseLoader:
             # A resident set has no disk to be kind to: "block" is a full shuffle there.
             shuffle = bool(self._shuffle) if number == FAST else self._shuffle
             order = Order(len(file), self._seed, number, shuffle)
-            return open_feed(file, self._augment, order, self._output, engine=self._engine, resident=number == FAST)
+            return open_feed(
+                file, self._augment, order, self._output, engine=self._engine, resident=number == FAST
+            )
 
         return _Phase(first, last, opened, locate, depth, self._output.device)
 
@@ -254,7 +260,11 @@ class TwoPhaseLoader:
         if not self._fine_tuning and step >= self._swap_step:
             self._swap()
         asked = time.perf_counter()
-        if phase is self._fast and step + self._fine.depth + 1 >= self._swap_step and self._fine.first < self._fine.last:
+        if (
+            phase is self._fast
+            and step + self._fine.depth + 1 >= self._swap_step
+            and self._fine.first < self._fine.last
+        ):
             self._fine.warm(step)
         batch = phase.get(step)
         now = time.perf_counter()
@@ -285,7 +295,7 @@ class TwoPhaseLoader:
 
     @property
     def phase(self) -> str:
-        """"fast" or "fine-tune": the phase of the batch delivered last (in an `on_swap` callback, the new one)."""
+        """ "fast" or "fine-tune": the phase of the batch delivered last (in an `on_swap` callback, the new one)."""
         return PHASES[self._fine_tuning]
 
     def on_swap(self, callback: Callable[[TwoPhaseLoader], Any]) -> Callable[[TwoPhaseLoader], Any]:
@@ -349,7 +359,9 @@ class TwoPhaseLoader:
                 )
         step = int(state["step"])
         if not 0 <= step <= self._steps:
-            raise UsageError(f"the state is at step {step:,}, this loader ends at {self._steps:,}; raise steps=")
+            raise UsageError(
+                f"the state is at step {step:,}, this loader ends at {self._steps:,}; raise steps="
+            )
         self._fast.rest()
         self._fine.rest()
         self._step, self._pass = step, None

@@ -76,7 +76,9 @@ class SampleReader:
         height, width, channels = self._shape
         if self._strides[3] == 1:
             return gathered.reshape(len(rows), height, width, channels)
-        return np.ascontiguousarray(gathered.reshape(len(rows), channels, height, width).transpose(0, 2, 3, 1))
+        return np.ascontiguousarray(
+            gathered.reshape(len(rows), channels, height, width).transpose(0, 2, 3, 1)
+        )
 
     def views(self, rows: np.ndarray) -> list[np.ndarray]:
         """Return encoded samples, uint8 [bytes] each: views of the map whose pages are present."""
@@ -98,7 +100,9 @@ class SampleReader:
         try:
             data = np.frombuffer(os.pread(self._descriptor, size, self._begin + start), np.uint8)
         except OSError as error:
-            raise DataError(f"{self._path}: cannot be read ({error.strerror}); is the disk still there?") from error
+            raise DataError(
+                f"{self._path}: cannot be read ({error.strerror}); is the disk still there?"
+            ) from error
         if len(data) != size:
             raise self._unreadable(start // max(1, self.sample_bytes))
         return data

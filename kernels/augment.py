@@ -174,14 +174,21 @@ def _sum(values, first, count):
 
 
 @register_jitable
-def _sum_squares(values, count, mean):
-    total = 0.0
+def _deviation(values, count, mean):
+    """Return (excess, variance): how far the true mean lies above `mean`, and the variance about the true mean.
+
+    On a nearly flat image the first mean's rounding would be a visible part of the deviation.
+    """
+    total, squares = 0.0, 0.0
     for start in range(0, count, 512):
-        part = np.float32(0)
+        part, square = np.float32(0), np.float32(0)
         for k in range(start, min(start + 512, count)):
-            part += (values[k] - mean) * (values[k] - mean)
+            part += values[k] - mean
+            square += (values[k] - mean) * (values[k] - mean)
         total += np.float64(part)
-    return total
+        squares += np.float64(square)
+    excess = total / count
+    return excess, squares / count - excess * excess
 
 
 @register_jitable
@@ -245,8 +252,9 @@ def augment_batch(data, starts, strides, shape, ids, epochs, seed, phase, settin
         mean, scale = np.float32(0), np.float32(1)
         if settings[9] != KEEP:
             mean = np.float32(_sum(values, 0, count) / count)
-            variance = _sum_squares(values, count, mean) / count
-            scale = np.float32(1.0 / divisor(variance, count, settings[9]))
+            excess, variance = _deviation(values, count, mean)
+            mean = np.float32(mean + excess)
+            scale = np.float32(1.0 / divisor(max(variance, 0.0), count, settings[9]))
         _store(out, i, values, pixels, channels, mean, scale, channels_last, kind)
 
 
@@ -273,7 +281,9 @@ def _block_sum(value, scratch):
 
 
 @register_jitable
-def _augment_image(images, image, sample, epoch, strides, shape, seed, phase, settings, out, channels_last, kind):
+def _augment_image(
+    images, image, sample, epoch, strides, shape, seed, phase, settings, out, channels_last, kind
+):
     """Augment one image with one block: images[image] → out[block index]."""
     scratch = cuda.shared.array(256, types.float64)
     offsets = cuda.shared.array(4, types.float32)
@@ -305,12 +315,16 @@ def _augment_image(images, image, sample, epoch, strides, shape, seed, phase, se
         part_sum = np.float64(0)
         for e in range(thread, count, threads):
             part_sum += np.float64(
-                _pixel(images, first, e, pixels, crop_width, down, right, across, contrast, offsets, settings[8])
+                _pixel(
+                    images, first, e, pixels, crop_width, down, right, across, contrast, offsets, settings[8]
+                )
             )
         mean64 = _block_sum(part_sum, scratch) / count
         part_squares = np.float64(0)
         for e in range(thread, count, threads):
-            value = _pixel(images, first, e, pixels, crop_width, down, right, across, contrast, offsets, settings[8])
+            value = _pixel(
+                images, first, e, pixels, crop_width, down, right, across, contrast, offsets, settings[8]
+            )
             part_squares += (np.float64(value) - mean64) * (np.float64(value) - mean64)
         variance = _block_sum(part_squares, scratch) / count
         mean = np.float32(mean64)
@@ -318,7 +332,9 @@ def _augment_image(images, image, sample, epoch, strides, shape, seed, phase, se
     slot = cuda.blockIdx.x
     for e in range(thread, count, threads):
         planar = (e % channels) * pixels + e // channels if channels_last else e
-        value = _pixel(images, first, planar, pixels, crop_width, down, right, across, contrast, offsets, settings[8])
+        value = _pixel(
+            images, first, planar, pixels, crop_width, down, right, across, contrast, offsets, settings[8]
+        )
         value = (value - mean) * scale
         if kind == FLOAT32:
             out[slot, e] = value

@@ -39,7 +39,9 @@ class FusedEngine:
         self._shape, self._strides = shape, strides
         self._channels_last, self._kind = channels_last, _KINDS[dtype]
 
-    def on_cpu(self, data: np.ndarray, starts: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray) -> None:
+    def on_cpu(
+        self, data: np.ndarray, starts: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray
+    ) -> None:
         """Augment the images at byte offsets `starts` of uint8 `data` into `out` [b, C·h·w], without the GIL."""
         kernel.augment_batch(
             data, starts, self._strides, self._shape, ids, epochs, self._seed, self._phase, self._settings,
@@ -57,7 +59,13 @@ class FusedEngine:
         )  # fmt: skip
 
     def on_cuda_resident(
-        self, store: ResidentStore, order: Order, start: int, out: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor
+        self,
+        store: ResidentStore,
+        order: Order,
+        start: int,
+        out: torch.Tensor,
+        labels: torch.Tensor,
+        ids: torch.Tensor,
     ) -> None:
         """Find, augment and write the batch at position `start` of `order`, on the current stream, in one launch."""
         stream = launch_stream(torch.cuda.current_stream(out.device))
@@ -71,7 +79,9 @@ class FusedEngine:
 class ResidentStore:
     """A whole set in device memory, uploaded once: images uint8 [bytes], labels int64 or float [n, L], ids int64 [n]."""
 
-    def __init__(self, images: np.ndarray, labels: torch.Tensor, ids: np.ndarray, device: torch.device) -> None:
+    def __init__(
+        self, images: np.ndarray, labels: torch.Tensor, ids: np.ndarray, device: torch.device
+    ) -> None:
         self.images = torch.empty(len(images), dtype=torch.uint8, device=device)
         self.images.copy_(torch.from_numpy(images))
         self.ids = torch.from_numpy(ids).to(device)
