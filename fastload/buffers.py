@@ -21,9 +21,7 @@ class BufferRing:
     fault every 4 KiB. At most `keep` idle buffers are kept; a caller who holds on to batches gets new ones.
     """
 
-    def __init__(
-        self, batch_size: int, shape: tuple[int, int, int], dtype: torch.dtype, last: bool, keep: int
-    ) -> None:
+    def __init__(self, batch_size: int, shape: tuple[int, int, int], dtype: torch.dtype, last: bool, keep: int) -> None:
         """`shape` is (C, h, w); `last` stores the channels last."""
         channels, height, width = shape
         self._shape = (batch_size, height, width, channels) if last else (batch_size, channels, height, width)

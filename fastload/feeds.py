@@ -22,10 +22,10 @@ from fastload.engines.fused import FusedEngine, ResidentStore
 from fastload.errors import DataError, UsageError
 from fastload.kernels import augment as kernel
 from fastload.kernels import cuda_target
-from fastload.mapped import SampleReader
 from fastload.order import Order
 from fastload.packed import PackedFile
 from fastload.prefetch import Prefetcher
+from fastload.reading import SampleReader
 
 
 class Batch(NamedTuple):
@@ -89,11 +89,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if resolved.type != "cuda":
         raise UsageError(f"device={device!r}; fastload feeds 'cpu' and 'cuda' only")
     if not torch.cuda.is_available():
-        why = (
-            "this torch is a CPU build"
-            if torch.version.cuda is None
-            else "torch finds no CUDA device or driver"
-        )
+        why = "this torch is a CPU build" if torch.version.cuda is None else "torch finds no CUDA device or driver"
         raise UsageError(
             f"device={str(device)!r} was asked for, but {why}; use device='cpu', or install what is missing"
         )
@@ -107,9 +103,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 def label_tensor(labels: np.ndarray) -> torch.Tensor:
     """Return labels as they are yielded: integers as int64, others as they are."""
-    return torch.from_numpy(
-        labels.astype(np.int64) if labels.dtype.kind in "iu" else np.ascontiguousarray(labels)
-    )
+    return torch.from_numpy(labels.astype(np.int64) if labels.dtype.kind in "iu" else np.ascontiguousarray(labels))
 
 
 def open_feed(
@@ -159,38 +153,37 @@ def _fused(file: PackedFile, augment: Augment, order: Order, output: Output) -> 
 
 
 class _FusedCpuFeed:
-    """CPU twin, resident (a copy in memory) or streamed (straight out of the memory map)."""
+    """CPU twin, resident (a copy in memory) or streamed (read image by image)."""
 
     immediate = False
 
     def __init__(
         self, file: PackedFile, augment: Augment, order: Order, output: Output, resident: bool, workers: int
     ) -> None:
+        assert file.shape is not None
         self.workers = workers
         self._engine = _fused(file, augment, order, output)
         self._order = order
-        self._reader = SampleReader(file, resident)
-        self._labels = label_tensor(file.labels)
-        self._ring = BufferRing(
-            output.batch_size,
-            (file.shape[2], *augment.size),
-            output.dtype,
-            output.channels_last,
-            output.keep,  # type: ignore[index]
-        )
-        self._ids = file.ids
+        self._reader = SampleReader(file)
+        self._data = self._reader.everything() if resident else None
+        self._labels, self._ids = label_tensor(file.labels), file.ids
+        shape = (file.shape[2], *augment.size)
+        self._ring = BufferRing(output.batch_size, shape, output.dtype, output.channels_last, output.keep)
         _discard(self.make(0, 1))  # compiles the kernels
 
     def make(self, start: int, count: int) -> Batch:
         rows, epochs = self._order.rows(start, count)
         images, values = self._ring.take(count)
         ids = self._ids[rows]
-        data, starts = self._reader.locate(rows)
-        self._engine.on_cpu(data, starts, ids, epochs, values)
+        if self._data is not None:
+            self._engine.on_cpu(self._data, rows, ids, epochs, values)
+        else:
+            self._reader.check(self._engine.on_cpu_stream(self._reader.place, rows, ids, epochs, values), rows)
         return Batch(images, self._labels[torch.from_numpy(rows)], torch.from_numpy(ids))
 
     def close(self) -> None:
         self._reader.close()
+        self._data = None
 
 
 class _FusedResidentFeed:
@@ -206,10 +199,10 @@ class _FusedResidentFeed:
         self._shape = (file.shape[2], *augment.size)
         self._label_shape = file.labels.shape[1:]
         labels = label_tensor(file.labels)
-        reader = SampleReader(file, resident=False)
-        reader.locate(np.arange(len(file)))  # an unreadable page is an error here, not a signal
-        _check_fits(len(file.data), output.device, str(file.path))
-        self._store = ResidentStore(file.data, labels, file.ids, output.device)
+        _check_fits(file.nbytes, output.device, str(file.path))
+        reader = SampleReader(file)
+        self._store = ResidentStore(reader.everything(), labels, file.ids, output.device)
+        reader.close()
         _discard(self.make(0, 1))
 
     def make(self, start: int, count: int) -> Batch:
@@ -220,9 +213,7 @@ class _FusedResidentFeed:
             device=device,
             memory_format=self._output.memory_format,
         )
-        labels = torch.empty(
-            (count, self._store.labels.shape[1]), dtype=self._store.labels.dtype, device=device
-        )
+        labels = torch.empty((count, self._store.labels.shape[1]), dtype=self._store.labels.dtype, device=device)
         ids = torch.empty(count, dtype=torch.int64, device=device)
         self._engine.on_cuda_resident(self._store, self._order, start, images, labels, ids)
         return Batch(images, labels.reshape(count, *self._label_shape), ids)
@@ -236,15 +227,13 @@ class _FusedStreamFeed:
 
     immediate = False
 
-    def __init__(
-        self, file: PackedFile, augment: Augment, order: Order, output: Output, workers: int
-    ) -> None:
+    def __init__(self, file: PackedFile, augment: Augment, order: Order, output: Output, workers: int) -> None:
         assert file.shape is not None
         self.workers = workers
         self._engine = _fused(file, augment, order, output)
         self._order, self._output = order, output
         self._shape = (file.shape[2], *augment.size)
-        self._reader = SampleReader(file, resident=False)
+        self._reader = SampleReader(file)
         self._labels, self._ids = label_tensor(file.labels), file.ids
         size = self._reader.sample_bytes * output.batch_size
         # One buffer a worker; its event says when the copy out of it is done.
@@ -263,7 +252,7 @@ class _FusedStreamFeed:
         try:
             copied.synchronize()  # returns at once for an event that was never recorded
             size = count * self._reader.sample_bytes
-            self._reader.gather(rows, buffer.numpy()[:size].reshape(count, -1))
+            self._reader.read(rows, buffer.numpy()[:size])
             stored = buffer[:size].to(device, non_blocking=True)
             copied.record()
         finally:
@@ -292,9 +281,7 @@ class _DaliFeed:
     immediate = False
     workers = 1
 
-    def __init__(
-        self, file: PackedFile, augment: Augment, order: Order, output: Output, resident: bool
-    ) -> None:
+    def __init__(self, file: PackedFile, augment: Augment, order: Order, output: Output, resident: bool) -> None:
         from fastload.engines.dali import DaliEngine
 
         self._augment, self._order, self._output = augment, order, output
@@ -302,15 +289,12 @@ class _DaliFeed:
         self._encoded = file.shape is None
         self._on_cuda = output.device.type == "cuda"
         self._labels, self._ids = label_tensor(file.labels), file.ids
-        self._reader = SampleReader(file, resident and not self._on_cuda)
+        self._reader = SampleReader(file)
         self._resident: torch.Tensor | None = None
-        if resident and self._on_cuda:
-            _check_fits(len(file.data), output.device, str(file.path))
-            everything = np.empty((len(file), *file.shape), np.uint8)  # type: ignore[misc]
-            for begin in range(0, len(file), 4096):
-                rows = np.arange(begin, min(begin + 4096, len(file)))
-                everything[rows] = self._reader.images(rows)
-            self._resident = torch.from_numpy(everything).to(output.device)
+        if resident:
+            if self._on_cuda:
+                _check_fits(file.nbytes, output.device, str(file.path))
+            self._resident = torch.from_numpy(self._reader.images(np.arange(len(file)))).to(output.device)
         self._ring = BufferRing(
             output.batch_size,
             (self._channels, *augment.size),
@@ -343,7 +327,7 @@ class _DaliFeed:
 
     def _samples(self, rows: np.ndarray) -> Any:
         if self._encoded:
-            return self._reader.views(rows)
+            return self._reader.encoded(rows)
         if self._resident is not None:
             return self._resident[torch.from_numpy(rows).to(self._resident.device)]
         images = self._reader.images(rows)
@@ -364,7 +348,7 @@ def _check_fits(size: int, device: torch.device, name: str) -> None:
     if size > free:
         raise DataError(
             f"{name}: needs {size / 1e6:,.0f} MB of {device}, which has {free / 1e6:,.0f} MB free of "
-            f"{total / 1e6:,.0f}; choose a smaller subset (build-subset --size), about {free / size:.0%} of this one fits"
+            f"{total / 1e6:,.0f}; about {free / size:.0%} of it fits: build a smaller one (build-subset --size)"
         )
 
 

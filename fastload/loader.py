@@ -169,9 +169,7 @@ class TwoPhaseLoader:
     ) -> PackedFile | None:
         if path is None:
             if needed:
-                raise UsageError(
-                    f"{name}= is missing, and swap={self._swap_step} of {self._steps} steps needs it"
-                )
+                raise UsageError(f"{name}= is missing, and swap={self._swap_step} of {self._steps} steps needs it")
             return None
         file = PackedFile(path, images=images, labels=labels)
         self._files.append(file)
@@ -216,9 +214,7 @@ class TwoPhaseLoader:
             # A resident set has no disk to be kind to: "block" is a full shuffle there.
             shuffle = bool(self._shuffle) if number == FAST else self._shuffle
             order = Order(len(file), self._seed, number, shuffle)
-            return open_feed(
-                file, self._augment, order, self._output, engine=self._engine, resident=number == FAST
-            )
+            return open_feed(file, self._augment, order, self._output, engine=self._engine, resident=number == FAST)
 
         return _Phase(first, last, opened, locate, depth, self._output.device)
 
@@ -359,9 +355,7 @@ class TwoPhaseLoader:
                 )
         step = int(state["step"])
         if not 0 <= step <= self._steps:
-            raise UsageError(
-                f"the state is at step {step:,}, this loader ends at {self._steps:,}; raise steps="
-            )
+            raise UsageError(f"the state is at step {step:,}, this loader ends at {self._steps:,}; raise steps=")
         self._fast.rest()
         self._fine.rest()
         self._step, self._pass = step, None

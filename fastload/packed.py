@@ -7,6 +7,7 @@ subset.h5 are the same format (docs/format.md). Pixels never go through h5py: th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import mmap
@@ -60,9 +61,7 @@ class PackedFile:
     Raises DataError for anything that is not as the format says: the message names file, dataset and mend.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], *, images: str | None = None, labels: str | None = None
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, images: str | None = None, labels: str | None = None) -> None:
         self.path = Path(path)
         self.storage = "raw"
         self.shape: tuple[int, int, int] | None = None
@@ -169,9 +168,7 @@ class PackedFile:
     def _read_foreign(self, file: h5py.File, images: str, labels: str) -> None:
         dataset = checked_dataset(self.path, file, images, np.uint8)
         height, width, channels, first = image_layout(self.path, images, dataset.shape)
-        self.labels = read_labels(
-            self.path, checked_dataset(self.path, file, labels), images, dataset.shape[0]
-        )
+        self.labels = read_labels(self.path, checked_dataset(self.path, file, labels), images, dataset.shape[0])
         self._set_raw(height, width, channels, channels_first=first)
         self.ids = np.arange(len(self.labels), dtype=np.int64)
         self.source = {"kind": "hdf5", "images": images, "labels": labels}
@@ -180,7 +177,7 @@ class PackedFile:
         count = len(self.labels)
         for row in np.unique(np.linspace(0, count - 1, min(count, 1000)).astype(np.int64)):
             hasher.update(self.read(int(row)))
-            hasher.update(np.ascontiguousarray(self.labels[row]))
+            hasher.update(np.ascontiguousarray(self.labels[row]).data)
         self.fingerprint = hasher.hexdigest()
 
     def _set_raw(self, height: int, width: int, channels: int, *, channels_first: bool) -> None:
@@ -188,9 +185,7 @@ class PackedFile:
             raise self._error(f"has images of {height}×{width}×{channels}; pack it again")
         size = height * width * channels
         self.shape = (height, width, channels)
-        self.strides = (
-            (size, width, 1, height * width) if channels_first else (size, width * channels, channels, 1)
-        )
+        self.strides = (size, width, 1, height * width) if channels_first else (size, width * channels, channels, 1)
 
     def _inner(self, group: h5py.Group, name: str, dtype: Any = None) -> h5py.Dataset:
         """Return a packed file's own dataset: checked, and contiguous, so that its size is really there."""
@@ -283,14 +278,17 @@ class PackedFile:
             raise UsageError(f"{self.path}: holds encoded images; decode `stored(row)` instead")
         return np.lib.stride_tricks.as_strided(stored, self.shape, self.strides[1:], writeable=False)
 
+    @property
+    def descriptor(self) -> int:
+        """The open file that `data` maps, at `data_offset`; also where the path holds another file by now."""
+        return self._descriptor
+
     def close(self) -> None:
         """Give the memory map and the file back. Safe to call twice."""
         self.data = np.empty(0, np.uint8)
         if self._map is not None:
-            try:
+            with contextlib.suppress(BufferError):  # somebody still holds a view: the map goes when that goes
                 self._map.close()
-            except BufferError:
-                pass  # somebody still holds a view: the map goes when that goes
             self._map = None
         if self._release is not None:
             self._release()
@@ -320,16 +318,16 @@ def open_hdf5(path: Path) -> h5py.File:
     if not path.exists():
         raise DataError(f"{path}: no such file; make it with `fastload pack SOURCE {path.name}`")
     if path.is_dir():
-        raise DataError(
-            f"{path}: is a folder, not an HDF5 file; `fastload pack {path.name} OUT.h5` packs a folder"
-        )
+        raise DataError(f"{path}: is a folder, not an HDF5 file; `fastload pack {path.name} OUT.h5` packs a folder")
     if not path.is_file():
         raise DataError(f"{path}: is not a regular file")
     try:
         with open(path, "rb") as handle:
             handle.read(1)
         if not h5py.is_hdf5(path):
-            raise DataError(f"{path}: is not an HDF5 file; `fastload pack {path.name} OUT.h5` makes one")
+            raise DataError(
+                f"{path}: is not an HDF5 file; `fastload pack SOURCE {path.name}` makes one"
+            )
         return h5py.File(path, "r", locking=False)
     except PermissionError as error:
         raise DataError(f"{path}: may not be read; check its permissions") from error
@@ -361,9 +359,7 @@ def checked_dataset(path: Path, group: h5py.Group, name: str, dtype: Any = None)
         if link is None:
             raise DataError(f"{path}: has no {where}; pack it again, or name the right one")
         if not isinstance(link, h5py.HardLink):
-            raise DataError(
-                f"{path}: {where} is a link; fastload does not follow links, copy the data instead"
-            )
+            raise DataError(f"{path}: {where} is a link; fastload does not follow links, copy the data instead")
         parent = parent[part]
     dataset = parent
     if not isinstance(dataset, h5py.Dataset):
@@ -427,5 +423,5 @@ def fingerprint(file: PackedFile) -> str:
     hasher = xxhash.xxh3_128()
     for start in range(0, file.nbytes, CHUNK):
         hasher.update(file.read_bytes(start, min(start + CHUNK, file.nbytes)))
-    hasher.update(np.ascontiguousarray(file.labels))
+    hasher.update(np.ascontiguousarray(file.labels).data)
     return hasher.hexdigest()

@@ -26,3 +26,13 @@ def cifar_tar() -> Path:
 @pytest.fixture(scope="session")
 def imagenet_tar() -> Path:
     return data_file("imagenet-250.tar")
+
+
+@pytest.fixture(scope="session")
+def cifar_full(cifar_tar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 50,000 real CIFAR-10 training images, packed once for the whole session."""
+    import fastload
+
+    path = tmp_path_factory.mktemp("cifar") / "full.h5"
+    fastload.pack(cifar_tar, path, split="train")
+    return path

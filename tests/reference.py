@@ -43,9 +43,7 @@ def row_at(position: int, n: int, seed: int, phase: int) -> tuple[int, int]:
             return value, epoch
 
 
-def parameters(
-    sample: int, epoch: int, seed: int, phase: int, brightness=63.0, contrast=(0.2, 1.8), flip=0.5
-):
+def parameters(sample: int, epoch: int, seed: int, phase: int, brightness=63.0, contrast=(0.2, 1.8), flip=0.5):
     """(top word, left word, flip, brightness, contrast) of a sample."""
     key = (seed & M32, seed >> 32)
     words = [w for b in (0, 1) for w in philox((sample & M32, sample >> 32, epoch, phase * 16 + b), key)]
@@ -85,9 +83,7 @@ def pixels(
         return v, 1.0
     centred = v - v.mean()
     variance = (centred**2).mean()
-    divisor = (
-        max(np.sqrt(variance), 1 / np.sqrt(v.size)) if standardize == "stddev" else max(variance, 1 / v.size)
-    )
+    divisor = max(np.sqrt(variance), 1 / np.sqrt(v.size)) if standardize == "stddev" else max(variance, 1 / v.size)
     return centred / divisor, float(divisor)
 
 
@@ -97,8 +93,6 @@ ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 def assert_close(got: np.ndarray, expected: np.ndarray, divisor: float, dtype: str = "float32") -> None:
     """Within 1e-4·max(1, 1/divisor, |reference|), plus one rounding of the output type."""
     magnitude = np.abs(expected)
-    allowed = 1e-4 * np.maximum(max(1.0, 1.0 / divisor), magnitude) + ROUNDING[dtype] * np.maximum(
-        magnitude, 1e-4
-    )
+    allowed = 1e-4 * np.maximum(max(1.0, 1.0 / divisor), magnitude) + ROUNDING[dtype] * np.maximum(magnitude, 1e-4)
     worst = np.unravel_index(np.argmax(np.abs(got - expected) - allowed), got.shape)
     assert np.all(np.abs(got - expected) <= allowed), (worst, got[worst], expected[worst], allowed[worst])

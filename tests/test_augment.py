@@ -18,9 +18,7 @@ from fastload.order import FAST, FINE_TUNE
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def fused(
-    images, augment, ids, epochs, *, seed=7, phase=FAST, dtype="float32", channels_last=False, planar=False
-):
+def fused(images, augment, ids, epochs, *, seed=7, phase=FAST, dtype="float32", channels_last=False, planar=False):
     """Run the CPU twin over uint8 [b, H, W, C] and return float64 [b, h, w, C]."""
     count, height, width, channels = images.shape
     size = height * width * channels
@@ -32,7 +30,7 @@ def fused(
     )  # fmt: skip
     h, w = augment.size
     out = np.empty((count, h * w * channels), np.float32 if dtype == "float32" else np.int16)
-    engine.on_cpu(stored.reshape(-1), np.arange(count) * size, np.asarray(ids), np.asarray(epochs), out)
+    engine.on_cpu(stored.reshape(-1), np.arange(count), np.asarray(ids), np.asarray(epochs), out)
     got = torch.from_numpy(out)
     if dtype != "float32":
         got = got.view(DTYPES[dtype])
@@ -42,9 +40,7 @@ def fused(
 
 
 def expected(image, augment, sample, epoch, *, seed=7, phase=FAST):
-    drawn = reference.parameters(
-        sample, epoch, seed, phase, augment.brightness, augment.contrast, augment.flip
-    )
+    drawn = reference.parameters(sample, epoch, seed, phase, augment.brightness, augment.contrast, augment.flip)
     return reference.pixels(
         image,
         drawn,
@@ -113,9 +109,7 @@ def test_large_flat_images_meet_the_reference():
     phase=st.sampled_from([FAST, FINE_TUNE]),
     flip=st.floats(0, 1),
     brightness=st.floats(0, 200, width=32),
-    contrast=st.tuples(st.floats(0, 3, width=32), st.floats(0, 3, width=32)).map(
-        lambda pair: tuple(sorted(pair))
-    ),
+    contrast=st.tuples(st.floats(0, 3, width=32), st.floats(0, 3, width=32)).map(lambda pair: tuple(sorted(pair))),
 )
 def test_any_settings_and_counters_meet_the_reference(seed, sample, epoch, phase, flip, brightness, contrast):
     augment = Augment(crop=10, flip=flip, brightness=brightness, contrast=contrast)
@@ -162,14 +156,8 @@ def test_parameters_spread_over_their_whole_ranges():
     # Each of the nine corners: a binomial with mean 2,222 and deviation 44.
     assert len(counts) == 9 and counts.min() > 2000 and counts.max() < 2450
     assert abs(drawn.flip.mean() - 0.5) < 0.02
-    assert (
-        drawn.brightness.min() < -62.5
-        and drawn.brightness.max() > 62.5
-        and abs(drawn.brightness.mean()) < 1.5
-    )
-    assert (
-        drawn.contrast.min() < 0.21 and drawn.contrast.max() > 1.79 and abs(drawn.contrast.mean() - 1) < 0.02
-    )
+    assert drawn.brightness.min() < -62.5 and drawn.brightness.max() > 62.5 and abs(drawn.brightness.mean()) < 1.5
+    assert drawn.contrast.min() < 0.21 and drawn.contrast.max() > 1.79 and abs(drawn.contrast.mean() - 1) < 0.02
 
 
 def test_flip_probabilities_at_the_ends_are_certain():

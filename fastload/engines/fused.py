@@ -39,13 +39,20 @@ class FusedEngine:
         self._shape, self._strides = shape, strides
         self._channels_last, self._kind = channels_last, _KINDS[dtype]
 
-    def on_cpu(
-        self, data: np.ndarray, starts: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray
-    ) -> None:
-        """Augment the images at byte offsets `starts` of uint8 `data` into `out` [b, C·h·w], without the GIL."""
-        kernel.augment_batch(
-            data, starts, self._strides, self._shape, ids, epochs, self._seed, self._phase, self._settings,
-            out, self._channels_last, self._kind,
+    def on_cpu(self, data: np.ndarray, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray) -> None:
+        """Augment images `rows` of uint8 `data` into `out` [b, C·h·w], without the GIL."""
+        kernel.augment_batch(data, rows, *self._arguments(ids, epochs, out))
+
+    def on_cpu_stream(
+        self, file: tuple[int, int], rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray
+    ) -> int:
+        """Augment images read from `file`, (descriptor, byte of image 0); return the first unreadable one, or -1."""
+        return kernel.augment_stream(*file, rows, *self._arguments(ids, epochs, out))
+
+    def _arguments(self, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray) -> tuple[object, ...]:
+        return (
+            self._strides, self._shape, ids, epochs, self._seed, self._phase, self._settings, out,
+            self._channels_last, self._kind,
         )  # fmt: skip
 
     def on_cuda_gathered(
@@ -77,11 +84,9 @@ class FusedEngine:
 
 
 class ResidentStore:
-    """A whole set in device memory, uploaded once: images uint8 [bytes], labels int64 or float [n, L], ids int64 [n]."""
+    """A whole set in device memory, uploaded once: images uint8 [bytes], labels [n, L], ids int64 [n]."""
 
-    def __init__(
-        self, images: np.ndarray, labels: torch.Tensor, ids: np.ndarray, device: torch.device
-    ) -> None:
+    def __init__(self, images: np.ndarray, labels: torch.Tensor, ids: np.ndarray, device: torch.device) -> None:
         self.images = torch.empty(len(images), dtype=torch.uint8, device=device)
         self.images.copy_(torch.from_numpy(images))
         self.ids = torch.from_numpy(ids).to(device)

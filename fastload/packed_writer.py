@@ -1,0 +1,307 @@
+"""Writing a packed file: pixels by `pwrite` from any thread, the rest by h5py, renamed when it is complete."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+import xxhash
+
+from fastload import __version__
+from fastload.errors import DataError, FastloadError, UsageError
+
+FORMAT = 1
+ALIGNMENT = 4096
+CHUNK = 8 << 20
+_LIBVER = ("v110", "v110")  # checksums on all of HDF5's own structures: a flipped bit there is an error
+
+
+def digest(data: Any) -> int:
+    """Return the xxh3-64 of a sample's stored bytes (any buffer)."""
+    return xxhash.xxh3_64_intdigest(data)
+
+
+@dataclass(frozen=True)
+class SelectionTable:
+    """Why each sample of a subset was chosen: `dimension` int32, `rank` int32, `score` float32, each [N]."""
+
+    dimension: np.ndarray
+    rank: np.ndarray
+    score: np.ndarray
+    attributes: Mapping[str, Any]
+
+
+class PackedWriter:
+    """Write a packed file beside its final name and rename it when it is complete.
+
+    with PackedWriter("full.h5", shape=(n, h, w, c), labels=labels, classes=names, source={...}) as out:
+        out.write(row, pixels)          # any order, from any thread
+
+    Arguments:
+        path: the final name; an existing file is replaced only on success.
+        shape: (N, H, W, C) for raw storage. Give this or `sizes`.
+        sizes: the encoded files' sizes in bytes, int64 [N], for encoded storage.
+        labels: [N, ...], any numeric dtype; may be set later, as `writer.labels`, before the block ends.
+        ids: int64 [N]; row numbers when None.
+        classes: the class names; may be empty.
+        source: what the data came from, JSON-able, without absolute paths or times.
+        selection: for a subset, why each sample was chosen.
+
+    Leaving the block by an exception removes what was written. Rows given to `skip` are left out of the file.
+    Raises DataError where the disk cannot hold the file, UsageError where the path cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        labels: np.ndarray | None = None,
+        shape: tuple[int, int, int, int] | None = None,
+        sizes: np.ndarray | None = None,
+        ids: np.ndarray | None = None,
+        classes: Sequence[str] = (),
+        source: Mapping[str, Any],
+        selection: SelectionTable | None = None,
+    ) -> None:
+        if (shape is None) == (sizes is None):
+            raise ValueError("give shape (raw storage) or sizes (encoded storage), one of the two")
+        self.path = Path(path)
+        self.shape = shape
+        self.offsets = None if sizes is None else np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self.count = shape[0] if shape is not None else len(self.offsets) - 1  # type: ignore[arg-type]
+        self.labels = labels
+        self.classes = list(classes)
+        self.source = dict(source)
+        self.selection = selection
+        self.ids = np.arange(self.count, dtype=np.int64) if ids is None else np.asarray(ids, dtype=np.int64)
+        self._digests = np.zeros(self.count, dtype=np.uint64)
+        self._written = np.zeros(self.count, dtype=bool)
+        self._skipped = np.zeros(self.count, dtype=bool)
+        self._descriptor = -1
+        self._partial: Path | None = None
+        if len(self.ids) != self.count or (labels is not None and len(labels) != self.count):
+            given = "no" if labels is None else str(len(labels))
+            raise ValueError(f"{self.count} images, {given} labels and {len(self.ids)} ids do not go together")
+
+    def __enter__(self) -> PackedWriter:
+        check_target(self.path)
+        _remove_orphans(self.path)
+        try:
+            self._descriptor, name = tempfile.mkstemp(
+                prefix=f".{self.path.name}.", suffix=".partial", dir=self.path.parent
+            )
+        except OSError as error:
+            raise self._explained(error) from error
+        self._partial = Path(name)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)  # tells a later writer that this one is alive
+            os.fchmod(self._descriptor, 0o666 & ~_umask())
+            self._image_offset = self._create()
+            if self.image_bytes:
+                os.posix_fallocate(self._descriptor, self._image_offset, self.image_bytes)
+        except BaseException as error:
+            self._abandon()
+            raise self._explained(error) from error
+        return self
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of all images together, as stored."""
+        return int(np.prod(self.shape, dtype=object)) if self.shape is not None else int(self.offsets[-1])  # type: ignore[index]
+
+    def _create(self) -> int:
+        """Create the file with room for the images; return their offset. All else follows in `_finish`."""
+        # A threshold of 1, so that the images are aligned however few bytes they are.
+        with h5py.File(
+            self._partial,
+            "w",
+            libver=_LIBVER,
+            locking=False,
+            alignment_threshold=1,
+            alignment_interval=ALIGNMENT,
+        ) as file:
+            layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            layout.set_layout(h5py.h5d.CONTIGUOUS)
+            layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            layout.set_obj_track_times(False)
+            extent = self.shape if self.shape is not None else (self.image_bytes,)
+            images = h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, h5py.h5s.create_simple(extent), layout)
+            return images.get_offset() or 0
+
+    def write(self, row: int, data: Any) -> None:
+        """Store one sample: uint8 [H, W, C] pixels, or the encoded file's bytes. Thread-safe."""
+        view = (np.ascontiguousarray(data).data if isinstance(data, np.ndarray) else memoryview(data)).cast("B")
+        start, stop = self._span(row)
+        if len(view) != stop - start:
+            raise ValueError(f"row {row} holds {stop - start} bytes, not {len(view)}")
+        position = self._image_offset + start
+        self._digests[row] = digest(view)
+        try:
+            while view:
+                count = os.pwrite(self._descriptor, view, position)
+                view, position = view[count:], position + count
+        except OSError as error:
+            raise self._explained(error) from error
+        self._written[row] = True
+
+    def skip(self, row: int) -> None:
+        """Leave a row out of the finished file."""
+        self._skipped[row] = True
+
+    def _span(self, row: int) -> tuple[int, int]:
+        if self.shape is not None:
+            size = self.image_bytes // max(1, self.count)
+            return row * size, (row + 1) * size
+        assert self.offsets is not None
+        return int(self.offsets[row]), int(self.offsets[row + 1])
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._abandon()
+            return
+        try:
+            if self._skipped.any():
+                self._compact()
+            else:
+                self._finish()
+        except BaseException as failure:
+            self._abandon()
+            raise self._explained(failure) from failure
+
+    def _finish(self) -> None:
+        """Check that all is there, take the fingerprint, write the other datasets, rename."""
+        missing = np.flatnonzero(~self._written)
+        if len(missing):
+            raise ValueError(f"{len(missing)} rows were never written, the first is {missing[0]}")
+        assert self._partial is not None
+        labels = self._checked_labels()
+        hasher = xxhash.xxh3_128()
+        for start in range(0, self.image_bytes, CHUNK):
+            size = min(CHUNK, self.image_bytes - start)
+            hasher.update(os.pread(self._descriptor, size, self._image_offset + start))
+        hasher.update(labels.data)
+        with h5py.File(self._partial, "r+", libver=_LIBVER, locking=False) as file:
+            file.attrs["fastload_format"] = FORMAT
+            file.attrs["storage"] = "raw" if self.shape is not None else "encoded"
+            file.attrs["source"] = json.dumps(self.source, sort_keys=True)
+            file.attrs["created_with"] = f"fastload {__version__}"
+            file.attrs["fingerprint"] = hasher.hexdigest()
+            if self.offsets is not None:
+                file.create_dataset("offsets", data=self.offsets)
+            names = np.array(self.classes, dtype=object)
+            file.create_dataset("classes", data=names, dtype=h5py.string_dtype(), shape=(len(names),))
+            file.create_dataset("labels", data=labels)
+            file.create_dataset("ids", data=self.ids)
+            file.create_dataset("digests", data=self._digests)
+            if self.selection is not None:
+                group = file.create_group("selection")
+                group.create_dataset("dimension", data=np.asarray(self.selection.dimension, np.int32))
+                group.create_dataset("rank", data=np.asarray(self.selection.rank, np.int32))
+                group.create_dataset("score", data=np.asarray(self.selection.score, np.float32))
+                for key, value in self.selection.attributes.items():
+                    group.attrs[key] = value
+        os.fsync(self._descriptor)
+        os.replace(self._partial, self.path)
+        self._partial = None
+        self._abandon()
+
+    def _checked_labels(self) -> np.ndarray:
+        if self.labels is None or len(self.labels) != self.count:
+            given = "no" if self.labels is None else f"{len(self.labels):,}"
+            raise ValueError(f"{self.count:,} images but {given} labels")
+        labels = np.asarray(self.labels)
+        if labels.dtype.kind not in "iufb" or labels.dtype.itemsize > 8:
+            raise DataError(f"{self.path}: labels of type {labels.dtype} cannot be stored; they must be numbers")
+        return np.ascontiguousarray(labels, dtype=labels.dtype.newbyteorder("<"))
+
+    def _compact(self) -> None:
+        """Write the file anew without the skipped rows: contiguous storage cannot be cut in the middle."""
+        keep = np.flatnonzero(~self._skipped)
+        if not len(keep):
+            raise DataError(f"{self.path}: not one image could be read, so nothing was written")
+        table = self.selection
+        smaller = PackedWriter(
+            self.path,
+            labels=self._checked_labels()[keep],
+            shape=None if self.shape is None else (len(keep), *self.shape[1:]),
+            sizes=None if self.offsets is None else np.diff(self.offsets)[keep],
+            ids=self.ids[keep],
+            classes=self.classes,
+            source=self.source,
+            selection=table
+            and SelectionTable(table.dimension[keep], table.rank[keep], table.score[keep], table.attributes),
+        )
+        with smaller as out:
+            for new, old in enumerate(keep):
+                start, stop = self._span(int(old))
+                out.write(new, os.pread(self._descriptor, stop - start, self._image_offset + start))
+        self._abandon()
+
+    def _abandon(self) -> None:
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
+        if self._partial is not None:
+            self._partial.unlink(missing_ok=True)
+            self._partial = None
+
+    def _explained(self, error: BaseException) -> BaseException:
+        if isinstance(error, OSError) and not isinstance(error, FastloadError):
+            return DataError(
+                f"{self.path}: cannot be written ({error.strerror or error}); it needs "
+                f"{self.image_bytes / 1e6:,.1f} MB there; nothing was left behind"
+            )
+        return error
+
+
+def check_target(path: Path) -> None:
+    """Raise UsageError unless a packed file can go there: before hours of work, not after them."""
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; name the file to write, like {path / 'full.h5'}")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}; make it first")
+    if path.exists() and (not path.is_file() or (path.stat().st_size and not _starts_like_hdf5(path))):
+        raise UsageError(f"{path}: exists and is not an HDF5 file, so it is not replaced; choose another name")
+
+
+def _starts_like_hdf5(path: Path) -> bool:
+    try:
+        with open(path, "rb") as handle:
+            return handle.read(8) == b"\x89HDF\r\n\x1a\n"
+    except OSError:
+        return False
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _remove_orphans(path: Path) -> None:
+    """Remove what killed writers of the same file left: partial files that nobody holds a lock on."""
+    for orphan in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        try:
+            descriptor = os.open(orphan, os.O_RDONLY)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            orphan.unlink(missing_ok=True)
+        except OSError:
+            pass  # alive
+        finally:
+            os.close(descriptor)
