@@ -99,9 +99,7 @@ class Parameters:
     contrast: np.ndarray
 
 
-def draw_parameters(
-    augment: Augment, seed: int, phase: int, ids: np.ndarray, epochs: np.ndarray
-) -> Parameters:
+def draw_parameters(augment: Augment, seed: int, phase: int, ids: np.ndarray, epochs: np.ndarray) -> Parameters:
     """Return the parameters of the samples `ids` in `epochs`, int64 [b] each."""
     count = len(ids)
     drawn = Parameters(

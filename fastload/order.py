@@ -45,9 +45,7 @@ class Order:
         if self.shuffle not in (True, False, "block"):
             raise UsageError(f'shuffle={self.shuffle!r}; it is True, False or "block"')
         if self.block_rows < 1 or self.window_blocks < 1:
-            raise UsageError(
-                f"block_rows={self.block_rows} and window_blocks={self.window_blocks} must be positive"
-            )
+            raise UsageError(f"block_rows={self.block_rows} and window_blocks={self.window_blocks} must be positive")
 
     @property
     def mode(self) -> int:
@@ -74,9 +72,4 @@ def permutation(n: int, seed: int) -> np.ndarray:
 
 def sorted_by_label(labels: np.ndarray) -> bool:
     """Whether rows stand class by class, so that an order which keeps reads sequential would not mix classes."""
-    return (
-        labels.ndim == 1
-        and len(labels) > 1
-        and labels[0] != labels[-1]
-        and bool((np.diff(labels) >= 0).all())
-    )
+    return labels.ndim == 1 and len(labels) > 1 and labels[0] != labels[-1] and bool((np.diff(labels) >= 0).all())

@@ -135,9 +135,7 @@ def _idle(shared: _Shared) -> bool:
     return shared.next > shared.wanted + shared.depth
 
 
-def _make(
-    shared: _Shared, step: int, stream: torch.cuda.Stream | None
-) -> tuple[Any, torch.cuda.Event | None]:
+def _make(shared: _Shared, step: int, stream: torch.cuda.Stream | None) -> tuple[Any, torch.cuda.Event | None]:
     if stream is None:
         return shared.make(step), None
     with torch.cuda.stream(stream):

@@ -10,7 +10,9 @@ SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 
 cuda: Any
 try:
-    import numba_cuda  # noqa: F401  (redirects numba.cuda to the maintained target)
+    # Sends `numba.cuda` to numba-cuda. Its .pth file does so where it is installed, but not under a bare PYTHONPATH.
+    import _numba_cuda_redirector  # noqa: F401
+    import numba_cuda  # noqa: F401
     from numba import cuda as _cuda
 
     cuda = _cuda

@@ -30,6 +30,11 @@ def row_at(position: int, n: int, seed: int, phase: int) -> tuple[int, int]:
     epoch, offset = divmod(position, n)
     key = (seed & M32, seed >> 32)
     keys = [w for j in (0, 1) for w in philox((j, 0, epoch, phase * 16 + 15), key)]
+    return feistel(offset, n, keys), epoch
+
+
+def feistel(offset: int, n: int, keys: list[int]) -> int:
+    """The image of `offset` under the keyed bijection on 0…n-1."""
     bits = max(2, (n - 1).bit_length())
     half = (bits + bits % 2) // 2
     mask = (1 << half) - 1
@@ -40,7 +45,7 @@ def row_at(position: int, n: int, seed: int, phase: int) -> tuple[int, int]:
             left, right = right, left ^ (fmix32(right ^ keys[r]) & mask)
         value = left << half | right
         if value < n:
-            return value, epoch
+            return value
 
 
 def parameters(sample: int, epoch: int, seed: int, phase: int, brightness=63.0, contrast=(0.2, 1.8), flip=0.5):

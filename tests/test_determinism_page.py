@@ -1,0 +1,78 @@
+"""The test vectors that docs/determinism.md publishes are what the code and the second implementation give."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import reference
+from conftest import ROOT
+
+from fastload.augment import Augment, draw_parameters
+from fastload.order import Order
+
+ROWS, BLOCKS, PARAMETERS = (
+    json.loads(block) for block in re.findall(r"```json\n(.*?)```", (ROOT / "docs/determinism.md").read_text(), re.S)
+)
+
+
+def test_published_orders():
+    assert len(ROWS) == 5
+    for vector in ROWS:
+        n, seed, phase = vector["n"], vector["seed"], vector["phase"]
+        order = Order(n, seed, phase)
+        for epoch in (0, 1):
+            published = vector[f"epoch{epoch}"]
+            assert order.rows(epoch * n, 8)[0].tolist() == published
+            assert [reference.row_at(epoch * n + i, n, seed, phase)[0] for i in range(8)] == published
+
+
+def block_order(n, seed, phase, block, window, epoch=0):
+    """`shuffle="block"` from its definition: lists of rows, cut and permuted."""
+    key = (seed & reference.M32, seed >> 32)
+
+    def network(size, second, last):
+        words = [w for j in (0, 1) for w in reference.philox((j, second, epoch, phase * 16 + last), key)]
+        return [reference.feistel(offset, size, words) for offset in range(size)]
+
+    blocks = [list(range(start, min(start + block, n))) for start in range(0, n, block)]
+    placed = [blocks[i] for i in network(len(blocks), 0, 14)]
+    rows = []
+    for number, start in enumerate(range(0, len(placed), window)):
+        inside = [row for one in placed[start : start + window] for row in one]
+        rows += [inside[i] for i in network(len(inside), number, 13)]
+    return rows
+
+
+def test_published_block_orders():
+    assert len(BLOCKS) == 2
+    for vector in BLOCKS:
+        published = vector.pop("rows")
+        order = Order(**vector, shuffle="block")
+        n, block, window = vector["n"], vector["block_rows"], vector["window_blocks"]
+        whole = block_order(n, vector["seed"], vector["phase"], block, window)
+        assert order.rows(0, n)[0].tolist() == whole
+        assert whole[:12] == published
+
+
+def test_block_order_is_its_definition_for_every_small_shape():
+    for n in (1, 2, 7, 30, 31, 64):
+        for block in (1, 3, 8, 64):
+            for window in (1, 2, 5):
+                got = Order(n, 3, 1, "block", block, window).rows(n, n)[0].tolist()
+                assert got == block_order(n, 3, 1, block, window, epoch=1)
+
+
+def test_published_parameters():
+    assert len(PARAMETERS) == 4
+    augment = Augment(crop=24)
+    for vector in PARAMETERS:
+        sample, epoch, seed, phase = (vector[name] for name in ("id", "epoch", "seed", "phase"))
+        drawn = draw_parameters(augment, seed, phase, np.array([sample]), np.array([epoch]))
+        assert int(drawn.top[0]) * 9 >> 32 == vector["top"] and int(drawn.left[0]) * 9 >> 32 == vector["left"]
+        assert bool(drawn.flip[0]) is vector["flip"]
+        assert f"{drawn.brightness.view(np.uint32)[0]:08x}" == vector["brightness"]
+        assert f"{drawn.contrast.view(np.uint32)[0]:08x}" == vector["contrast"]
+        again = reference.parameters(sample, epoch, seed, phase)
+        assert (drawn.flip[0], drawn.brightness[0], drawn.contrast[0]) == again[2:]
