@@ -122,114 +122,138 @@ def read_ranges(descriptor, begin, starts, sizes, out, places):
     return -1
 
 
+# Rows and planes are sliced before they are walked: on an index that is a sum, Numba tests for negative values, and the
+# loop is not vectorized (measured: 2.2 µs for what takes 0.24).
+
+
 @register_jitable
 def _load_crop(data, first, strides, height, width, channels, flip, values):
     """Read a crop as float32 planes into `values` [channels · height · width], mirrored where `flip` says so."""
     _, down, right, across = strides
     pixels = height * width
-    if flip:
-        first += (width - 1) * right
-        right = -right
-    for y in range(height):
-        source = first + y * down
-        target = y * width
-        if channels == 3 and across == 1 and right == 3:  # constant strides are what LLVM vectorizes
-            for x in range(width):
-                values[target + x] = data[source + 3 * x]
-                values[target + pixels + x] = data[source + 3 * x + 1]
-                values[target + 2 * pixels + x] = data[source + 3 * x + 2]
-        elif channels == 3 and across == 1 and right == -3:
-            for x in range(width):
-                values[target + x] = data[source - 3 * x]
-                values[target + pixels + x] = data[source - 3 * x + 1]
-                values[target + 2 * pixels + x] = data[source - 3 * x + 2]
-        else:
-            for c in range(channels):
-                plane, start = target + c * pixels, source + c * across
+    if channels == 3 and across == 1 and right == 3:  # interleaved RGB: constant strides are what LLVM vectorizes
+        red, green, blue = values[:pixels], values[pixels : 2 * pixels], values[2 * pixels :]
+        for y in range(height):
+            source = data[first + y * down : first + y * down + 3 * width]
+            a, b, c = red[y * width :], green[y * width :], blue[y * width :]
+            if flip:
                 for x in range(width):
-                    values[plane + x] = data[start + x * right]
+                    a[width - 1 - x] = source[3 * x]
+                    b[width - 1 - x] = source[3 * x + 1]
+                    c[width - 1 - x] = source[3 * x + 2]
+            else:
+                for x in range(width):
+                    a[x] = source[3 * x]
+                    b[x] = source[3 * x + 1]
+                    c[x] = source[3 * x + 2]
+        return
+    for c in range(channels):
+        for y in range(height):
+            source = data[first + c * across + y * down :]
+            target = values[c * pixels + y * width :]
+            for x in range(width):
+                target[width - 1 - x if flip else x] = source[x * right]
 
 
 @register_jitable
-def _sum(values, first, count):
+def _sum(values):
     """Sum float32 values exactly enough: runs of 512 in float32, which vectorizes, then float64."""
     total = 0.0
-    for start in range(first, first + count, 512):
+    for start in range(0, values.size, 512):
+        run = values[start : start + 512]
         part = np.float32(0)
-        for k in range(start, min(start + 512, first + count)):
-            part += values[k]
+        for k in range(run.size):
+            part += run[k]
         total += np.float64(part)
     return total
 
 
 @register_jitable
-def _deviation(values, count, mean):
-    """Return (excess, variance): how far the true mean lies above `mean`, and the variance about the true mean.
-
-    On a nearly flat image the first mean's rounding would be a visible part of the deviation.
-    """
+def _adjust(values, contrast, offset, clamp, pivot):
+    """Apply v·contrast + offset and the clamp in place; return the sums of v - pivot and of its square, float64."""
     total, squares = 0.0, 0.0
-    for start in range(0, count, 512):
+    low, high = (np.float32(0), np.float32(255)) if clamp else (-np.float32(np.inf), np.float32(np.inf))
+    for start in range(0, values.size, 512):
+        run = values[start : start + 512]
         part, square = np.float32(0), np.float32(0)
-        for k in range(start, min(start + 512, count)):
-            part += values[k] - mean
-            square += (values[k] - mean) * (values[k] - mean)
+        for k in range(run.size):
+            value = run[k] * contrast + offset
+            value = value if value > low else low
+            value = value if value < high else high
+            run[k] = value
+            part += value - pivot
+            square += (value - pivot) * (value - pivot)
         total += np.float64(part)
         squares += np.float64(square)
-    excess = total / count
-    return excess, squares / count - excess * excess
+    return total, squares
 
 
 @register_jitable
-def _store(out, i, values, pixels, channels, mean, scale, channels_last, kind):
-    count = pixels * channels
+def _store(target, values, pixels, channels, mean, scale, channels_last, kind):
     if channels_last:
         for c in range(channels):
+            plane = values[c * pixels : (c + 1) * pixels]
             for p in range(pixels):
-                value = (values[c * pixels + p] - mean) * scale
+                value = (plane[p] - mean) * scale
                 if kind == FLOAT32:
-                    out[i, p * channels + c] = value
+                    target[p * channels + c] = value
                 elif kind == FLOAT16:
-                    out[i, p * channels + c] = float16_bits(value)
+                    target[p * channels + c] = float16_bits(value)
                 else:
-                    out[i, p * channels + c] = bfloat16_bits(value)
+                    target[p * channels + c] = bfloat16_bits(value)
     elif kind == FLOAT32:
-        for k in range(count):
-            out[i, k] = (values[k] - mean) * scale
+        for k in range(values.size):
+            target[k] = (values[k] - mean) * scale
     elif kind == FLOAT16:
-        for k in range(count):
-            out[i, k] = float16_bits((values[k] - mean) * scale)
+        for k in range(values.size):
+            target[k] = float16_bits((values[k] - mean) * scale)
     else:
-        for k in range(count):
-            out[i, k] = bfloat16_bits((values[k] - mean) * scale)
+        for k in range(values.size):
+            target[k] = bfloat16_bits((values[k] - mean) * scale)
 
 
 @register_jitable
-def _augment_one(data, start, i, strides, shape, ids, epochs, seed, phase, settings, values, out, channels_last, kind):
+def _augment_one(data, start, sample, epoch, strides, shape, seed, phase, settings, work, target, channels_last, kind):
+    """Augment the image at byte `start` into `target` [h·w·c]. `work`: float32 planes [h·w·c], then 3·c statistics."""
     height, width, channels = shape
     crop_height, crop_width = settings[0], settings[1]
     pixels = crop_height * crop_width
     count = pixels * channels
-    word0, word1, flip, brightness, contrast = draw(np.uint64(ids[i]), np.uint64(epochs[i]), seed, phase, settings)
+    values, statistics = work
+    word0, word1, flip, brightness, contrast = draw(sample, epoch, seed, phase, settings)
     top = corner(word0, height - crop_height, settings[2])
     left = corner(word1, width - crop_width, settings[2])
     first = start + top * strides[1] + left * strides[2]
     _load_crop(data, first, strides, crop_height, crop_width, channels, flip, values)
+    grand = 0.0
     for c in range(channels):
-        offset = affine(_sum(values, c * pixels, pixels), pixels, brightness, contrast)
+        plane = values[c * pixels : (c + 1) * pixels]
+        total = _sum(plane)
+        # About a pivot near each channel's mean, one pass gives the variance without cancellation on flat images.
+        pivot = np.float32(total / pixels + np.float64(brightness))
         if settings[8]:
-            for k in range(c * pixels, (c + 1) * pixels):
-                values[k] = min(max(values[k] * contrast + offset, np.float32(0)), np.float32(255))
-        else:
-            for k in range(c * pixels, (c + 1) * pixels):
-                values[k] = values[k] * contrast + offset
+            pivot = min(max(pivot, np.float32(0)), np.float32(255))
+        offset = affine(total, pixels, brightness, contrast)
+        excess, squares = _adjust(plane, contrast, offset, settings[8], pivot)
+        statistics[3 * c] = np.float64(pivot)
+        statistics[3 * c + 1] = excess / pixels
+        statistics[3 * c + 2] = squares / pixels
+        grand += np.float64(pivot) + excess / pixels
     mean, scale = np.float32(0), np.float32(1)
     if settings[9] != KEEP:
-        mean = np.float32(_sum(values, 0, count) / count)
-        excess, variance = _deviation(values, count, mean)
-        mean = np.float32(mean + excess)
-        scale = np.float32(1.0 / divisor(max(variance, 0.0), count, settings[9]))
-    _store(out, i, values, pixels, channels, mean, scale, channels_last, kind)
+        grand /= channels
+        variance = 0.0
+        for c in range(channels):
+            away = statistics[3 * c] - grand
+            variance += statistics[3 * c + 2] + 2.0 * away * statistics[3 * c + 1] + away * away
+        mean = np.float32(grand)
+        scale = np.float32(1.0 / divisor(max(variance / channels, 0.0), count, settings[9]))
+    _store(target, values, pixels, channels, mean, scale, channels_last, kind)
+
+
+@register_jitable
+def _work(settings, channels):
+    return np.empty(settings[0] * settings[1] * channels, np.float32), np.empty(3 * channels, np.float64)
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
@@ -244,11 +268,11 @@ def augment_batch(data, rows, strides, shape, ids, epochs, seed, phase, settings
 
     Bound by arithmetic: the crop stays in the first-level cache through four short passes over it.
     """
-    values = np.empty(settings[0] * settings[1] * shape[2], np.float32)
+    work = _work(settings, shape[2])
     for i in range(rows.size):
         _augment_one(
-            data, rows[i] * strides[0], i, strides, shape, ids, epochs, seed, phase, settings, values,
-            out, channels_last, kind,
+            data, rows[i] * strides[0], np.uint64(ids[i]), np.uint64(epochs[i]), strides, shape, seed, phase,
+            settings, work, out[i], channels_last, kind,
         )  # fmt: skip
 
 
@@ -261,13 +285,16 @@ def augment_stream(
     Image `rows[i]` is read to one buffer that stays in the first-level cache (`begin` is the byte of image 0).
     Bound by the system call and the copy out of the page cache.
     """
-    values = np.empty(settings[0] * settings[1] * shape[2], np.float32)
+    work = _work(settings, shape[2])
     image = np.empty(strides[0], np.uint8)
     address, size = np.uint64(image.ctypes.data), np.uint64(strides[0])
     for i in range(rows.size):
         if _pread(descriptor, address, size, begin + rows[i] * strides[0]) != strides[0]:
             return i
-        _augment_one(image, 0, i, strides, shape, ids, epochs, seed, phase, settings, values, out, channels_last, kind)
+        _augment_one(
+            image, 0, np.uint64(ids[i]), np.uint64(epochs[i]), strides, shape, seed, phase,
+            settings, work, out[i], channels_last, kind,
+        )  # fmt: skip
     return -1
 
 
