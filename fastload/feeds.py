@@ -18,6 +18,7 @@ import torch
 from fastload.augment import Augment, draw_parameters
 from fastload.buffers import FLOAT_TYPES, BufferRing
 from fastload.engines import choose_engine
+from fastload.engines.dali import DaliEngine, SampleError
 from fastload.engines.fused import FusedEngine, ResidentStore
 from fastload.errors import DataError, UsageError
 from fastload.kernels import augment as kernel
@@ -202,6 +203,7 @@ class _FusedResidentFeed:
         _check_fits(file.nbytes, output.device, str(file.path))
         reader = SampleReader(file)
         self._store = ResidentStore(reader.everything(), labels, file.ids, output.device)
+        self._home = torch.cuda.current_stream(output.device)
         reader.close()
         _discard(self.make(0, 1))
 
@@ -215,6 +217,9 @@ class _FusedResidentFeed:
         )
         labels = torch.empty((count, self._store.labels.shape[1]), dtype=self._store.labels.dtype, device=device)
         ids = torch.empty(count, dtype=torch.int64, device=device)
+        stream = torch.cuda.current_stream(device)
+        if stream != self._home:
+            self._store.record_stream(stream)  # or closing would give its memory away while that stream reads it
         self._engine.on_cuda_resident(self._store, self._order, start, images, labels, ids)
         return Batch(images, labels.reshape(count, *self._label_shape), ids)
 
@@ -282,9 +287,7 @@ class _DaliFeed:
     workers = 1
 
     def __init__(self, file: PackedFile, augment: Augment, order: Order, output: Output, resident: bool) -> None:
-        from fastload.engines.dali import DaliEngine
-
-        self._augment, self._order, self._output = augment, order, output
+        self._augment, self._order, self._output, self._path = augment, order, output, file.path
         self._channels = 3 if file.shape is None else file.shape[2]
         self._encoded = file.shape is None
         self._on_cuda = output.device.type == "cuda"
@@ -304,7 +307,7 @@ class _DaliFeed:
         )
         self._engine = DaliEngine(
             augment, shape=file.shape, batch_size=output.batch_size, device=output.device,
-            dtype=output.dtype, memory_format=output.memory_format,
+            memory_format=output.memory_format,
         )  # fmt: skip
 
     def make(self, start: int, count: int) -> Batch:
@@ -319,7 +322,11 @@ class _DaliFeed:
             )  # fmt: skip
         else:
             images, _ = self._ring.take(count)
-        self._engine(self._samples(rows), parameters, images)
+        try:
+            self._engine(self._samples(rows), parameters, images)
+        except SampleError as error:
+            row = int(rows[error.position])
+            raise DataError(f"{self._path}: row {row:,} (id {self._ids[row]:,}) {error.problem}") from error
         labels = self._labels[torch.from_numpy(rows)]
         if not self._on_cuda:
             return Batch(images, labels, torch.from_numpy(ids))

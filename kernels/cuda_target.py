@@ -16,6 +16,11 @@ try:
     from numba import cuda as _cuda
 
     cuda = _cuda
+    if not SIMULATED and "NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS" not in os.environ:
+        # A batch of fewer than 128 images is no mistake, and would be warned of at every launch.
+        from numba.cuda import dispatcher
+
+        dispatcher.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 except ImportError:
     cuda = None
 

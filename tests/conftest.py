@@ -36,3 +36,46 @@ def cifar_full(cifar_tar: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     path = tmp_path_factory.mktemp("cifar") / "full.h5"
     fastload.pack(cifar_tar, path, split="train")
     return path
+
+
+@pytest.fixture(scope="session")
+def few_cifar_files(cifar_tar: Path) -> tuple[list[bytes], list[int], list[str]]:
+    """400 real CIFAR-10 training images, 40 a class, as (JPEG files, labels, class names)."""
+    import tarfile
+
+    found: dict[str, list[tuple[str, bytes]]] = {}
+    with tarfile.open(cifar_tar) as archive:
+        for member in archive:
+            split, _, rest = member.name.removeprefix("./").partition("/")
+            of_class = found.setdefault(rest.partition("/")[0], []) if split == "train" and member.isfile() else None
+            if of_class is not None and len(of_class) < 40:
+                of_class.append((member.name, archive.extractfile(member).read()))
+            if len(found) == 10 and all(len(files) == 40 for files in found.values()):
+                break
+    names = sorted(found)
+    files = [data for name in names for _, data in sorted(found[name])]
+    return files, [label for label in range(len(names)) for _ in range(40)], names
+
+
+@pytest.fixture(scope="session")
+def few_cifar(few_cifar_files: tuple[list[bytes], list[int], list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 400 images of `few_cifar_files` as a raw packed file."""
+    import io
+
+    import numpy as np
+    from packs import write_raw
+    from PIL import Image
+
+    files, labels, names = few_cifar_files
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in files])
+    return write_raw(tmp_path_factory.mktemp("few") / "full.h5", pixels, np.array(labels), classes=names)
+
+
+@pytest.fixture(scope="session")
+def imagenet_encoded(imagenet_tar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 250 ImageNet photographs, of many sizes, packed with their files' own bytes."""
+    import fastload
+
+    path = tmp_path_factory.mktemp("imagenet") / "encoded.h5"
+    fastload.pack(imagenet_tar, path, encoded=True)
+    return path

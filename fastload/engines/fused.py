@@ -59,11 +59,12 @@ class FusedEngine:
         self, images: torch.Tensor, ids: torch.Tensor, epochs: torch.Tensor, out: torch.Tensor
     ) -> None:
         """Augment a batch that lies gathered on the device (uint8 [b·bytes]) into `out`, on the current stream."""
-        stream = launch_stream(torch.cuda.current_stream(out.device))
-        _kernel("augment_gathered")[len(ids), kernel.THREADS, stream](
-            device_array(images), self._strides, self._shape, device_array(ids), device_array(epochs),
-            self._seed, self._phase, self._settings, _bits(out), self._channels_last, self._kind,
-        )  # fmt: skip
+        with torch.cuda.device(out.device):  # numba launches in the current device's context
+            stream = launch_stream(torch.cuda.current_stream())
+            _kernel("augment_gathered")[len(ids), kernel.THREADS, stream](
+                device_array(images), self._strides, self._shape, device_array(ids), device_array(epochs),
+                self._seed, self._phase, self._settings, _bits(out), self._channels_last, self._kind,
+            )  # fmt: skip
 
     def on_cuda_resident(
         self,
@@ -75,12 +76,13 @@ class FusedEngine:
         ids: torch.Tensor,
     ) -> None:
         """Find, augment and write the batch at position `start` of `order`, on the current stream, in one launch."""
-        stream = launch_stream(torch.cuda.current_stream(out.device))
-        _kernel("augment_resident")[len(ids), kernel.THREADS, stream](
-            store.images_view, self._strides, self._shape, store.ids_view, store.labels_view,
-            np.uint64(start), np.uint64(order.n), self._seed, self._phase, order.shuffle is not False,
-            self._settings, _bits(out), device_array(labels), device_array(ids), self._channels_last, self._kind,
-        )  # fmt: skip
+        with torch.cuda.device(out.device):  # numba launches in the current device's context
+            stream = launch_stream(torch.cuda.current_stream())
+            _kernel("augment_resident")[len(ids), kernel.THREADS, stream](
+                store.images_view, self._strides, self._shape, store.ids_view, store.labels_view,
+                np.uint64(start), np.uint64(order.n), self._seed, self._phase, order.shuffle is not False,
+                self._settings, _bits(out), device_array(labels), device_array(ids), self._channels_last, self._kind,
+            )  # fmt: skip
 
 
 class ResidentStore:
@@ -95,6 +97,11 @@ class ResidentStore:
         self.images_view = device_array(self.images)
         self.ids_view = device_array(self.ids)
         self.labels_view = device_array(self.labels)
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory from being reused, once the store is dropped, before what `stream` has queued is done."""
+        for tensor in (self.images, self.labels, self.ids):
+            tensor.record_stream(stream)
 
 
 def _bits(out: torch.Tensor) -> object:

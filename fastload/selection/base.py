@@ -1,0 +1,166 @@
+"""What a strategy gets and what it gives: samples, a request, a ranking of which every prefix is valid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numba import njit
+
+from fastload.errors import DataError, UsageError
+from fastload.order import permutation
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Chosen samples in order of choice; every prefix is the valid smaller selection.
+
+    ids: int64 [N], distinct. dimension: int32 [N], the embedding dimension that chose the sample, -1 where none did.
+    rank: int32 [N], its place in that dimension's list (from 0), or in the permuted order where none chose it.
+    score: float32 [N], its activation there, or 0. report: plain numbers, strings and lists, for people and logs.
+    """
+
+    ids: np.ndarray
+    dimension: np.ndarray
+    rank: np.ndarray
+    score: np.ndarray
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of a set, told apart by position: a sample's place in the order of ids.
+
+    sorted_ids: int64 [n]. positions: int64 [n], of each row. group_of_row: int64 [n], each row's class, all 0 when
+    nothing is balanced. group_sizes: int64 [G]. classes: the labels' values [G], None when nothing is balanced.
+    """
+
+    sorted_ids: np.ndarray
+    positions: np.ndarray
+    group_of_row: np.ndarray
+    group_sizes: np.ndarray
+    classes: np.ndarray | None
+
+    @classmethod
+    def of(cls, ids: Any, labels: Any = None) -> Samples:
+        """Check ids (integers [n]) and labels ([n], or None), each row's. Raises DataError and UsageError."""
+        ids = np.asarray(ids)
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise DataError(f"ids are {ids.dtype} of shape {ids.shape}; one integer a sample was expected")
+        if not len(ids):
+            raise DataError("there are no samples to select from")
+        ids = ids.astype(np.int64, copy=False)
+        if (ids[1:] > ids[:-1]).all():
+            sorted_ids, positions = ids, np.arange(len(ids))
+        else:
+            order = np.argsort(ids, kind="stable")
+            sorted_ids, positions = ids[order], np.empty(len(ids), np.int64)
+            positions[order] = np.arange(len(ids))
+            repeated = sorted_ids[1:][sorted_ids[1:] == sorted_ids[:-1]]
+            if len(repeated):
+                first = ", ".join(map(str, np.unique(repeated)[:10]))
+                raise DataError(f"{len(repeated):,} ids occur more than once, the first: {first}; make them distinct")
+        if labels is None:
+            return cls(sorted_ids, positions, np.zeros(len(ids), np.int64), np.array([len(ids)]), None)
+        labels = np.asarray(labels)
+        if labels.shape != ids.shape:
+            raise UsageError(
+                f"labels of shape {labels.shape} for {len(ids):,} samples; balancing needs one label a sample"
+            )
+        if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+            raise DataError("labels hold NaN or infinity; balancing needs a class for each sample")
+        classes, group, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+        return cls(sorted_ids, positions, group.astype(np.int64), sizes.astype(np.int64), classes)
+
+    def __len__(self) -> int:
+        return len(self.sorted_ids)
+
+    def permuted(self, seed: int) -> list[np.ndarray]:
+        """Return each group's positions, int64, in the permuted order of all samples."""
+        order = permutation(len(self), seed)
+        if len(self.group_sizes) == 1:
+            return [order]
+        group_of_position = np.empty(len(self), np.int64)
+        group_of_position[self.positions] = self.group_of_row
+        by_group = np.argsort(group_of_position[order], kind="stable")
+        return np.split(order[by_group], np.cumsum(self.group_sizes)[:-1])
+
+    def counts_by_class(self, ids: np.ndarray) -> dict[str, int]:
+        """Return how many of `ids` each class has, by the label as text; empty when nothing is balanced."""
+        if self.classes is None:
+            return {}
+        group_of_position = np.empty(len(self), np.int64)
+        group_of_position[self.positions] = self.group_of_row
+        chosen = group_of_position[np.searchsorted(self.sorted_ids, ids)]
+        counts = np.bincount(chosen, minlength=len(self.classes))
+        return {str(label): int(count) for label, count in zip(self.classes, counts, strict=True)}
+
+
+@dataclass(frozen=True)
+class Request:
+    """How much is wanted, and with what: exactly one of `size` and `per_dimension` is set.
+
+    progress: called with (rows done, rows in all) as a pass over the embeddings goes on; a second pass starts over.
+    """
+
+    size: int | None = None
+    per_dimension: int | None = None
+    seed: int = 0
+    device: str = "cpu"
+    threads: int | None = None
+    progress: Callable[[int, int], None] | None = None
+
+    def check(self, samples: int) -> None:
+        """Raise UsageError for amounts that `samples` samples cannot give."""
+        if (self.size is None) == (self.per_dimension is None):
+            raise UsageError("say how much to select: either size or per_dimension")
+        for name, value in (("size", self.size), ("per_dimension", self.per_dimension)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name}={value}; at least 1 is needed")
+            if value is not None and value > samples:
+                raise UsageError(
+                    f"{name}={value:,} but there are only {samples:,} samples; ask for {samples:,} at most"
+                )
+
+
+class Embeddings(Protocol):
+    """Embeddings that can be read several times over, in chunks of rows, in the order of rows."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    def chunks(self) -> Iterator[tuple[int, Any]]:
+        """Yield (first row, float32 or float16 [rows, dims]), without gaps."""
+        ...
+
+
+class Strategy(Protocol):
+    """Rank samples: the order must not depend on chunks, device, threads or the order of rows."""
+
+    def __call__(self, embeddings: Embeddings | None, samples: Samples, request: Request) -> Selection: ...
+
+
+@njit(nogil=True, cache=True)
+def interleave(sizes, count):
+    """Return which group gives each of `count` places, int64: the one furthest behind its share, the first of equals.
+
+    After t places group g is owed t·sizes[g]/sum(sizes). One that gets a place is owed something, so that no group
+    is ever asked for more than it has, and a shorter answer is a prefix of a longer one.
+    """
+    total = sizes.sum()
+    given = np.zeros(sizes.size, np.int64)
+    out = np.empty(count, np.int64)
+    for t in range(count):
+        best, best_deficit = 0, np.int64(-(2**62))
+        for g in range(sizes.size):
+            deficit = (t + 1) * sizes[g] - given[g] * total
+            if deficit > best_deficit:
+                best, best_deficit = g, deficit
+        given[best] += 1
+        out[t] = best
+    return out

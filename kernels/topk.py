@@ -1,0 +1,874 @@
+"""Exact top-k down the columns of a row-major matrix that arrives in chunks: the CPU kernels and the CUDA kernels.
+
+For each group of rows (one, or one per class) and each of the matrix's columns (embedding dimensions) the k best
+entries are kept, best first: higher value, then lower id; -0 equals +0. In the same pass: each column's minimum and
+maximum, and the rows that hold NaN or infinity. State is O(groups · dims · k), and states merge exactly.
+
+One idea serves sorted, constant and random input alike. What is kept depends on values and ids only, never on the
+order of visiting, so rows are visited in strides first (every 1,024th, then every 32nd, then the rest): the early
+rows fix thresholds near the final ones, and afterwards hits are rare. About 32·k rows a level can hit a column,
+whatever the order of rows, so no order is quadratic, or even far from linear.
+
+A column's limit is compared with `>=`. It is the k-th best value where a tie could still win by its id, and the next
+float above it where all ids to come are higher: a ReLU's zeros, equal in every row, then cost nothing.
+"""
+
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.extending import overload, register_jitable
+
+from fastload.errors import UsageError
+
+from .cuda_target import SIMULATED, cuda, device_array, launch_stream
+
+FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
+MAX_K_CUDA = 1024
+FIRST_IDS = 10
+"""How many ids of rows with NaN or infinity are kept: the lowest ones."""
+
+_RATIO = 32
+_NO_ID = np.int64(2**63 - 1)
+_LOWEST = np.float32(-np.inf)
+_FLOAT32_MAX = np.float32(3.4028234663852886e38)
+_FLOAT16_SCALE = np.float32(2.0**112)
+_TILE = 256
+_BLOCK = 256
+_SORTED = 2048
+_MOST_THREADS = 256
+
+
+# -- shared by both targets ----------------------------------------------------------------------------------------
+
+
+@register_jitable
+def widen(raw, kind):
+    """Return the float32 that `raw` stands for: itself, or the 16 bits of a float16 or bfloat16."""
+    if kind == FLOAT32:
+        return np.float32(raw)
+    bits = np.int64(raw) & 0xFFFF
+    if kind == BFLOAT16:
+        return np.uint32(bits << 16).view(np.float32)
+    magnitude = (bits & 0x7FFF) << 13
+    if (bits & 0x7C00) == 0x7C00:
+        value = np.uint32(magnitude | 0x7F800000).view(np.float32)
+    else:
+        value = np.float32(np.uint32(magnitude).view(np.float32) * _FLOAT16_SCALE)
+    return -value if bits & 0x8000 else value
+
+
+@register_jitable
+def next_above(value):
+    """Return the least float32 above `value`, which is not -0; NaN, which nothing reaches, for infinity."""
+    bits = np.float32(value).view(np.uint32)
+    if bits == np.uint32(0):
+        return np.uint32(1).view(np.float32)
+    if value > np.float32(0):
+        return np.uint32(np.int64(bits) + 1).view(np.float32)
+    return np.uint32(np.int64(bits) - 1).view(np.float32)
+
+
+@register_jitable
+def better(value, sample, other_value, other_sample):
+    """Whether (value, id) ranks before another: higher, or as high with the lower id."""
+    return value > other_value or (value == other_value and sample < other_sample)
+
+
+@register_jitable
+def limit_of(value, sample, lowest_id):
+    """Return what a value must reach to get past (value, id) when no id below `lowest_id` is to come."""
+    if sample < lowest_id:
+        return next_above(value)
+    return value
+
+
+@register_jitable
+def sink(values, ids, count, value, sample):
+    """Put an entry at the root of the heap `values, ids`, whose root is its worst entry, and let it sink."""
+    place = 0
+    while True:
+        child = 2 * place + 1
+        if child >= count:
+            break
+        if child + 1 < count and better(values[child], ids[child], values[child + 1], ids[child + 1]):
+            child += 1
+        if better(values[child], ids[child], value, sample):
+            break
+        values[place] = values[child]
+        ids[place] = ids[child]
+        place = child
+    values[place] = value
+    ids[place] = sample
+
+
+@register_jitable
+def offer(values, ids, count, value, sample):
+    """Add an entry to the heap, in place of its worst one when it is full; return the new count."""
+    if count == values.shape[0]:
+        if better(value, sample, values[0], ids[0]):
+            sink(values, ids, count, value, sample)
+        return count
+    place = count
+    while place > 0:
+        parent = (place - 1) // 2
+        if not better(values[parent], ids[parent], value, sample):
+            break
+        values[place] = values[parent]
+        ids[place] = ids[parent]
+        place = parent
+    values[place] = value
+    ids[place] = sample
+    return count + 1
+
+
+def top_stride(rows: int, k: int) -> int:
+    """Return the first stride of a visit: a power of 32 that leaves between 2·k and 64·k rows, or 1."""
+    stride = 1
+    while rows // stride > 2 * _RATIO * k:
+        stride *= _RATIO
+    return stride
+
+
+# -- CPU -----------------------------------------------------------------------------------------------------------
+
+
+@register_jitable
+def _higher(a, b):
+    # Numba's own max() and min() order NaN and zeros, which costs instructions; neither matters here.
+    return a if a > b else b
+
+
+@register_jitable
+def _lower(a, b):
+    return a if a < b else b
+
+
+@njit(nogil=True, fastmath={"reassoc"}, cache=True)
+def _reach(a, b, c, d, e, f, g, h, limit, lowest, high):
+    """Write the maximum of eight rows; return whether any reaches its limit or its minimum, and the rows' sum.
+
+    Eight rows at once, since one row at a time is bound by the loads and stores of limits, not by memory. The
+    counts are int32 because LLVM then vectorizes the loop, and the sum may be reordered for the same reason; it is
+    only asked whether it is finite.
+    """
+    above, below, total = np.int32(0), np.int32(0), np.float32(0)
+    for i in range(high.size):
+        p, q, r, s = _higher(a[i], b[i]), _higher(c[i], d[i]), _higher(e[i], f[i]), _higher(g[i], h[i])
+        top = _higher(_higher(p, q), _higher(r, s))
+        p, q, r, s = _lower(a[i], b[i]), _lower(c[i], d[i]), _lower(e[i], f[i]), _lower(g[i], h[i])
+        least = _lower(_lower(p, q), _lower(r, s))
+        high[i] = top
+        above = np.int32(above + np.int32(top >= limit[i]))
+        below = np.int32(below + np.int32(least < lowest[i]))
+        total += ((a[i] + b[i]) + (c[i] + d[i])) + ((e[i] + f[i]) + (g[i] + h[i]))
+    return above, below, total
+
+
+def _float_row(x, row, kind, buffer):
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_float_row)
+def _float_row_typed(x, row, kind, buffer):
+    if x.dtype == types.float32:
+        return lambda x, row, kind, buffer: x[row]
+
+    def widened(x, row, kind, buffer):
+        for i in range(buffer.size):
+            buffer[i] = widen(x[row, i], kind)
+        return buffer
+
+    return widened
+
+
+@njit(nogil=True, cache=True)
+def _note_bad_row(row, sample, bad_ids, bad_count):
+    """Count a row with NaN or infinity in it, and keep its id where it is among the lowest."""
+    finite = True
+    for i in range(row.size):
+        finite = finite and abs(row[i]) <= _FLOAT32_MAX
+    if finite:
+        return
+    bad_count[0] += 1
+    place = bad_ids.size
+    while place > 0 and bad_ids[place - 1] > sample:
+        if place < bad_ids.size:
+            bad_ids[place] = bad_ids[place - 1]
+        place -= 1
+    if place < bad_ids.size:
+        bad_ids[place] = sample
+
+
+@njit(nogil=True, cache=True)
+def _scan_rows(x, kind, picked, samples, values, ids, counts, lowest, bad_ids, bad_count, limit, high, buffers):
+    """Offer the rows `picked` of x, whose ids are `samples`, to one group's heaps."""
+    dims, k = values.shape
+    lowest_id = samples.min()
+    for i in range(dims):
+        full = counts[i] == k
+        limit[i] = limit_of(values[i, 0], ids[i, 0], lowest_id) if full else _LOWEST
+    for start in range(0, picked.size, 8):
+        n = min(8, picked.size - start)
+        # A short last step repeats its last row, which changes neither maximum nor minimum.
+        a = _float_row(x, picked[start], kind, buffers[0])
+        b = _float_row(x, picked[start + min(1, n - 1)], kind, buffers[1])
+        c = _float_row(x, picked[start + min(2, n - 1)], kind, buffers[2])
+        d = _float_row(x, picked[start + min(3, n - 1)], kind, buffers[3])
+        e = _float_row(x, picked[start + min(4, n - 1)], kind, buffers[4])
+        f = _float_row(x, picked[start + min(5, n - 1)], kind, buffers[5])
+        g = _float_row(x, picked[start + min(6, n - 1)], kind, buffers[6])
+        h = _float_row(x, picked[start + min(7, n - 1)], kind, buffers[7])
+        rows = (a, b, c, d, e, f, g, h)
+        suspect = False
+        for t in range(0, dims, _TILE):
+            end = min(dims, t + _TILE)
+            above, below, total = _reach(
+                a[t:end], b[t:end], c[t:end], d[t:end], e[t:end], f[t:end], g[t:end], h[t:end],
+                limit[t:end], lowest[t:end], high[t:end],
+            )  # fmt: skip
+            suspect = suspect or not abs(total) <= _FLOAT32_MAX
+            if below > 0:
+                for row in rows:
+                    for i in range(t, end):
+                        lowest[i] = min(lowest[i], row[i])
+            i = t
+            while above > 0:
+                if high[i] >= limit[i]:
+                    above -= np.int32(1)
+                    for j in range(n):
+                        value = rows[j][i]
+                        if value >= limit[i]:
+                            # + 0 turns -0 into +0.
+                            value += np.float32(0)
+                            counts[i] = offer(values[i], ids[i], counts[i], value, samples[start + j])
+                            if counts[i] == k:
+                                limit[i] = limit_of(values[i, 0], ids[i, 0], lowest_id)
+                i += 1
+        if suspect:
+            for j in range(n):
+                _note_bad_row(rows[j], samples[start + j], bad_ids, bad_count)
+
+
+@njit(nogil=True, cache=True)
+def _scan_group(x, kind, samples, order, first, last, stride, values, ids, counts, lowest, bad_ids, bad_count):
+    """Offer rows order[first … last - 1] (first … last - 1 where `order` is empty) to one group's heaps."""
+    dims = values.shape[0]
+    limit, high = np.empty(dims, np.float32), np.empty(dims, np.float32)
+    buffers = np.empty((8, dims if kind != FLOAT32 else 0), np.float32)
+    picked, picked_samples = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
+    skip = 0
+    while stride > 0:
+        j = np.int64(skip)
+        while first + j * stride < last:
+            n = 0
+            while n < _BLOCK and first + j * stride < last:
+                row = first + j * stride
+                picked[n] = order[row] if order.size else row
+                picked_samples[n] = samples[picked[n]]
+                n += 1
+                j += 1
+                if j % _RATIO == 0:
+                    j += skip
+            _scan_rows(
+                x, kind, picked[:n], picked_samples[:n], values, ids, counts, lowest, bad_ids, bad_count,
+                limit, high, buffers,
+            )  # fmt: skip
+        skip = 1
+        stride //= _RATIO
+
+
+@njit(nogil=True, cache=True)
+def _sort_heaps(values, ids, counts):
+    """Turn heaps [lists, k] into lists, best entry first."""
+    for row in range(values.shape[0]):
+        for end in range(counts[row] - 1, 0, -1):
+            value, sample = values[row, end], ids[row, end]
+            worst_value, worst_id = values[row, 0], ids[row, 0]
+            sink(values[row], ids[row], end, value, sample)
+            values[row, end], ids[row, end] = worst_value, worst_id
+
+
+@njit(nogil=True, cache=True)
+def _merge_lists(a_values, a_ids, a_counts, b_values, b_ids, b_counts, values, ids, counts):
+    """Merge sorted lists [lists, k] pair by pair."""
+    lists, k = values.shape
+    for row in range(lists):
+        i, j, n = 0, 0, 0
+        while n < k and (i < a_counts[row] or j < b_counts[row]):
+            if j == b_counts[row] or (
+                i < a_counts[row] and better(a_values[row, i], a_ids[row, i], b_values[row, j], b_ids[row, j])
+            ):
+                values[row, n], ids[row, n] = a_values[row, i], a_ids[row, i]
+                i += 1
+            else:
+                values[row, n], ids[row, n] = b_values[row, j], b_ids[row, j]
+                j += 1
+            n += 1
+        counts[row] = n
+
+
+# -- CUDA ----------------------------------------------------------------------------------------------------------
+
+
+def top_slabs(
+    x, kind, samples, order, ordered, slab_first, slab_last, slab_group, slab_lowest_id, stride, skip,
+    values, ids, counts, slab_values, slab_ids, slab_counts, slab_minimum, bad,
+):  # fmt: skip
+    """CUDA kernel: one thread a column of a slab of rows, lists of what gets past the state's k-th best.
+
+    Lanes of a warp take neighbouring columns, so rows load whole; threads' y takes further slabs where columns are
+    few. Bound by memory: each row of this level is read once, and after the first levels hits are rare.
+
+    Arguments:
+        x: float32 or int16 (the bits) [R, D]. kind: FLOAT32, FLOAT16 or BFLOAT16. samples: int64 [R], the ids.
+        order: int64 [R], rows sorted by group, used where `ordered` is 1.
+        slab_first, slab_last: int64 [S], which of the level's visits. slab_group: int64 [S].
+        slab_lowest_id: int64 [S], the slab's lowest id, or -1 where it is not known.
+        stride, skip: the level visits positions j·stride, all j (skip 0), or those not multiples of 32 (skip 1).
+        values, ids: [G, D, k], counts: int32 [G, D]: the state, read only.
+        slab_values, slab_ids: [S, c, D], slab_counts: int32 [S, D], slab_minimum: float32 [S, D]: written.
+        bad: uint8 [R + 1]: set to 1 for rows with NaN or infinity, and at R when there is any.
+    """
+    dims = x.shape[1]
+    tiles = (dims + cuda.blockDim.x - 1) // cuda.blockDim.x
+    column = (cuda.blockIdx.x % tiles) * cuda.blockDim.x + cuda.threadIdx.x
+    slab = (cuda.blockIdx.x // tiles) * cuda.blockDim.y + cuda.threadIdx.y
+    if column >= dims or slab >= slab_first.shape[0]:
+        return
+    group, lowest_id = slab_group[slab], slab_lowest_id[slab]
+    k = values.shape[2]
+    floor_value, floor_id = _LOWEST, _NO_ID
+    if counts[group, column] == k:
+        floor_value, floor_id = values[group, column, k - 1], ids[group, column, k - 1]
+    limit = limit_of(floor_value, floor_id, lowest_id)
+    list_values, list_ids = slab_values[slab, :, column], slab_ids[slab, :, column]
+    count = 0
+    minimum, total = np.float32(np.inf), np.float32(0)
+    visit, last = slab_first[slab], slab_last[slab]
+    j = visit + skip * (1 + visit // (_RATIO - 1))
+    while visit < last:
+        # Four loads in flight; a short last step repeats its last row.
+        n = min(4, last - visit)
+        p0 = j
+        p1, p2, p3 = p0, p0, p0
+        if n > 1:
+            p1 = p0 + 1
+            p1 += skip * np.int64(p1 & (_RATIO - 1) == 0)
+            p2, p3 = p1, p1
+        if n > 2:
+            p2 = p1 + 1
+            p2 += skip * np.int64(p2 & (_RATIO - 1) == 0)
+            p3 = p2
+        if n > 3:
+            p3 = p2 + 1
+            p3 += skip * np.int64(p3 & (_RATIO - 1) == 0)
+        j = p3 + 1
+        j += skip * np.int64(j & (_RATIO - 1) == 0)
+        visit += n
+        r0, r1, r2, r3 = p0 * stride, p1 * stride, p2 * stride, p3 * stride
+        if ordered:
+            r0, r1, r2, r3 = order[r0], order[r1], order[r2], order[r3]
+        raw0, raw1, raw2, raw3 = x[r0, column], x[r1, column], x[r2, column], x[r3, column]
+        v0, v1, v2, v3 = widen(raw0, kind), widen(raw1, kind), widen(raw2, kind), widen(raw3, kind)
+        minimum = min(minimum, min(min(v0, v1), min(v2, v3)))
+        total += (v0 + v1) + (v2 + v3)
+        if v0 >= limit or v1 >= limit or v2 >= limit or v3 >= limit:
+            for q in range(n):
+                value, row = v0, r0
+                if q == 1:
+                    value, row = v1, r1
+                elif q == 2:
+                    value, row = v2, r2
+                elif q == 3:
+                    value, row = v3, r3
+                if value >= limit:
+                    sample = samples[row]
+                    value = np.float32(value + np.float32(0))
+                    if better(value, sample, floor_value, floor_id):
+                        count = offer(list_values, list_ids, count, value, sample)
+                        # The slab's own k-th best raises the floor; a shorter list holds its whole slab.
+                        if count == k and better(list_values[0], list_ids[0], floor_value, floor_id):
+                            floor_value, floor_id = list_values[0], list_ids[0]
+                            limit = limit_of(floor_value, floor_id, lowest_id)
+    slab_counts[slab, column] = count
+    slab_minimum[slab, column] = minimum
+    if not abs(total) <= _FLOAT32_MAX:
+        for visit in range(slab_first[slab], slab_last[slab]):
+            row = (visit + skip * (1 + visit // (_RATIO - 1))) * stride
+            if ordered:
+                row = order[row]
+            if not abs(widen(x[row, column], kind)) <= _FLOAT32_MAX:
+                bad[row] = 1
+                bad[bad.shape[0] - 1] = 1
+
+
+def merge_slabs(
+    groups, first_slab, last_slab, slab_values, slab_ids, slab_counts, slab_minimum,
+    values, ids, counts, minimum, room,
+):  # fmt: skip
+    """CUDA kernel: one block a (group, column): the slabs' lists and the state's list become the state's list.
+
+    Entries go to shared memory as long as there is room, are sorted there (a bitonic network on the total order of
+    values and ids, so that the arrival order does not show), the best k stay, and the next ones follow.
+
+    Arguments:
+        groups, first_slab, last_slab: int64 [Q], the groups of this launch and their slabs; the grid is (Q, D).
+        slab_…: as `top_slabs` wrote them. values, ids, counts: the state. minimum: float32 [G, D].
+        room: entries sorted at once, a power of two, above k and at most 2,048.
+    """
+    best = cuda.shared.array(_SORTED, types.float32)
+    best_ids = cuda.shared.array(_SORTED, types.int64)
+    least = cuda.shared.array(_MOST_THREADS, types.float32)
+    shared = cuda.shared.array(2, types.int32)  # entries in use; whether a thread has more
+    thread, threads = cuda.threadIdx.x, cuda.blockDim.x
+    group, column = groups[cuda.blockIdx.x], cuda.blockIdx.y
+    first, last = first_slab[cuda.blockIdx.x], last_slab[cuda.blockIdx.x]
+    k = values.shape[2]
+    kept = np.int64(counts[group, column])
+    for i in range(thread, kept, threads):
+        best[i] = values[group, column, i]
+        best_ids[i] = ids[group, column, i]
+    low = np.float32(np.inf)
+    for slab in range(first + thread, last, threads):
+        low = min(low, slab_minimum[slab, column])
+    least[thread] = low
+    slab, entry = first + thread, 0
+    more = True
+    while more:
+        if thread == 0:
+            shared[0] = kept
+            shared[1] = 0
+        cuda.syncthreads()
+        floor_value, floor_id = _LOWEST, _NO_ID
+        if kept == k:
+            floor_value, floor_id = best[k - 1], best_ids[k - 1]
+        full = False
+        while slab < last and not full:
+            if entry >= slab_counts[slab, column]:
+                slab, entry = slab + threads, 0
+            else:
+                value, sample = slab_values[slab, entry, column], slab_ids[slab, entry, column]
+                if better(value, sample, floor_value, floor_id):
+                    place = cuda.atomic.add(shared, 0, 1)
+                    if place < room:
+                        best[place] = value
+                        best_ids[place] = sample
+                        entry += 1
+                    else:
+                        full = True
+                        shared[1] = 1
+                else:
+                    entry += 1
+        cuda.syncthreads()
+        used = min(np.int64(shared[0]), np.int64(room))
+        more = shared[1] == 1
+        size = 2
+        while size < used:
+            size *= 2
+        for i in range(used + thread, size, threads):
+            best[i] = _LOWEST
+            best_ids[i] = _NO_ID
+        cuda.syncthreads()
+        span = 2
+        while span <= size:
+            step = span // 2
+            while step > 0:
+                for i in range(thread, size // 2, threads):
+                    a = 2 * step * (i // step) + i % step
+                    b = a + step
+                    upside_down = better(best[b], best_ids[b], best[a], best_ids[a])
+                    if upside_down == ((a & span) == 0):
+                        value, sample = best[a], best_ids[a]
+                        best[a], best_ids[a] = best[b], best_ids[b]
+                        best[b], best_ids[b] = value, sample
+                cuda.syncthreads()
+                step //= 2
+            span *= 2
+        kept = min(used, np.int64(k))
+    for i in range(thread, kept, threads):
+        values[group, column, i] = best[i]
+        ids[group, column, i] = best_ids[i]
+    if thread == 0:
+        counts[group, column] = kept
+        for i in range(threads):
+            low = min(low, least[i])
+        minimum[group, column] = min(minimum[group, column], low)
+
+
+def _cuda_signatures():
+    integer, ids = types.int64, types.int64[::1]
+    lists, list_ids = types.float32[:, :, ::1], types.int64[:, :, ::1]
+    counts, floats = types.int32[:, ::1], types.float32[:, ::1]
+    for pixel in (types.float32, types.int16):
+        yield (
+            "top_slabs", top_slabs,
+            (pixel[:, ::1], integer, ids, ids, integer, ids, ids, ids, ids, integer, integer,
+             lists, list_ids, counts, lists, list_ids, counts, floats, types.uint8[::1]),
+        )  # fmt: skip
+    yield (
+        "merge_slabs", merge_slabs,
+        (ids, ids, ids, lists, list_ids, counts, floats, lists, list_ids, counts, floats, integer),
+    )  # fmt: skip
+
+
+CUDA_KERNELS = list(_cuda_signatures())
+"""(name, function, argument types) of each kernel, for compiling them without a GPU."""
+
+
+@cache
+def _compiled(kernel):
+    return cuda.jit(kernel)
+
+
+# -- the host's side -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TopKState:
+    """The lists of a pass, or of several merged ones, on the host.
+
+    values: float32 [groups, dims, k], best first, -inf past `counts`; ids: int64 likewise, -1 past `counts`;
+    counts: int32 [groups, dims]; minimum, maximum: float32 [dims], of all groups; rows: how many were seen;
+    nonfinite: how many of them hold NaN or infinity, of which nonfinite_ids (int64, ascending) are the lowest ids.
+    Lists of a pass with non-finite rows are of no use.
+    """
+
+    values: np.ndarray
+    ids: np.ndarray
+    counts: np.ndarray
+    minimum: np.ndarray
+    maximum: np.ndarray
+    rows: int
+    nonfinite: int
+    nonfinite_ids: np.ndarray
+
+
+def merge_states(a: TopKState, b: TopKState) -> TopKState:
+    """Return the state of both passes together: exact, whatever the order in which states are merged.
+
+    Raises UsageError for states of other shapes. No sample may be in both.
+    """
+    if a.values.shape != b.values.shape:
+        raise UsageError(f"cannot merge top-k states of shapes {a.values.shape} and {b.values.shape}")
+    groups, dims, k = a.values.shape
+    values, ids, counts = _empty_lists(groups, dims, k)
+    flat = groups * dims
+    _merge_lists(
+        a.values.reshape(flat, k), a.ids.reshape(flat, k), a.counts.reshape(flat),
+        b.values.reshape(flat, k), b.ids.reshape(flat, k), b.counts.reshape(flat),
+        values.reshape(flat, k), ids.reshape(flat, k), counts.reshape(flat),
+    )  # fmt: skip
+    return TopKState(
+        values, ids, counts, np.minimum(a.minimum, b.minimum), np.maximum(a.maximum, b.maximum),
+        a.rows + b.rows, a.nonfinite + b.nonfinite,
+        np.sort(np.concatenate([a.nonfinite_ids, b.nonfinite_ids]))[:FIRST_IDS],
+    )  # fmt: skip
+
+
+class TopK:
+    """Keep each column's k best rows of a matrix that arrives in chunks, on the CPU or on a GPU.
+
+    Arguments:
+        dims: the matrix's width. k: entries kept a column and group, at most 1,024 on CUDA.
+        groups: 1, or the number of classes. device: "cpu" or "cuda". threads: for the CPU.
+
+    Raises UsageError for sizes out of range and for CUDA where there is none.
+    """
+
+    def __init__(self, dims: int, k: int, groups: int = 1, device: str = "cpu", threads: int | None = None) -> None:
+        for name, value in (("dims", dims), ("k", k), ("groups", groups)):
+            if value < 1:
+                raise UsageError(f"top-k needs at least one of {name}, not {value}")
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads={threads}; at least one is needed")
+        self.dims, self.k, self.groups = dims, k, groups
+        kind = str(device).partition(":")[0]
+        if kind not in ("cpu", "cuda"):
+            raise UsageError(f'device={device!r}; it is "cpu" or "cuda"')
+        self._lists: _CpuLists | _CudaLists
+        if kind == "cuda":
+            self._lists = _CudaLists(dims, k, groups, str(device))
+        else:
+            self._lists = _CpuLists(dims, k, groups, threads or _cores())
+        self._merged: TopKState | None = None
+        self._rows = 0
+
+    def update(self, embeddings: Any, ids: Any, group_of_row: Any = None) -> None:
+        """Take in a chunk.
+
+        Arguments:
+            embeddings: [R, dims]; float32, float16, or bfloat16 (as a torch tensor, or as its uint16 bits in NumPy);
+                NumPy or torch; on the GPU only for device="cuda", where the launch is on torch's current stream.
+            ids: int64 [R], in any order, each id once in all chunks; a `range` where they are consecutive.
+            group_of_row: integers [R] in 0…groups - 1, where there is more than one group.
+        """
+        x, kind = _matrix(embeddings)
+        rows = int(x.shape[0]) if x.ndim == 2 else -1
+        if x.ndim != 2 or x.shape[1] != self.dims:
+            raise UsageError(f"embeddings of shape {tuple(x.shape)}, but {self.dims} columns were expected")
+        if len(ids) != rows:
+            raise UsageError(f"{len(ids):,} ids for {rows:,} rows of embeddings")
+        if rows == 0:
+            return
+        samples = np.arange(ids.start, ids.stop, ids.step) if isinstance(ids, range) else _host(ids)
+        samples = np.ascontiguousarray(samples, np.int64)
+        order, bounds = _by_group(group_of_row, rows, self.groups)
+        self._lists.update(x, kind, samples, order, bounds)
+        self._rows += rows
+
+    def merge(self, other: "TopK | TopKState") -> None:
+        """Add what another pass (a thread's, another rank's) has seen."""
+        state = other.result() if isinstance(other, TopK) else other
+        self._merged = state if self._merged is None else merge_states(self._merged, state)
+
+    def result(self) -> TopKState:
+        """Return the state so far; further updates go on from it."""
+        state = self._lists.state(self._rows)
+        return state if self._merged is None else merge_states(state, self._merged)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _host(array: Any) -> np.ndarray:
+    return array.cpu().numpy() if hasattr(array, "cpu") else np.asarray(array)
+
+
+def _matrix(embeddings: Any) -> tuple[Any, int]:
+    """Return embeddings as float32, or as 16-bit integers that hold the bits of `kind`; no copy."""
+    name = str(embeddings.dtype).rpartition(".")[2]
+    is_tensor = hasattr(embeddings, "data_ptr")
+    if name == "float32":
+        return embeddings, FLOAT32
+    if name == "float16":
+        kind = FLOAT16
+    elif name == "bfloat16" or (name == "uint16" and not is_tensor):
+        kind = BFLOAT16
+    else:
+        raise UsageError(f"embeddings of type {name}; float32, float16 or bfloat16 were expected")
+    if is_tensor:
+        import torch
+
+        return embeddings.contiguous().view(torch.int16), kind
+    return np.ascontiguousarray(embeddings).view(np.int16), kind
+
+
+def _by_group(group_of_row: Any, rows: int, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows sorted by group (empty where there is one group) and where each group begins and ends."""
+    if group_of_row is None:
+        if groups > 1:
+            raise UsageError(f"there are {groups} groups, but rows came without their group")
+        return np.empty(0, np.int64), np.array([0, rows], np.int64)
+    group_of_row = _host(group_of_row)
+    if group_of_row.shape != (rows,):
+        raise UsageError(f"groups of shape {group_of_row.shape} for {rows:,} rows of embeddings")
+    if group_of_row.min() < 0 or group_of_row.max() >= groups:
+        raise UsageError(f"groups of rows go from {group_of_row.min()} to {group_of_row.max()}, not 0…{groups - 1}")
+    sizes = np.bincount(group_of_row, minlength=groups)
+    order = np.argsort(group_of_row, kind="stable") if groups > 1 else np.empty(0, np.int64)
+    return order.astype(np.int64), np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+
+def _empty_lists(groups: int, dims: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    shape = (groups, dims, k)
+    return np.full(shape, _LOWEST), np.full(shape, -1, np.int64), np.zeros((groups, dims), np.int32)
+
+
+def _state(values, ids, counts, minimum, rows, nonfinite, nonfinite_ids) -> TopKState:
+    # The best entry of all lists is the maximum, so that no pass has to look for it.
+    maximum = values[:, :, 0].max(axis=0)
+    return TopKState(values, ids, counts, minimum + np.float32(0), maximum, rows, nonfinite, nonfinite_ids)
+
+
+class _CpuLists:
+    """Heaps of each thread's own, over slabs of the chunk; merged when asked for."""
+
+    def __init__(self, dims: int, k: int, groups: int, threads: int) -> None:
+        self.dims, self.k, self.groups, self.threads = dims, k, groups, threads
+        self.heaps: list[_Heaps] = []
+
+    def update(self, x: Any, kind: int, samples: np.ndarray, order: np.ndarray, bounds: np.ndarray) -> None:
+        if hasattr(x, "data_ptr"):
+            if x.device.type != "cpu":
+                raise UsageError('embeddings are on the GPU, but device="cpu"; say device="cuda"')
+            x = x.detach().numpy()
+        x = np.ascontiguousarray(x)
+        # A slab below a few thousand values costs more to start than to scan.
+        slabs = max(1, min(self.threads, x.size // 16_384))
+        cuts = [len(x) * i // slabs for i in range(slabs + 1)]
+        while len(self.heaps) < slabs:
+            self.heaps.append(_Heaps(self.dims, self.k, self.groups))
+        jobs = [(self.heaps[i], x, kind, samples, order, bounds, cuts[i], cuts[i + 1]) for i in range(slabs)]
+        if slabs == 1:
+            _Heaps.scan(*jobs[0])
+            return
+        with ThreadPoolExecutor(slabs) as pool:
+            for job in [pool.submit(_Heaps.scan, *job) for job in jobs]:
+                job.result()
+
+    def state(self, rows: int) -> TopKState:
+        states = [heaps.state() for heaps in self.heaps] or [_Heaps(self.dims, self.k, self.groups).state()]
+        merged = states[0]
+        for state in states[1:]:
+            merged = merge_states(merged, state)
+        return replace(merged, rows=rows)
+
+
+class _Heaps:
+    def __init__(self, dims: int, k: int, groups: int) -> None:
+        self.values, self.ids, self.counts = _empty_lists(groups, dims, k)
+        self.minimum = np.full(dims, np.inf, np.float32)
+        self.bad_ids = np.full(FIRST_IDS, _NO_ID)
+        self.bad_count = np.zeros(1, np.int64)
+
+    def scan(self, x, kind, samples, order, bounds, first: int, last: int) -> None:
+        for group in range(len(bounds) - 1):
+            begin, end = max(first, int(bounds[group])), min(last, int(bounds[group + 1]))
+            if begin < end:
+                _scan_group(
+                    x, kind, samples, order, begin, end, top_stride(end - begin, self.values.shape[2]),
+                    self.values[group], self.ids[group], self.counts[group], self.minimum,
+                    self.bad_ids, self.bad_count,
+                )  # fmt: skip
+
+    def state(self) -> TopKState:
+        values, ids, counts = self.values.copy(), self.ids.copy(), self.counts.copy()
+        k = values.shape[2]
+        _sort_heaps(values.reshape(-1, k), ids.reshape(-1, k), counts.reshape(-1))
+        bad_ids = self.bad_ids[self.bad_ids != _NO_ID]
+        return _state(values, ids, counts, self.minimum, 0, int(self.bad_count[0]), bad_ids)
+
+
+class _CudaLists:
+    """Sorted lists on the device, raised level by level of each chunk: slabs' lists, then a merge."""
+
+    def __init__(self, dims: int, k: int, groups: int, device: str) -> None:
+        if cuda is None:
+            raise UsageError('device="cuda" needs numba-cuda: pip install "fastload[cuda13]"')
+        import torch
+
+        if not SIMULATED and not torch.cuda.is_available():
+            raise UsageError('device="cuda", but torch finds no CUDA device; use device="cpu"')
+        if k > MAX_K_CUDA:
+            raise UsageError(f'lists of {k:,} are longer than CUDA takes, {MAX_K_CUDA:,}; use device="cpu"')
+        self.dims, self.k, self.groups = dims, k, groups
+        self.device = torch.device("cpu" if SIMULATED else device)
+        shape = (groups, dims, k)
+        self.values = torch.full(shape, -math.inf, dtype=torch.float32, device=self.device)
+        self.ids = torch.full(shape, -1, dtype=torch.int64, device=self.device)
+        self.counts = torch.zeros((groups, dims), dtype=torch.int32, device=self.device)
+        self.minimum = torch.full((groups, dims), math.inf, dtype=torch.float32, device=self.device)
+        self.lanes = 4096 if SIMULATED else 2048 * torch.cuda.get_device_properties(self.device).multi_processor_count
+        self.room = 1 << max(8, (2 * k - 1).bit_length())
+        self.merge_threads = 128
+        self.slab_bytes = 1 << 29
+        if SIMULATED:  # a simulated thread is a Python thread: the fewest that still show races
+            self.room, self.merge_threads, self.lanes = 1 << (2 * k - 1).bit_length(), 4, 4 * dims
+        self.nonfinite = 0
+        self.bad_ids = np.empty(0, np.int64)
+
+    def update(self, x: Any, kind: int, samples: np.ndarray, order: np.ndarray, bounds: np.ndarray) -> None:
+        import torch
+
+        if not hasattr(x, "data_ptr"):
+            x = torch.from_numpy(np.ascontiguousarray(x))
+        x = x.detach().to(self.device).contiguous()
+        rows = len(samples)
+        bad = torch.zeros(rows + 1, dtype=torch.uint8, device=self.device)
+        on_device = [self._upload(samples), self._upload(order if order.size else np.zeros(1, np.int64))]
+        ascending = bool((samples[1:] > samples[:-1]).all())
+        present = np.flatnonzero(np.diff(bounds))
+        stride, skip = top_stride(rows, self.k * len(present)), 0
+        while stride > 0:
+            plan = self._plan(bounds, present, stride, skip)
+            if len(plan.first):
+                self._level(x, kind, on_device, order, samples if ascending else None, plan, present, bad)
+            stride, skip = stride // _RATIO, 1
+        if int(bad[-1]):
+            found = samples[_host(bad[:-1]).astype(bool)]
+            self.nonfinite += len(found)
+            self.bad_ids = np.sort(np.concatenate([self.bad_ids, found]))[:FIRST_IDS]
+
+    def _upload(self, array: np.ndarray) -> Any:
+        import torch
+
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def _plan(self, bounds: np.ndarray, present: np.ndarray, stride: int, skip: int) -> "_Plan":
+        """Cut a level's visits into slabs, each of one group, of a length that fills the device."""
+        reached = -(-bounds // stride)
+        visits = reached - -(-reached // _RATIO) if skip else reached
+        begins, ends = visits[present], visits[present + 1]
+        fewest = max(1, self.lanes // self.dims)
+        affordable = max(1, self.slab_bytes // (self.dims * self.k * 12))
+        length = max(16, -(-int(visits[-1]) // min(fewest, affordable)))
+        pieces = -(-(ends - begins) // length)
+        last_slab = np.cumsum(pieces)
+        first_slab = last_slab - pieces
+        within = np.arange(pieces.sum()) - np.repeat(first_slab, pieces)
+        first = np.repeat(begins, pieces) + within * length
+        last = np.minimum(first + length, np.repeat(ends, pieces))
+        return _Plan(stride, skip, length, first, last, np.repeat(present, pieces), first_slab, last_slab)
+
+    def _level(self, x, kind, on_device, order, ascending_samples, plan, present, bad) -> None:
+        import torch
+
+        slabs, capacity = len(plan.first), min(self.k, plan.length)
+        slab_values = torch.empty((slabs, capacity, self.dims), dtype=torch.float32, device=self.device)
+        slab_ids = torch.empty((slabs, capacity, self.dims), dtype=torch.int64, device=self.device)
+        slab_counts = torch.empty((slabs, self.dims), dtype=torch.int32, device=self.device)
+        slab_minimum = torch.empty((slabs, self.dims), dtype=torch.float32, device=self.device)
+        lowest_id = np.full(slabs, -1, np.int64)
+        if ascending_samples is not None:
+            row = (plan.first + plan.skip * (1 + plan.first // (_RATIO - 1))) * plan.stride
+            lowest_id = ascending_samples[order[row] if order.size else row]
+        table = self._upload(np.stack([plan.first, plan.last, plan.group, lowest_id]))
+        ranges = self._upload(np.stack([present, plan.first_slab, plan.last_slab]))
+        stream = 0 if SIMULATED else launch_stream(torch.cuda.current_stream(self.device))
+        state = [device_array(t) for t in (self.values, self.ids, self.counts)]
+        lists = [device_array(t) for t in (slab_values, slab_ids, slab_counts, slab_minimum)]
+        grid, block = _launch_shape(slabs, self.dims)
+        _compiled(top_slabs)[grid, block, stream](
+            device_array(x), kind, *[device_array(t) for t in on_device], int(order.size > 0),
+            *[device_array(row) for row in table], plan.stride, plan.skip, *state, *lists, device_array(bad),
+        )  # fmt: skip
+        _compiled(merge_slabs)[(len(present), self.dims), self.merge_threads, stream](
+            *[device_array(row) for row in ranges], *lists, *state, device_array(self.minimum), self.room
+        )
+
+    def state(self, rows: int) -> TopKState:
+        values, ids, counts = (_host(t).copy() for t in (self.values, self.ids, self.counts))
+        minimum = _host(self.minimum).min(axis=0)
+        return _state(values, ids, counts, minimum, rows, self.nonfinite, self.bad_ids)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One level's slabs: which visits each takes, of which group; and each present group's slabs."""
+
+    stride: int
+    skip: int
+    length: int
+    first: np.ndarray
+    last: np.ndarray
+    group: np.ndarray
+    first_slab: np.ndarray
+    last_slab: np.ndarray
+
+
+def _launch_shape(slabs: int, dims: int) -> tuple[int, tuple[int, int]]:
+    """Return the grid and block of `top_slabs`: tiles of columns of equal width, slabs side by side below 32."""
+    tiles = -(-dims // _MOST_THREADS)
+    width = 32 * -(-dims // (32 * tiles)) if dims >= 32 else 1 << (dims - 1).bit_length()
+    height = 2 if SIMULATED else max(1, _MOST_THREADS // width)
+    if SIMULATED:
+        width = min(width, 4)
+        tiles = -(-dims // width)
+    return tiles * -(-slabs // height), (width, height)

@@ -1,0 +1,167 @@
+"""Run by tests/test_simulator.py in a process of its own with NUMBA_ENABLE_CUDASIM=1, which is read at import.
+
+The kernels run by themselves over awkward images, then through the feeds that a GPU uses, on packed files.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import cuda_stand_ins
+import reference
+from packs import noise_images, write_raw
+
+from fastload.augment import Augment, kernel_settings
+from fastload.feeds import Output, _FusedResidentFeed, _FusedStreamFeed
+from fastload.kernels import augment as kernel
+from fastload.kernels.cuda_target import cuda
+from fastload.order import FAST, FINE_TUNE, Order
+from fastload.packed import PackedFile
+
+SEED = 2**63 + 12_345
+KINDS = {"float32": kernel.FLOAT32, "float16": kernel.FLOAT16, "bfloat16": kernel.BFLOAT16}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+resident, gathered = cuda.jit(kernel.augment_resident), cuda.jit(kernel.augment_gathered)
+
+rng = np.random.default_rng(0)
+noise = rng.integers(0, 256, (10, 9, 3), dtype=np.uint8)
+nearly_flat = np.full((10, 9, 3), 128, np.uint8)
+nearly_flat[4, 4] = 129
+IMAGES = np.stack([noise, np.full((10, 9, 3), 200, np.uint8), nearly_flat, 255 - noise, noise[::-1]])
+IDS = np.array([7, 2**33 + 5, 0, 99, 2**40], np.int64)
+LABELS = np.array([[4], [3], [2], [1], [0]], np.int64)
+
+
+def stored(images, planar):
+    """The images' bytes and the strides (image, row, column, channel) that kernels take."""
+    count, height, width, channels = images.shape
+    size = height * width * channels
+    if planar:
+        return images.transpose(0, 3, 1, 2).reshape(-1).copy(), (size, width, 1, height * width)
+    return images.reshape(-1).copy(), (size, width * channels, channels, 1)
+
+
+def as_hwc(out, dtype, channels_last, augment, channels):
+    """Kernel output [b, h·w·c], values or bits, as float64 [b, h, w, c]."""
+    values = torch.from_numpy(out)
+    values = values if dtype == "float32" else values.view(DTYPES[dtype])
+    height, width = augment.size
+    if channels_last:
+        return values.double().reshape(-1, height, width, channels).numpy()
+    return values.double().reshape(-1, channels, height, width).permute(0, 2, 3, 1).numpy()
+
+
+def compare(got, image, sample, epoch, phase, augment, dtype):
+    drawn = reference.parameters(sample, epoch, SEED, phase, augment.brightness, augment.contrast, augment.flip)
+    want, divisor = reference.pixels(
+        image, drawn, augment.size, clamp=augment.clamp, standardize=augment.standardize, centre=augment.centre
+    )
+    reference.assert_close(got, want, divisor, dtype)
+
+
+def check_resident(
+    augment, *, start=3, count=4, dtype="float32", last=False, planar=False, shuffled=True, threads=8, images=IMAGES
+):
+    n, channels = len(images), images.shape[3]
+    data, strides = stored(images, planar)
+    height, width = augment.size
+    out = np.empty((count, height * width * channels), np.float32 if dtype == "float32" else np.int16)
+    out_labels, out_ids = np.empty((count, 1), np.int64), np.empty(count, np.int64)
+    resident[count, threads](
+        data, strides, images.shape[1:], IDS[:n], LABELS[:n], np.uint64(start), np.uint64(n), np.uint64(SEED),
+        np.uint64(FINE_TUNE), shuffled, kernel_settings(augment), out, out_labels, out_ids, last, KINDS[dtype],
+    )  # fmt: skip
+    values = as_hwc(out, dtype, last, augment, channels)
+    for i in range(count):
+        epoch, row = divmod(start + i, n)
+        if shuffled:
+            row, epoch = reference.row_at(start + i, n, SEED, FINE_TUNE)
+        assert out_ids[i] == IDS[row] and out_labels[i, 0] == LABELS[row, 0]
+        compare(values[i], images[row], int(IDS[row]), epoch, FINE_TUNE, augment, dtype)
+
+
+def check_gathered(augment, *, dtype="float32", last=False, planar=False, threads=8, images=IMAGES):
+    data, strides = stored(images, planar)
+    ids, epochs = IDS[: len(images)], np.array([0, 1, 2, 2**31, 2**32 - 1], np.int64)[: len(images)]
+    channels, (height, width) = images.shape[3], augment.size
+    out = np.empty((len(images), height * width * channels), np.float32 if dtype == "float32" else np.int16)
+    gathered[len(images), threads](
+        data, strides, images.shape[1:], ids, epochs, np.uint64(SEED), np.uint64(FAST), kernel_settings(augment),
+        out, last, KINDS[dtype],
+    )  # fmt: skip
+    values = as_hwc(out, dtype, last, augment, channels)
+    for i, image in enumerate(images):
+        compare(values[i], image, int(ids[i]), int(epochs[i]), FAST, augment, dtype)
+
+
+def check_feed(kind, path, augment, order, *, start, count, dtype, last):
+    """The feed's batch against the file and the reference: ids, labels and pixels."""
+    layout = torch.channels_last if last else torch.contiguous_format
+    output = Output(count, torch.device("cpu"), DTYPES[dtype], layout)
+    with PackedFile(path) as file:
+        if kind is _FusedResidentFeed:
+            feed = kind(file, augment, order, output)
+        else:
+            feed = kind(file, augment, order, output, 1)
+        images, labels, ids = feed.make(start, count)
+        assert images.shape == (count, 3, *augment.size) and images.dtype == DTYPES[dtype]
+        assert images.is_contiguous(memory_format=layout)
+        values = images.double().permute(0, 2, 3, 1).numpy()
+        for i in range(count):
+            epoch, row = divmod(start + i, order.n)
+            if order.shuffle:
+                row, epoch = reference.row_at(start + i, order.n, order.seed, order.phase)
+            assert ids[i] == file.ids[row]
+            assert torch.equal(labels[i], torch.from_numpy(np.asarray(file.labels[row])))
+            compare(values[i], file.image(row), int(ids[i]), epoch, order.phase, augment, dtype)
+        feed.close()
+
+
+whole, cropped = Augment(crop=(10, 9)), Augment(crop=(7, 6))
+
+# Orders: across epoch boundaries, in file order, far along; 5 rows leave cycles to walk, 1 row none.
+check_resident(cropped, start=3, count=9)
+check_resident(cropped, start=2**33 + 1, count=2)
+check_resident(cropped, start=4, count=3, shuffled=False)
+check_resident(cropped, start=0, count=2, images=IMAGES[:1])
+
+# Output types, layouts and storage, each with each once in one of the two kernels.
+check_resident(cropped, dtype="float16", last=True)
+check_resident(cropped, dtype="bfloat16", planar=True, threads=16)
+check_resident(cropped, dtype="float32", last=True, planar=True)
+check_gathered(cropped, dtype="float16", planar=True, threads=16)
+check_gathered(cropped, dtype="bfloat16", last=True)
+check_gathered(cropped, dtype="float32", last=True, planar=True)
+
+# Settings: crops as large as the image or one pixel, no clamp, each standardization, centre, no randomness.
+check_gathered(whole)
+check_gathered(Augment(crop=1))
+for standardize in ("variance", "stddev", None):
+    check_gathered(Augment(crop=(7, 6), clamp=False, standardize=standardize))
+check_gathered(Augment(crop=(7, 6), standardize="variance"))
+check_gathered(cropped.evaluation())
+check_resident(Augment(crop=(7, 6), flip=1.0, contrast=(0.0, 3.0), brightness=200.0), count=2)
+
+# One and four channels; more threads than pixels.
+check_gathered(cropped, images=np.ascontiguousarray(IMAGES[..., :1]))
+four = np.concatenate([IMAGES, IMAGES[..., :1]], axis=3)
+check_gathered(Augment(crop=(2, 3)), images=four[:2], threads=16, last=True)
+
+# The host's side: packed files → the feeds that a GPU uses.
+cuda_stand_ins.install(threads=8)
+with tempfile.TemporaryDirectory() as folder:
+    images = noise_images(6, 10, 9)
+    single = write_raw(Path(folder) / "one.h5", images, np.arange(6) % 4, ids=np.arange(6) * 2**33 + 3)
+    several = write_raw(Path(folder) / "two.h5", images, rng.random((6, 2), np.float32), ids=np.arange(6)[::-1].copy())
+    order, in_turn = Order(6, SEED, FAST), Order(6, SEED, FINE_TUNE, shuffle=False)
+    for kind in (_FusedResidentFeed, _FusedStreamFeed):
+        check_feed(kind, single, cropped, order, start=4, count=4, dtype="float32", last=False)
+        check_feed(kind, several, cropped, in_turn, start=5, count=2, dtype="bfloat16", last=True)
+        check_feed(kind, several, cropped.evaluation(), order, start=0, count=1, dtype="float16", last=False)
+print("as the reference in the simulator")

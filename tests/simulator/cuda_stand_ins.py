@@ -1,0 +1,50 @@
+"""Stand-ins for the parts of torch.cuda that the host's side of the fused engine calls, for the simulator.
+
+With them the very code that a GPU runs (`_FusedResidentFeed`, `_FusedStreamFeed`, `FusedEngine.on_cuda_…`) runs on CPU
+tensors and simulated kernels. What they cannot show is what streams and events do: tests/test_gpu.py does.
+"""
+
+from contextlib import nullcontext
+
+import torch
+
+from fastload import feeds
+from fastload.kernels import augment
+from fastload.kernels.cuda_target import SIMULATED
+
+assert SIMULATED, "NUMBA_ENABLE_CUDASIM=1 must be set before the first import"
+
+
+class Stream:
+    cuda_stream = 0
+
+    def __init__(self, device=None):
+        pass
+
+    def synchronize(self):
+        pass
+
+
+class Event:
+    def record(self, stream=None):
+        pass
+
+    def synchronize(self):
+        pass
+
+
+def install(threads):
+    """Replace torch.cuda's streams, events and pinned memory, and let blocks have `threads` threads."""
+    only = Stream()
+    plain_empty = torch.empty
+
+    def empty(*sizes, pin_memory=False, **options):
+        return plain_empty(*sizes, **options)
+
+    torch.empty = empty
+    torch.Tensor.pin_memory = lambda self: self
+    torch.cuda.Stream, torch.cuda.Event = Stream, Event
+    torch.cuda.current_stream = lambda device=None: only
+    torch.cuda.stream = torch.cuda.device = lambda which: nullcontext()
+    feeds._check_fits = lambda size, device, name: None
+    augment.THREADS = threads
