@@ -96,14 +96,14 @@ class PackedFile:
 
     def _read_packed(self, file: h5py.File) -> None:
         check_format(self.path, file)
-        self.storage = str(file.attrs.get("storage"))
+        self.storage = str(read_attribute(self.path, file, "storage"))
         if self.storage not in ("raw", "encoded"):
             raise self._error(f"says storage {self.storage!r}, neither 'raw' nor 'encoded'; pack it again")
-        self.fingerprint = str(file.attrs.get("fingerprint"))
+        self.fingerprint = str(read_attribute(self.path, file, "fingerprint"))
         if not re.fullmatch("[0-9a-f]{32}", self.fingerprint):
             raise self._error("has no valid 'fingerprint' attribute; pack it again")
         self.source = self._read_source(file)
-        self.created_with = str(file.attrs.get("created_with", ""))
+        self.created_with = str(read_attribute(self.path, file, "created_with") or "")
         dataset = self._inner(file, "images", np.uint8)
         labels = self._inner(file, "labels")
         if self.storage == "raw":
@@ -126,7 +126,7 @@ class PackedFile:
 
     def _read_source(self, file: h5py.File) -> dict[str, Any]:
         try:
-            source = json.loads(file.attrs.get("source", "{}"))
+            source = json.loads(read_attribute(self.path, file, "source"))
         except (TypeError, ValueError, RecursionError):
             source = None
         if not isinstance(source, dict):
@@ -150,7 +150,7 @@ class PackedFile:
         if "classes" not in file:
             return []
         dataset = self._inner(file, "classes")
-        if dataset.ndim != 1 or h5py.check_string_dtype(dataset.dtype) is None:
+        if dataset.ndim != 1 or dataset.dtype.kind != "S":
             raise self._error("dataset 'classes' is not a list of names; pack it again")
         return [str(name) for name in dataset.asstr()[()]]
 
@@ -162,7 +162,7 @@ class PackedFile:
             self._column(group, "dimension", np.int32, count),
             self._column(group, "rank", np.int32, count),
             self._column(group, "score", np.float32, count),
-            {key: _plain(value) for key, value in group.attrs.items()},
+            {key: read_attribute(self.path, group, key) for key in group.attrs},
         )
 
     def _read_foreign(self, file: h5py.File, images: str, labels: str) -> None:
@@ -302,7 +302,7 @@ class PackedFile:
 
 def check_format(path: Path, file: h5py.File) -> None:
     """Raise DataError unless the file says that it is a packed file of this format."""
-    version = file.attrs.get("fastload_format")
+    version = read_attribute(path, file, "fastload_format")
     if version is None:
         names = ", ".join(sorted(file)[:6]) or "none"
         raise DataError(
@@ -311,6 +311,20 @@ def check_format(path: Path, file: h5py.File) -> None:
         )
     if not isinstance(version, int | np.integer) or version != FORMAT:
         raise DataError(f"{path}: has format {version!s:.20}, this fastload reads {FORMAT}; update fastload")
+
+
+def read_attribute(path: Path, holder: h5py.HLObject, name: str) -> Any:
+    """Return an attribute as a plain number, text or array; None where there is none.
+
+    Raises DataError for text of variable length, which reading from a damaged file may never end.
+    """
+    if name not in holder.attrs:
+        return None
+    if holder.attrs.get_id(name).dtype.hasobject:
+        raise DataError(f"{path}: attribute '{name}' is not of fixed length, as a packed file's are; pack it again")
+    value = holder.attrs[name]
+    value = value.item() if isinstance(value, np.generic) else value
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def open_hdf5(path: Path) -> h5py.File:
@@ -325,9 +339,7 @@ def open_hdf5(path: Path) -> h5py.File:
         with open(path, "rb") as handle:
             handle.read(1)
         if not h5py.is_hdf5(path):
-            raise DataError(
-                f"{path}: is not an HDF5 file; `fastload pack SOURCE {path.name}` makes one"
-            )
+            raise DataError(f"{path}: is not an HDF5 file; `fastload pack SOURCE {path.name}` makes one")
         return h5py.File(path, "r", locking=False)
     except PermissionError as error:
         raise DataError(f"{path}: may not be read; check its permissions") from error
@@ -405,10 +417,6 @@ def image_layout(where: object, name: str, shape: tuple[int, ...]) -> tuple[int,
     raise DataError(
         f"{where}: '{name}' has shape {shape}; images are [N, H, W, C], [N, C, H, W] with 1 to 4 channels or [N, H, W]"
     )
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def damaged_rows(file: PackedFile) -> list[int]:

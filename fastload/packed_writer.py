@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import glob
 import json
@@ -104,7 +105,8 @@ class PackedWriter:
             raise self._explained(error) from error
         self._partial = Path(name)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)  # tells a later writer that this one is alive
+            with contextlib.suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX)  # tells a later writer that this one is alive
             os.fchmod(self._descriptor, 0o666 & ~_umask())
             self._image_offset = self._create()
             if self.image_bytes:
@@ -195,14 +197,15 @@ class PackedWriter:
         hasher.update(labels.data)
         with h5py.File(self._partial, "r+", libver=_LIBVER, locking=False) as file:
             file.attrs["fastload_format"] = FORMAT
-            file.attrs["storage"] = "raw" if self.shape is not None else "encoded"
-            file.attrs["source"] = json.dumps(self.source, sort_keys=True)
-            file.attrs["created_with"] = f"fastload {__version__}"
-            file.attrs["fingerprint"] = hasher.hexdigest()
+            set_text(file, "storage", "raw" if self.shape is not None else "encoded")
+            set_text(file, "source", json.dumps(self.source, sort_keys=True))
+            set_text(file, "created_with", f"fastload {__version__}")
+            set_text(file, "fingerprint", hasher.hexdigest())
             if self.offsets is not None:
                 file.create_dataset("offsets", data=self.offsets)
-            names = np.array(self.classes, dtype=object)
-            file.create_dataset("classes", data=names, dtype=h5py.string_dtype(), shape=(len(names),))
+            names = [name.encode() for name in self.classes]
+            text = h5py.string_dtype("utf-8", max([1, *map(len, names)]))
+            file.create_dataset("classes", data=np.array(names, dtype=text))
             file.create_dataset("labels", data=labels)
             file.create_dataset("ids", data=self.ids)
             file.create_dataset("digests", data=self._digests)
@@ -212,7 +215,10 @@ class PackedWriter:
                 group.create_dataset("rank", data=np.asarray(self.selection.rank, np.int32))
                 group.create_dataset("score", data=np.asarray(self.selection.score, np.float32))
                 for key, value in self.selection.attributes.items():
-                    group.attrs[key] = value
+                    if isinstance(value, str):
+                        set_text(group, key, value)
+                    else:
+                        group.attrs[key] = value
         os.fsync(self._descriptor)
         os.replace(self._partial, self.path)
         self._partial = None
@@ -267,20 +273,35 @@ class PackedWriter:
         return error
 
 
+def set_text(holder: Any, name: str, text: str) -> None:
+    """Store an attribute as text of fixed length.
+
+    Text of variable length lies in HDF5's global heap, the one structure without a checksum: a flipped bit there
+    made the library loop for ever.
+    """
+    data = text.encode()
+    holder.attrs[name] = np.array(data, dtype=h5py.string_dtype("utf-8", max(1, len(data))))
+
+
 def check_target(path: Path) -> None:
     """Raise UsageError unless a packed file can go there: before hours of work, not after them."""
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; name the file to write, like {path / 'full.h5'}")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.parent}; make it first")
-    if path.exists() and (not path.is_file() or (path.stat().st_size and not _starts_like_hdf5(path))):
-        raise UsageError(f"{path}: exists and is not an HDF5 file, so it is not replaced; choose another name")
+    if path.exists() and not _replaceable(path):
+        raise UsageError(f"{path}: exists and is not a packed file, so it is not replaced; choose another name")
 
 
-def _starts_like_hdf5(path: Path) -> bool:
+def _replaceable(path: Path) -> bool:
+    """Whether a file is a packed one, whole or damaged, or empty: not somebody's tar or own HDF5 data."""
+    if not path.is_file():
+        return False
+    with contextlib.suppress(OSError, RuntimeError), h5py.File(path, "r", locking=False) as file:
+        return "fastload_format" in file.attrs
     try:
         with open(path, "rb") as handle:
-            return handle.read(8) == b"\x89HDF\r\n\x1a\n"
+            return handle.read(8) in (b"", b"\x89HDF\r\n\x1a\n")
     except OSError:
         return False
 

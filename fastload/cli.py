@@ -1,0 +1,267 @@
+"""The `fastload` command: each function only parses its arguments, calls the library and prints.
+
+Nothing heavy is imported at the top: `fastload --help` answers in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastload import __version__
+from fastload.errors import FastloadError
+
+app = typer.Typer(
+    name="fastload",
+    help="Start training fast: a resident subset chosen from embeddings, then the full set, streamed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Order(StrEnum):
+    """How rows stand in a packed file."""
+
+    source = "source"
+    shuffled = "shuffled"
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")]
+Images = Annotated[str | None, typer.Option("--images", help="The images' name in your own HDF5 or .npz file.")]
+Labels = Annotated[str | None, typer.Option("--labels", help="The labels' name in your own HDF5 or .npz file.")]
+
+
+class _Interrupted(FastloadError):
+    """Ctrl-C, with what was kept: typer would replace a KeyboardInterrupt and lose its words."""
+
+    exit_code = 130
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fastload {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Start training fast: a resident subset chosen from embeddings, then the full set, streamed."""
+
+
+@app.command()
+def pack(
+    source: Annotated[
+        str, typer.Argument(help="Folder, tar, CIFAR archive, .npz, WebDataset tars or HDF5 file.", metavar="SOURCE")
+    ],
+    out: Annotated[Path, typer.Argument(help="The packed file to write.", metavar="OUT.h5")],
+    split: Annotated[str | None, typer.Option(help="The part of the source to take, such as train.")] = None,
+    order: Annotated[Order, typer.Option(help="How rows stand in the file.")] = Order.source,
+    seed: Annotated[int, typer.Option(help="What the shuffled order is drawn from.")] = 0,
+    resize: Annotated[
+        int | None, typer.Option(metavar="S", help="Bring the shorter side to S and cut the centre square.")
+    ] = None,
+    encoded: Annotated[bool, typer.Option("--encoded", help="Keep JPEG and PNG files' bytes, not pixels.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Decoding threads; one for each CPU by default.")] = None,
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave broken images out, and list them.")] = False,
+    images: Images = None,
+    labels: Labels = None,
+    quiet: Quiet = False,
+) -> None:
+    """Pack a source of labelled images into one file that training can map into memory."""
+    from fastload.packing import pack as run
+
+    summary = run(
+        source, out, split=split, order="shuffled" if order is Order.shuffled else "source", seed=seed,
+        resize=resize, encoded=encoded, workers=workers,
+        skip_broken=skip_broken, images=images, labels=labels, progress=not quiet,
+    )  # fmt: skip
+    if not quiet:
+        typer.echo(str(summary))
+
+
+@app.command("build-subset")
+def build_subset(
+    full: Annotated[Path, typer.Argument(help="The packed full set.", metavar="FULL.h5")],
+    out: Annotated[Path, typer.Argument(help="The subset to write.", metavar="OUT.h5")],
+    strategy: Annotated[str, typer.Option(metavar="top-activations|random", help="How to rank.")] = "top-activations",
+    size: Annotated[str | None, typer.Option(help="How many: 4320, or a share; 8.64% by default.")] = None,
+    per_dimension: Annotated[
+        int | None, typer.Option(metavar="K", help="In place of --size: the union of each dimension's K strongest.")
+    ] = None,
+    balance_classes: Annotated[bool, typer.Option("--balance-classes", help="Give each class its share.")] = False,
+    embedding_size: Annotated[int | None, typer.Option(help="Elements of the embedding; 216 by default.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Of training the autoencoder; 5 by default.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="In training; 128 by default.")] = None,
+    learning_rate: Annotated[float, typer.Option(help="In training, of SGD with momentum 0.9.")] = 0.1,
+    preset: Annotated[str | None, typer.Option(metavar="paper", help="40,000 steps of 1,024.")] = None,
+    embeddings: Annotated[
+        str | None, typer.Option(metavar="FILE[:dataset]", help="Your own, .npy or .h5, row i for row i of FULL.h5.")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(metavar="module:callable", help="Your own torch model in place of the autoencoder.")
+    ] = None,
+    input_size: Annotated[
+        int | None, typer.Option(metavar="S", help="What --encoder sees: the centre square at S×S pixels.")
+    ] = None,
+    resize: Annotated[
+        int | None, typer.Option(metavar="S", help="Write images with shorter side S, the centre square.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides weights, order and selection.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    engine: Annotated[str, typer.Option(metavar="auto|fused|dali", help="What makes the batches.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="On the CPU; one for each CPU by default.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep OUT.h5.work/ with weights and embeddings.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, whatever OUT.h5.work/ holds.")] = False,
+    images: Images = None,
+    labels: Labels = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of tables.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Choose the samples that matter most by their embeddings, and write them as a small packed file."""
+    from fastload.subset import build_subset as run
+    from fastload.subset_terminal import TerminalListener, print_report
+
+    with TerminalListener(quiet=quiet) as listener, _telling_of_interrupts():
+        report = run(
+            full, out, strategy=strategy, size=size, per_dimension=per_dimension, balance_classes=balance_classes,
+            embeddings=embeddings, encoder=encoder, input_size=input_size, embedding_size=embedding_size,
+            epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, preset=preset, resize=resize,
+            images=images, labels=labels, seed=seed, device=device, engine=engine, threads=threads, keep=keep,
+            fresh=fresh, listener=listener,
+        )  # fmt: skip
+    print_report(report, json=json, quiet=quiet)
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A packed file or subset.", metavar="FILE.h5")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    images: Images = None,
+    labels: Labels = None,
+) -> None:
+    """Show what a packed file holds."""
+    from fastload.inspecting import as_json, as_table, inspect_file
+
+    facts = inspect_file(file, images=images, labels=labels)
+    if json:
+        typer.echo(as_json(facts))
+    else:
+        from rich.console import Console
+
+        # A pipe has no width: do not fold lines that somebody may search.
+        Console(width=None if sys.stdout.isatty() else 200).print(as_table(facts))
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="A packed file or subset.", metavar="FILE.h5")],
+    quiet: Quiet = False,
+) -> None:
+    """Check every sample's digest and the fingerprint; list the damaged samples and exit with 1."""
+    from fastload.inspecting import verify_file
+
+    report = verify_file(file, progress=not quiet)
+    if report.damaged or not quiet:
+        typer.echo(str(report))
+    report.raise_if_damaged()
+
+
+@app.command()
+def demo(
+    data: Annotated[str | None, typer.Option(metavar="SOURCE", help="Your own training images, as for pack.")] = None,
+    test: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Your test images; else --data has splits train and test.")
+    ] = None,
+    size: Annotated[str, typer.Option(help="Of the subsets: 4320, or a share.")] = "8.64%",
+    steps: Annotated[int | None, typer.Option(help="Of each training; 100, or 300 with --data.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images in each; 64, or 256 with --data.")] = None,
+    epochs: Annotated[float, typer.Option(help="Of training the autoencoder.")] = 5,
+    swap: Annotated[str, typer.Option(help="When: a share of the steps such as 0.5, or a step such as 50.")] = "0.5",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Decides weights, order, augmentation and selection.")] = 0,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep all files in this new folder.")] = None,
+) -> None:
+    """Do the whole job on handwritten digits, or on your own images: pack, choose, and train three times."""
+    from fastload.demo import parse_swap, run_demo
+
+    run_demo(
+        data=data, test=test, out=out, size=size, steps=steps, batch_size=batch_size, epochs=epochs,
+        swap=parse_swap(swap), seed=seed, device=device,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _telling_of_interrupts() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if str(error):
+            raise _Interrupted(str(error)) from error
+        raise
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code: 0, 1 for data, 2 for usage, 130 when interrupted."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    own = words[: words.index("--")] if "--" in words else words
+    debug = "--debug" in own  # before or after the command's name
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that knows no "×" should still get its table
+    words = [word for word in own if word != "--debug"] + words[len(own) :]
+    try:
+        code = app(args=words, prog_name="fastload", standalone_mode=False)
+        sys.stdout.flush()
+        if code == 130:  # typer's own answer to Ctrl-C, in some versions
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        # The reader of a pipe (`| head`) has left: not an error. Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            raise
+        text, code = _explain(error)
+        if text:
+            # One line whatever a file's name holds, and nothing that a terminal would obey.
+            line = "".join(letter if letter.isprintable() else "�" for letter in " ".join(text.split()))
+            print(line, file=sys.stderr)
+        return code
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """Return the one line to print for an error, and the exit code."""
+    if isinstance(error, _Interrupted):
+        return f"interrupted: {error}", error.exit_code
+    if isinstance(error, FastloadError):
+        return f"error: {error}", error.exit_code
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return "interrupted", 130
+    if hasattr(error, "format_message"):  # typer's own: an unknown option, a missing argument
+        text = error.format_message().replace("Value error, ", "").rstrip(".")
+        # Without any argument typer has printed the help already, and says nothing more.
+        return (f"error: {text}; see `fastload --help`" if text else ""), getattr(error, "exit_code", 2)
+    if isinstance(error, MemoryError):
+        return "error: out of memory; close other programs, or use smaller batches or fewer workers", 1
+    if isinstance(error, OSError):
+        mend = "; free some space there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return f"error: {error.filename or 'the system'}: {error.strerror or error}{mend}", 1
+    return f"error: {type(error).__name__}: {error} (this is a bug in fastload; --debug shows where)", 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

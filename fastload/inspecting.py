@@ -1,0 +1,246 @@
+"""`fastload inspect` and `fastload verify`: what a packed file holds, and whether it is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastload.errors import DataError, UsageError
+from fastload.packed import PackedFile, digest, fingerprint
+from fastload.packing import class_counts, plural
+from fastload.progress import progress_bar
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_FOLD = 20
+
+
+def inspect_file(
+    path: str | os.PathLike[str], *, images: str | None = None, labels: str | None = None
+) -> dict[str, Any]:
+    """Return what a packed file (or, with `images` and `labels`, your own HDF5 file) holds, JSON-able.
+
+    Raises DataError where it cannot be read. The samples themselves are not read: that is `verify_file`'s work.
+    """
+    with PackedFile(path, images=images, labels=labels) as file:
+        facts: dict[str, Any] = {
+            "path": str(file.path),
+            "kind": "subset" if file.selection is not None else "packed file" if file.created_with else "HDF5 file",
+            "images": len(file),
+            "storage": file.storage,
+            "shape": None if file.shape is None else list(file.shape),
+            "image_bytes": file.nbytes,
+            "file_bytes": file.path.stat().st_size,
+            "classes": class_counts(file.labels, file.classes),
+            "labels": {"dtype": str(file.labels.dtype), "shape": list(file.labels.shape)},
+            "ids": _ids(file.ids),
+            "fingerprint": file.fingerprint,
+            "source": file.source,
+            "created_with": file.created_with,
+        }
+        if file.offsets is not None:
+            sizes = np.diff(file.offsets)
+            facts["encoded_bytes"] = {
+                "min": int(sizes.min()),
+                "mean": float(sizes.mean()),
+                "max": int(sizes.max()),
+            }
+        if file.selection is not None:
+            table = file.selection
+            facts["selection"] = {
+                "settings": {key: _jsonable(value) for key, value in sorted(table.attributes.items())},
+                "dimensions": _dimensions(table.dimension, table.score),
+            }
+        return facts
+
+
+def _ids(ids: np.ndarray) -> dict[str, Any]:
+    steps = np.diff(ids)
+    order = "ascending" if (steps > 0).all() else "shuffled"
+    if order == "ascending" and ids[0] == 0 and ids[-1] == len(ids) - 1:
+        order = "row numbers"
+    return {"order": order, "min": int(ids.min()), "max": int(ids.max())}
+
+
+def _dimensions(dimension: np.ndarray, score: np.ndarray) -> dict[str, Any]:
+    """Return how many samples the embedding's dimensions gave (negative dimensions: chosen for no dimension)."""
+    chosen = dimension[dimension >= 0]
+    counts = np.unique(chosen, return_counts=True)[1]
+    finite = score[np.isfinite(score)]
+    return {
+        "used": len(counts),
+        "samples_min": int(counts.min()) if len(counts) else 0,
+        "samples_median": float(np.median(counts)) if len(counts) else 0.0,
+        "samples_max": int(counts.max()) if len(counts) else 0,
+        "without_dimension": int((dimension < 0).sum()),
+        "score_min": float(finite.min()) if len(finite) else None,
+        "score_max": float(finite.max()) if len(finite) else None,
+    }
+
+
+def _jsonable(value: Any) -> Any:
+    """Return an attribute as JSON can hold it; JSON inside a string is opened."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, str) and value[:1] in "{[":
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)
+
+
+def as_json(facts: Mapping[str, Any]) -> str:
+    """Return what `inspect_file` found as indented JSON."""
+    return json.dumps(facts, indent=2, ensure_ascii=False)
+
+
+def as_table(facts: Mapping[str, Any]) -> Table:
+    """Return what `inspect_file` found as a table for the terminal."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=Text(f"{facts['path']}, {facts['kind']}"),
+        title_justify="left",
+        box=box.SIMPLE,
+        show_header=False,
+    )
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _lines(facts):
+        table.add_row(name, Text(value))  # Text, since a class may well be called "[red]"
+    return table
+
+
+def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    shape = facts["shape"]
+    each = (
+        "×".join(map(str, shape))
+        if shape
+        else "{min:,} to {max:,} bytes, {mean:,.0f} on average".format_map(facts["encoded_bytes"])
+    )
+    labels, ids = facts["labels"], facts["ids"]
+    lines = [
+        ("images", f"{facts['images']:,}"),
+        ("storage", f"{facts['storage']}, {each}"),
+        (
+            "size",
+            f"{facts['image_bytes'] / 1e6:,.1f} MB of images, {facts['file_bytes'] / 1e6:,.1f} MB on disk",
+        ),
+        ("classes", _class_lines(facts["classes"])),
+        ("labels", f"{labels['dtype']} [{', '.join(map(str, labels['shape']))}]"),
+        ("ids", f"{ids['order']}, {ids['min']:,} to {ids['max']:,}"),
+        ("fingerprint", facts["fingerprint"]),
+        ("source", _pairs(facts["source"])),
+    ]
+    if facts["created_with"]:
+        lines.append(("created with", facts["created_with"]))
+    if "selection" in facts:
+        found = facts["selection"]["dimensions"]
+        lines.append(("selection", _pairs(facts["selection"]["settings"])))
+        text = (
+            f"{found['used']:,} gave {found['samples_min']:,} to {found['samples_max']:,} samples each, "
+            f"{found['samples_median']:,.0f} in the median"
+        )
+        if found["without_dimension"]:
+            text += f"; {plural(found['without_dimension'], 'sample')} from none"
+        lines.append(("dimensions", text if found["used"] else "none: samples were not chosen by dimension"))
+        if found["score_min"] is not None:
+            lines.append(("scores", f"{found['score_min']:.4g} to {found['score_max']:.4g}"))
+    return lines
+
+
+def _class_lines(counts: Mapping[str, int]) -> str:
+    if not counts:
+        return "none: the labels are not class indices"
+    low, high = min(counts.values()), max(counts.values())
+    head = f"{len(counts):,}, {low:,} each" if low == high else f"{len(counts):,}, {low:,} to {high:,} each"
+    width = max(map(len, list(counts)[:_FOLD]))
+    rows = [f"  {name:<{width}}  {count:>9,}" for name, count in list(counts.items())[:_FOLD]]
+    if len(counts) > _FOLD:
+        rows.append(f"  … and {len(counts) - _FOLD:,} more (--json lists all)")
+    return "\n".join([head, *rows])
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return "\n".join(f"{key}: {value}" for key, value in values.items()) or "not recorded"
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify_file` found; `str()` is for people.
+
+    Attributes:
+        path: the file. images: how many it holds.
+        damaged: (row, id, class) of each sample whose bytes do not have their digest.
+        fingerprint_matches: whether images and labels together are what was written.
+        duplicate_ids: how many ids stand in more than one row.
+    """
+
+    path: Path
+    images: int
+    damaged: list[tuple[int, int, str]]
+    fingerprint_matches: bool
+    duplicate_ids: int
+
+    def __str__(self) -> str:
+        if self.ok:
+            return f"{self.path}: all {self.images:,} samples and the fingerprint are as they were written"
+        return "\n".join(f"row {row}  id {identity}  class {name}" for row, identity, name in self.damaged)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.damaged and self.fingerprint_matches and not self.duplicate_ids
+
+    def raise_if_damaged(self) -> None:
+        """Raise DataError, saying what is wrong, unless all is well."""
+        if self.damaged and self.fingerprint_matches:
+            what = f"{plural(len(self.damaged), 'digest')} damaged, though images and labels are intact"
+        elif self.damaged:
+            what = f"{len(self.damaged):,} of {plural(self.images, 'sample')} damaged"
+        elif not self.fingerprint_matches:
+            what = "the labels (or the fingerprint) are not those that were written, though every image is"
+        elif self.duplicate_ids:
+            what = f"{plural(self.duplicate_ids, 'id')} in more than one row"
+        else:
+            return
+        raise DataError(f"{self.path}: {what}; pack it again")
+
+
+def verify_file(path: str | os.PathLike[str], *, progress: bool = True) -> VerifyReport:
+    """Read a packed file's every byte and compare digests and fingerprint.
+
+    Raises DataError where the file cannot be opened or read, UsageError where it has no digests.
+    """
+    with PackedFile(path) as file:
+        if file.digests is None:
+            raise UsageError(f"{path}: is not a packed file and has no digests to verify")
+        damaged = []
+        with progress_bar("verifying", len(file), quiet=not progress) as advance:
+            for row in range(len(file)):
+                if digest(file.read(row)) != int(file.digests[row]):
+                    damaged.append((row, int(file.ids[row]), _class_of(file, row)))
+                advance(1)
+        with progress_bar("fingerprint", None, quiet=not progress):
+            matches = fingerprint(file) == file.fingerprint
+        duplicates = len(file.ids) - len(np.unique(file.ids))
+        return VerifyReport(file.path, len(file), damaged, matches, duplicates)
+
+
+def _class_of(file: PackedFile, row: int) -> str:
+    label = file.labels[row]
+    if label.ndim == 0 and label.dtype.kind in "iub" and 0 <= label < len(file.classes):
+        return file.classes[int(label)]
+    return str(label.tolist())

@@ -1,0 +1,413 @@
+"""The packed file: what is written is read back, and nothing in a damaged file is trusted."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import xxhash
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastload import packed_writer
+from fastload.errors import DataError, UsageError
+from fastload.packed import PackedFile, PackedWriter, SelectionTable, damaged_rows, fingerprint
+
+ROOT = Path(__file__).resolve().parent.parent
+COUNT, SHAPE = 12, (5, 7, 3)
+PIXELS = np.random.default_rng(0).integers(0, 256, (COUNT, *SHAPE), dtype=np.uint8)
+FILES = [bytes([row]) * (row + 1) for row in range(COUNT)]
+relaxed = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def write_raw(path: Path, **more: object) -> Path:
+    with PackedWriter(
+        path, shape=PIXELS.shape, labels=np.arange(COUNT) % 3, classes=["a", "bé", "c"], source={"kind": "test"}, **more
+    ) as out:
+        for row in reversed(range(COUNT)):
+            out.write(row, PIXELS[row])
+    return path
+
+
+def write_encoded(path: Path) -> Path:
+    sizes = np.array([len(file) for file in FILES])
+    with PackedWriter(path, sizes=sizes, labels=np.arange(COUNT), source={}) as out:
+        for row, file in enumerate(FILES):
+            out.write(row, file)
+    return path
+
+
+def write_subset(path: Path) -> Path:
+    table = SelectionTable(np.arange(COUNT), np.zeros(COUNT), np.linspace(0, 1, COUNT), {"strategy": "random"})
+    return write_raw(path, ids=np.arange(COUNT)[::-1] * 7, selection=table)
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    return write_raw(tmp_path / "raw.h5")
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if "partial" in path.name]
+
+
+# -- what is written is read back -----------------------------------------------------------------
+
+
+def test_raw_file_gives_back_pixels_labels_ids_and_names(raw: Path) -> None:
+    with PackedFile(raw) as file:
+        assert (file.storage, file.shape, len(file)) == ("raw", SHAPE, COUNT)
+        assert all(np.array_equal(file.image(row), PIXELS[row]) for row in range(COUNT))
+        assert all(np.array_equal(file.read_image(row), PIXELS[row]) for row in range(COUNT))
+        assert file.classes == ["a", "bé", "c"] and file.source == {"kind": "test"}
+        assert np.array_equal(file.ids, np.arange(COUNT)) and np.array_equal(file.labels, np.arange(COUNT) % 3)
+        assert not file.data.flags.writeable
+
+
+def test_file_is_as_the_format_page_says_when_read_with_h5py_alone(raw: Path) -> None:
+    with h5py.File(raw) as file:
+        assert np.array_equal(file["images"][()], PIXELS)
+        assert file["images"].id.get_offset() % 4096 == 0 and file["images"].chunks is None
+        assert file.attrs["fastload_format"] == 1 and file.attrs["storage"] == b"raw"
+        assert list(file["digests"][()]) == [xxhash.xxh3_64_intdigest(image.tobytes()) for image in PIXELS]
+        labels = np.arange(COUNT, dtype=np.int64) % 3
+        assert file.attrs["fingerprint"].decode() == xxhash.xxh3_128_hexdigest(PIXELS.tobytes() + labels.tobytes())
+
+
+def test_encoded_file_gives_back_each_files_bytes(tmp_path: Path) -> None:
+    with PackedFile(write_encoded(tmp_path / "e.h5")) as file:
+        assert [file.read(row) for row in range(COUNT)] == FILES
+        assert [file.stored(row).tobytes() for row in range(COUNT)] == FILES
+        assert damaged_rows(file) == [] and fingerprint(file) == file.fingerprint
+
+
+def test_same_content_gives_same_bytes_whenever_written(tmp_path: Path) -> None:
+    first = write_subset(tmp_path / "1.h5").read_bytes()
+    time.sleep(1.1)  # HDF5's time stamps count in seconds
+    assert write_subset(tmp_path / "2.h5").read_bytes() == first
+
+
+def test_subset_keeps_ids_and_reasons(tmp_path: Path) -> None:
+    with PackedFile(write_subset(tmp_path / "s.h5")) as file:
+        assert file.ids[0] == 77 and file.selection is not None
+        assert np.array_equal(file.selection.dimension, np.arange(COUNT))
+        assert file.selection.score.dtype == np.float32 and file.selection.attributes["strategy"] == "random"
+
+
+def test_skipped_rows_are_left_out_and_ids_stay(tmp_path: Path) -> None:
+    with PackedWriter(tmp_path / "s.h5", shape=(4, 1, 1, 1), labels=np.arange(4), source={}) as out:
+        for row in (0, 3):
+            out.write(row, bytes([row]))
+        out.skip(1)
+        out.skip(2)
+    with PackedFile(tmp_path / "s.h5") as file:
+        assert list(file.ids) == [0, 3] == list(file.labels) == [int(file.image(row)[0, 0, 0]) for row in range(2)]
+        assert damaged_rows(file) == [] and fingerprint(file) == file.fingerprint
+    assert leftovers(tmp_path) == []
+
+
+def test_labels_may_come_last_and_have_any_shape(tmp_path: Path) -> None:
+    with PackedWriter(tmp_path / "l.h5", shape=(2, 1, 1, 1), source={}) as out:
+        out.write(0, b"a")
+        out.write(1, b"b")
+        out.labels = np.ones((2, 3), np.float32)
+    with PackedFile(tmp_path / "l.h5") as file:
+        assert file.labels.shape == (2, 3) and file.labels.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "labels, error", [(np.ones(3), ValueError), (np.array(["a", "b"]), DataError), (None, ValueError)]
+)
+def test_labels_that_cannot_be_stored_leave_nothing_behind(tmp_path: Path, labels, error: type[Exception]) -> None:
+    with pytest.raises(error), PackedWriter(tmp_path / "l.h5", shape=(2, 1, 1, 1), source={}) as out:
+        out.write(0, b"a")
+        out.write(1, b"b")
+        out.labels = labels
+    assert os.listdir(tmp_path) == []
+
+
+# -- an old file or none --------------------------------------------------------------------------
+
+
+def test_failed_writing_leaves_the_old_file_and_nothing_else(raw: Path) -> None:
+    before = raw.read_bytes()
+    with pytest.raises(RuntimeError), PackedWriter(raw, shape=(1, 1, 1, 1), labels=np.zeros(1), source={}) as out:
+        out.write(0, b"x")
+        raise RuntimeError
+    assert raw.read_bytes() == before and os.listdir(raw.parent) == [raw.name]
+
+
+@pytest.mark.parametrize("call", ["posix_fallocate", "pwrite", "fsync"])
+def test_full_disk_is_one_error_that_says_how_much_is_needed(
+    raw: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    before = raw.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(packed_writer.os, call, full)
+    with pytest.raises(DataError, match=r"raw\.h5: cannot be written \(No space left on device\); it needs 0\.0 MB"):
+        write_raw(raw)
+    assert raw.read_bytes() == before and leftovers(raw.parent) == []
+
+
+def test_killed_writers_partial_file_goes_with_the_next_run_and_a_living_ones_stays(tmp_path: Path) -> None:
+    script = (
+        "import sys, time, numpy as np; from fastload.packed import PackedWriter\n"
+        "w = PackedWriter(sys.argv[1], shape=(9, 1, 1, 1), labels=np.zeros(9), source={}).__enter__()\n"
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    out = tmp_path / "out[1].h5"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", script, out], stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        write_raw(out)
+        assert len(leftovers(tmp_path)) == 1  # it lives
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert len(leftovers(tmp_path)) == 1
+    write_raw(out)
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [("", "is a folder"), ("no/x.h5", "there is no folder"), ("a.tar", "not replaced"), ("mine.h5", "not replaced")],
+)
+def test_impossible_target_is_refused_before_any_work(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "a.tar").write_bytes(b"precious")
+    with h5py.File(tmp_path / "mine.h5", "w") as file:
+        file["x"] = PIXELS
+    with pytest.raises(UsageError, match=words):
+        write_raw(tmp_path / name)
+    assert (tmp_path / "a.tar").read_bytes() == b"precious"
+
+
+# -- nothing is trusted ---------------------------------------------------------------------------
+
+
+def open_fully(path: Path) -> PackedFile | None:
+    """Open, read and verify; DataError is the only way this may fail."""
+    try:
+        file = PackedFile(path)
+        for row in range(len(file)):
+            file.read(row)
+        damaged_rows(file)
+        fingerprint(file)
+        return file
+    except DataError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+        return None
+
+
+@pytest.mark.parametrize("write", [write_raw, write_encoded, write_subset])
+@relaxed
+@given(data=st.data())
+def test_flipped_bytes_are_an_error_or_found_by_the_digests(tmp_path: Path, write, data: st.DataObject) -> None:
+    (tmp_path / "f.h5").unlink(missing_ok=True)
+    path = write(tmp_path / "f.h5")
+    content = bytearray(path.read_bytes())
+    used = [index for index, byte in enumerate(content) if byte]  # most of the rest is padding
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.sampled_from(used) | st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    original = PackedFile(path)
+    path.unlink()
+    path.write_bytes(content)
+    file = open_fully(path)
+    if file is not None and (
+        not np.array_equal(file.data, original.data) or not np.array_equal(file.labels, original.labels)
+    ):
+        assert fingerprint(file) != file.fingerprint
+
+
+@pytest.mark.parametrize("write", [write_raw, write_encoded])
+def test_truncation_anywhere_is_an_error(tmp_path: Path, write) -> None:
+    path = write(tmp_path / "t.h5")
+    content = path.read_bytes()
+    for size in {0, 1, 8, 100, *range(0, len(content), 499), len(content) - 1}:
+        path.unlink()
+        path.write_bytes(content[:size])
+        assert open_fully(path) is None, size
+
+
+def test_file_that_shrinks_while_open_is_an_error_not_a_signal(raw: Path) -> None:
+    with PackedFile(raw) as file:
+        os.truncate(raw, 4096)
+        with pytest.raises(DataError, match="has become shorter"):
+            damaged_rows(file)
+
+
+def edited(path: Path, change) -> Path:
+    with h5py.File(path, "r+") as file:
+        change(file)
+    return path
+
+
+def replace(name: str, value: object, **options: object):
+    def change(file: h5py.File) -> None:
+        del file[name]
+        file.create_dataset(name, data=value, **options)
+
+    return change
+
+
+def external_link(file: h5py.File) -> None:
+    del file["images"]
+    file["images"] = h5py.ExternalLink("/etc/passwd", "/x")
+
+
+def soft_link(file: h5py.File) -> None:
+    file.move("images", "other")
+    file["images"] = h5py.SoftLink("/other")
+
+
+def external_storage(file: h5py.File) -> None:
+    del file["images"]
+    file.create_dataset("images", PIXELS.shape, "u1", external=[("/etc/passwd", 0, PIXELS.nbytes)])
+
+
+def virtual_storage(file: h5py.File) -> None:
+    del file["images"]
+    layout = h5py.VirtualLayout(PIXELS.shape, "u1")
+    layout[:] = h5py.VirtualSource("elsewhere.h5", "images", PIXELS.shape)
+    file.create_virtual_dataset("images", layout)
+
+
+def huge(name: str, shape: tuple[int, ...], dtype: str):
+    def change(file: h5py.File) -> None:
+        del file[name]
+        file.create_dataset(name, shape, dtype)  # contiguous, never allocated
+
+    return change
+
+
+def group_instead(file: h5py.File) -> None:
+    del file["images"]
+    file.create_group("images")
+
+
+def attribute(name: str, value: object):
+    fixed = np.bytes_(value) if isinstance(value, str) else value
+    return lambda file: file.attrs.__setitem__(name, fixed)
+
+
+def text_in_the_heap(file: h5py.File) -> None:
+    file.attrs["storage"] = "raw"  # h5py's own choice: variable length
+
+
+CHANGES = {
+    "external link": (external_link, "is a link"),
+    "soft link": (soft_link, "is a link"),
+    "external storage": (external_storage, "outside the file"),
+    "virtual storage": (virtual_storage, "outside the file"),
+    "group": (group_instead, "is a group"),
+    "float images": (replace("images", PIXELS.astype(np.float32)), "has dtype float32, not uint8"),
+    "chunked images": (replace("images", PIXELS, chunks=(1, 5, 7, 3)), "not contiguous"),
+    "unwritten images": (huge("images", PIXELS.shape, "u1"), "not contiguous"),
+    "sizes past the file": (huge("images", (COUNT, 2**31, 2**20, 3), "u1"), "more than the file can hold"),
+    "sizes that overflow": (huge("images", (2**30, 2**30, 1, 1), "u1"), "more than the file can hold"),
+    "three dimensions": (replace("images", PIXELS[..., 0]), "3 dimensions"),
+    "short labels": (replace("labels", np.arange(COUNT - 1)), "'labels' has 11 rows but 'images' has 12; was the file"),
+    "text labels": (replace("labels", np.array([b"a"] * COUNT)), "labels are an array of numbers"),
+    "scalar labels": (replace("labels", 3), "labels are an array of numbers"),
+    "huge labels": (huge("labels", (COUNT, 2**50), "i8"), "more than the file can hold"),
+    "no labels": (lambda file: file.__delitem__("labels"), "has no dataset 'labels'"),
+    "float ids": (replace("ids", np.arange(COUNT, dtype=float)), "has dtype float64, not int64"),
+    "negative ids": (replace("ids", -np.arange(COUNT)), "negative ids"),
+    "short digests": (replace("digests", np.zeros(3, np.uint64)), r"has shape \(3,\), not \(12,\)"),
+    "number classes": (replace("classes", np.arange(3)), "not a list of names"),
+    "selection dataset": (lambda file: file.create_dataset("selection", data=1), "not a group"),
+    "other format": (attribute("fastload_format", 2), "has format 2, this fastload reads 1"),
+    "format of text": (attribute("fastload_format", "one"), "has format one"),
+    "format of many": (attribute("fastload_format", [1, 1]), "has format"),
+    "storage": (attribute("storage", "cooked"), "neither 'raw' nor 'encoded'"),
+    "source": (attribute("source", "[1]"), "not a JSON object"),
+    "source of numbers": (attribute("source", 5), "not a JSON object"),
+    "heap text": (text_in_the_heap, "'storage' is not of fixed length"),
+    "heap classes": (replace("classes", ["a", "b", "c"]), "not a list of names"),
+    "fingerprint": (attribute("fingerprint", "xyz"), "no valid 'fingerprint'"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_each_way_to_lie_is_named(raw: Path, name: str) -> None:
+    change, words = CHANGES[name]
+    with pytest.raises(DataError, match=words) as caught:
+        PackedFile(edited(raw, change))
+    assert str(raw) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@given(offsets=st.lists(st.integers(-5, 2**40) | st.integers(0, 78), min_size=COUNT + 1, max_size=COUNT + 1))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_offsets_that_do_not_rise_within_the_images_are_an_error(tmp_path: Path, offsets: list[int]) -> None:
+    path = write_encoded(tmp_path / "o.h5")
+    right = [0, *np.cumsum([len(file) for file in FILES])]
+    edited(path, replace("offsets", np.array(offsets)))
+    rising = offsets[0] == 0 and offsets[-1] == right[-1] and all(a < b for a, b in itertools.pairwise(offsets))
+    if rising:
+        open_fully(path)
+    else:
+        with pytest.raises(DataError, match="does not rise from 0"):
+            PackedFile(path)
+
+
+def test_what_is_no_packed_file_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "text.h5").write_text("hello")
+    (tmp_path / "empty.h5").touch()
+    os.mkfifo(tmp_path / "pipe.h5")
+    with h5py.File(tmp_path / "mine.h5", "w") as file:
+        file["x"], file["y"] = PIXELS, np.arange(COUNT)
+    for name, words in {
+        "none.h5": "no such file",
+        "text.h5": "is not an HDF5 file",
+        "empty.h5": "is not an HDF5 file",
+        "pipe.h5": "not a regular file",
+        "": "is a folder",
+        "mine.h5": r"not a packed file \(its datasets: x, y\)",
+    }.items():
+        with pytest.raises(DataError, match=words):
+            PackedFile(tmp_path / name)
+
+
+# -- a user's own HDF5 ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW", "NHW"])
+def test_users_own_file_is_read_in_each_layout(tmp_path: Path, layout: str) -> None:
+    images = {"NHWC": PIXELS, "NCHW": PIXELS.transpose(0, 3, 1, 2), "NHW": PIXELS[..., 0]}[layout]
+    expected = PIXELS if layout != "NHW" else PIXELS[..., :1]
+    with h5py.File(tmp_path / "u.h5", "w") as file:
+        file["in/x"], file["y"] = images, np.arange(COUNT, dtype=">i4")
+    with PackedFile(tmp_path / "u.h5", images="in/x", labels="y") as file:
+        assert all(np.array_equal(file.image(row), expected[row]) for row in range(COUNT))
+        assert file.labels.dtype.isnative and len(file.fingerprint) == 32
+        with pytest.raises(UsageError, match="no digests"):
+            damaged_rows(file)
+
+
+def test_users_own_file_errors_name_the_dataset_and_the_mend(tmp_path: Path) -> None:
+    path = tmp_path / "u.h5"
+    with h5py.File(path, "w") as file:
+        file["x"], file["y"], file["short"], file["float"] = PIXELS, np.arange(COUNT), np.arange(3), PIXELS / 255
+        file.create_dataset("packed", data=PIXELS, compression="gzip")
+        file.create_dataset("bomb", (COUNT, 2**40), "i8", chunks=(1, 2**20))
+    for images, labels, words in (
+        ("x", "short", "'short' has 3 rows but 'x' has 12"),
+        ("float", "y", "dtype float64, not uint8"),
+        ("packed", "y", "chunked or compressed.*fastload pack"),
+        ("nope", "y", "no dataset 'nope'"),
+        ("x", "bomb", "more than the file can hold"),
+    ):
+        with pytest.raises(DataError, match=words):
+            PackedFile(path, images=images, labels=labels)
+    with pytest.raises(UsageError, match="give both"):
+        PackedFile(path, images="x")

@@ -1,0 +1,466 @@
+"""Every kind of source: what it lists, in which order, and which input it refuses."""
+
+from __future__ import annotations
+
+import collections
+import gzip
+import io
+import lzma
+import os
+import pickle
+import tarfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from samples import cifar_files, class_files, encode, noise, put, tar
+
+from fastload.decoding import decode
+from fastload.errors import DataError, FastloadError, UsageError
+from fastload.sources import open_source, safe_pickle
+from fastload.sources.webdataset import expand
+
+
+def contents(source) -> list[np.ndarray]:
+    """All samples' pixels in sorted order."""
+    found = dict(source.read())
+    assert sorted(found) == list(range(len(source)))
+    return [decode(found[index]) for index in range(len(source))]
+
+
+def expect(error: type[FastloadError], words: str, *arguments, **options) -> None:
+    with pytest.raises(error, match=words) as caught:
+        source = open_source(*arguments, **options)
+        for _ in source.read():
+            pass
+    assert "\n" not in str(caught.value)
+
+
+# -- class folders --------------------------------------------------------------------------------
+
+
+def test_class_folders_sort_by_class_then_path_and_count_what_they_ignore(tmp_path: Path) -> None:
+    files = {"b/2.png": b"", "b/10.PNG": b"", "a/z/deep.jpeg": b"", "a/1.webp": b"", "a b/0.png": b"", "b/._2.png": b""}
+    source = open_source(put(tmp_path / "s", {**files, "b/x.txt": b"", ".git/0.png": b""}))
+    assert list(source.names) == ["a/1.webp", "a/z/deep.jpeg", "a b/0.png", "b/10.PNG", "b/2.png"]
+    assert source.classes == ["a", "a b", "b"] and source.labels.tolist() == [0, 0, 1, 2, 2]
+    assert source.ignored == 3 and source.labels.dtype == np.int64
+
+
+def xz(data: bytes) -> bytes:
+    return lzma.compress(data)
+
+
+def zst(data: bytes) -> bytes:
+    return zstandard.compress(data)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, xz, zst])
+@pytest.mark.parametrize("prefix", ["", "./", "/", "data/set/"])
+def test_tar_lists_and_reads_as_the_folder_does_whatever_its_compression_and_prefix(
+    tmp_path: Path, pack, prefix: str
+) -> None:
+    files = class_files()
+    folder = open_source(put(tmp_path / "s", files))
+    plain = tar(tmp_path / "t.tar", {prefix + name: data for name, data in reversed(files.items())})
+    plain.write_bytes(pack(plain.read_bytes()))
+    archive = open_source(plain)
+    assert [name.removeprefix("data/set/") for name in archive.names] == list(folder.names)
+    assert archive.classes == folder.classes and np.array_equal(archive.labels, folder.labels)
+    assert np.array_equal(archive.sizes, folder.sizes) and archive.ignored == folder.ignored
+    assert archive.kind == folder.kind and archive.details == folder.details
+    assert all(np.array_equal(a, b) for a, b in zip(contents(archive), contents(folder), strict=True))
+
+
+def test_long_and_foreign_names_are_read_from_pax_and_gnu_tars(tmp_path: Path) -> None:
+    names = [f"c/{'x' * 150}.png", f"c/{'é' * 40}.png", "c/\udcff.png"]
+    for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        path = tar(tmp_path / "t.tar", {name: encode(noise()) for name in names}, format=form)
+        source = open_source(path)
+        assert len(contents(source)) == 3 and any("\\xff" in name for name in source.names)
+
+
+def test_split_is_a_top_level_folder_and_must_be_named_where_there_are_several(tmp_path: Path) -> None:
+    files = {f"{split}/{name}": data for split in ("train", "test") for name, data in class_files(3, 2).items()}
+    folder = put(tmp_path / "s", files)
+    for path in (folder, tar(tmp_path / "t.tar", {f"top/{name}": data for name, data in files.items()})):
+        assert len(open_source(path, split="train")) == 6
+        expect(UsageError, r"several splits: test \(6 images\), train \(6 images\); name one with --split", path)
+        expect(UsageError, "no split 'val'; its folders are test", path, split="val")
+
+
+def test_one_leading_folder_is_passed_over_but_not_the_only_class(tmp_path: Path) -> None:
+    assert open_source(put(tmp_path / "a", {"train/cat/0.png": b"", "train/dog/0.png": b""})).classes == ["cat", "dog"]
+    assert open_source(put(tmp_path / "b", {"cat/0.png": b"", "cat/1.png": b""})).classes == ["cat"]
+
+
+@pytest.mark.parametrize(
+    "files, words",
+    [
+        ({"a/0.png": b"", "b/": b""}, "class folder 'b' holds no image; fill it or remove it"),
+        ({"a/0.png": b"", "b/x.txt": b"", "b/": b""}, "class folder 'b' holds no image"),
+        ({"a/0.png": b"", "stray.png": b""}, "image 'stray.png' stands in no class folder"),
+        ({"0.png": b"", "1.png": b""}, "image '0.png' stands in no class folder"),
+        (
+            {"a/x.csv": b"", "b.csv": b""},
+            r"no image, no CIFAR batch and no WebDataset sample among 2 files \(2 of .csv\)",
+        ),
+        ({"a/": b""}, "is empty: there is not one file"),
+    ],
+)
+def test_bad_class_folders_are_named_alike_in_folder_and_tar(
+    tmp_path: Path, files: dict[str, bytes], words: str
+) -> None:
+    expect(DataError, words, put(tmp_path / "s", files))
+    expect(DataError, words, tar(tmp_path / "t.tar", files))
+
+
+def test_folder_follows_links_but_not_in_circles_and_names_broken_ones(tmp_path: Path) -> None:
+    put(tmp_path / "real", class_files(1, 2))
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "cat").symlink_to(tmp_path / "real" / "c0")
+    assert len(contents(open_source(tmp_path / "s"))) == 2
+    (tmp_path / "s" / "dog.png").symlink_to(tmp_path / "nowhere")
+    expect(DataError, "'dog.png' is a link that cannot be followed", tmp_path / "s")
+    (tmp_path / "s" / "dog.png").unlink()
+    (tmp_path / "s" / "loop").symlink_to(tmp_path / "s")
+    expect(DataError, "'loop' is a link to a folder that holds it", tmp_path / "s")
+
+
+def test_tar_with_links_duplicates_or_ways_out_is_refused_and_writes_nothing(tmp_path: Path) -> None:
+    image = encode(noise())
+    link = tarfile.TarInfo("c/link.png")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    with tarfile.open(tmp_path / "l.tar", "w") as archive:
+        archive.addfile(link)
+    expect(DataError, r"l\.tar: 'c/link.png' is a link", tmp_path / "l.tar")
+    expect(DataError, "points outside the archive", tar(tmp_path / "o.tar", {"c/../../x.png": image}))
+    with tarfile.open(tmp_path / "d.tar", "w") as archive:
+        for _ in range(2):
+            info = tarfile.TarInfo("c/0.png")
+            info.size = len(image)
+            archive.addfile(info, io.BytesIO(image))
+    expect(DataError, "holds 'c/0.png' twice", tmp_path / "d.tar")
+    assert sorted(os.listdir(tmp_path)) == ["d.tar", "l.tar", "o.tar"]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, xz, zst])
+@settings(max_examples=40, deadline=None)
+@given(share=st.floats(0, 0.999))
+def test_truncated_tar_is_an_error_wherever_it_ends(
+    tmp_path_factory: pytest.TempPathFactory, pack, share: float
+) -> None:
+    path = tmp_path_factory.mktemp("t") / "t.tar"
+    buffer = tar(path, class_files(2, 2)).read_bytes()
+    end = max(number for number in range(0, len(buffer), 512) if any(buffer[number : number + 512])) + 512
+    whole = pack(buffer[: end + 1024])
+    # The last two blocks are the closing mark, of which one is enough.
+    path.write_bytes(whole[: int(share * (len(whole) - (1024 if pack is bytes else 0)))])
+    expect(DataError, r"t\.tar: ", path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_damaged_tar_is_an_error_or_reads(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    path = tmp_path_factory.mktemp("t") / "t.tar"
+    content = bytearray(tar(path, class_files(2, 2)).read_bytes())
+    for _ in range(3):
+        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    try:
+        for _ in open_source(path).read():
+            pass
+    except FastloadError as error:
+        assert "\n" not in str(error)
+
+
+# -- CIFAR ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["10py", "10bin", "100py", "100bin"])
+@pytest.mark.parametrize("split", [None, "train", "test"])
+def test_cifar_in_every_published_form_as_archive_and_folder(tmp_path: Path, kind: str, split: str | None) -> None:
+    files, truth = cifar_files(kind)
+    pixels, labels = truth[split or "train"]
+    backwards = dict(reversed(files.items()))  # batches may come in any order
+    for path in (put(tmp_path / "f", files), tar(tmp_path / "a.tar.gz", backwards, "w:gz")):
+        source = open_source(path, split=split)
+        assert source.labels.tolist() == labels and source.classes[9] == "class 9"
+        assert all(np.array_equal(a, b) for a, b in zip(contents(source), pixels, strict=True))
+        assert "[2]" in source.names[2] and source.details == {"split": split or "train"}
+
+
+def test_cifar_that_lacks_or_breaks_a_file_is_named(tmp_path: Path) -> None:
+    files, _ = cifar_files("10bin")
+    name = "cifar-10-batches-bin/data_batch_3.bin"
+    expect(DataError, f"'{name}' is missing", put(tmp_path / "m", {k: v for k, v in files.items() if k != name}))
+    expect(DataError, "not a multiple of 3,073", put(tmp_path / "t", {**files, name: files[name][:-1]}))
+    expect(UsageError, "has no split 'val'; CIFAR has train and test", put(tmp_path / "v", files), split="val")
+
+
+class Attack:
+    def __init__(self, function, *arguments) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_malicious_pickle_is_named_and_not_run(tmp_path: Path) -> None:
+    files, _ = cifar_files("10py")
+    proof = tmp_path / "executed"
+    batch = "cifar-10-batches-py/data_batch_1"
+    for attack in (
+        Attack(os.system, f"touch {proof}"),
+        Attack(eval, "1"),
+        Attack(np.load, str(proof)),
+        Attack(getattr, 1, "x"),
+    ):
+        files[batch] = pickle.dumps({b"data": attack})
+        expect(DataError, f"{batch}: is not a pickle of plain data .*nothing in it was run", put(tmp_path / "f", files))
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize(
+    "array", [np.arange(6, dtype=np.uint8).reshape(2, 3), np.asfortranarray(np.ones((2, 3), ">f4"))]
+)
+def test_pickles_of_plain_data_are_read_in_every_protocol(protocol: int, array: np.ndarray) -> None:
+    value = {"data": array, b"names": ["é", b"\xff"], "n": [1, 2.5, None, True, np.int64(3)]}
+    found = safe_pickle.load(pickle.dumps(value, protocol=protocol), "here")
+    assert np.array_equal(found["data"], array) and found["data"].dtype == array.dtype
+    assert found["names"] == ["é", b"\xff"] and found["n"] == [1, 2.5, None, True, 3]
+
+
+def test_python_2_pickle_with_old_numpy_names_is_read() -> None:
+    # As `cPickle.dump({'data': numpy.arange(3, dtype='u1'), 'labels': [7]}, file, 2)` of Python 2 wrote it.
+    old = (
+        b"\x80\x02}q\x01(U\x04dataq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04K\x00\x85U\x01b"
+        b"\x87Rq\x05(K\x01K\x03\x85cnumpy\ndtype\nq\x06U\x02u1K\x00K\x01\x87Rq\x07(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff"
+        b"\xff\xffK\x00tb\x89U\x03\x00\x01\x02tbU\x06labelsq\x08]q\tK\x07au."
+    )
+    found = safe_pickle.load(old, "here")
+    assert found["data"].tolist() == [0, 1, 2] and found["labels"] == [7]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.array([object()]), np.zeros(2, "i4,f4"), collections.OrderedDict(a=1), {1, 2}, (1, 2), np.zeros(2, "M8[s]")],
+)
+def test_pickles_of_anything_else_are_refused(value: object) -> None:
+    with pytest.raises(DataError, match="not a pickle of plain data"):
+        safe_pickle.load(pickle.dumps({"data": value}), "here")
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_damaged_pickles_raise_nothing_but_data_error(data: st.DataObject) -> None:
+    content = bytearray(pickle.dumps({"data": np.arange(9, dtype=np.uint8), "labels": [1] * 3}, protocol=2))
+    for _ in range(2):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        safe_pickle.load(bytes(content), "here")
+    except DataError as error:
+        assert "\n" not in str(error)
+
+
+# -- npz ------------------------------------------------------------------------------------------
+
+N = 5
+RGB = np.stack([noise(6, 7) for _ in range(N)])
+
+
+def save(path: Path, **arrays: np.ndarray) -> Path:
+    np.savez_compressed(path, **arrays)
+    return path
+
+
+@pytest.mark.parametrize(
+    "keys", [("images", "labels"), ("x", "y"), ("X", "Y"), ("data", "labels"), ("image", "targets")]
+)
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW", "NHW"])
+def test_npz_is_read_by_its_usual_keys_in_each_layout(tmp_path: Path, keys: tuple[str, str], layout: str) -> None:
+    stored = {"NHWC": RGB, "NCHW": np.ascontiguousarray(RGB.transpose(0, 3, 1, 2)), "NHW": RGB[..., 0].copy()}[layout]
+    expected = RGB if layout != "NHW" else np.repeat(RGB[..., :1], 3, axis=3)
+    source = open_source(save(tmp_path / "a.npz", **{keys[0]: stored, keys[1]: np.arange(N)[:, None]}))
+    assert source.labels.tolist() == list(range(N))  # a column of class indices is a list of them
+    assert np.array_equal(contents(source), expected)
+
+
+def test_npz_with_splits_or_named_arrays(tmp_path: Path) -> None:
+    keras = save(tmp_path / "k.npz", x_train=RGB, y_train=np.arange(N), x_test=RGB[:2], y_test=np.arange(2))
+    medmnist = save(tmp_path / "m.npz", train_images=RGB, train_labels=np.arange(N), val_images=RGB[:1], val_labels=[1])
+    assert len(open_source(keras, split="test")) == 2 and len(open_source(medmnist, split="val")) == 1
+    assert open_source(keras, images="x_test", labels="y_test").details == {}
+    expect(UsageError, r"several splits: train \(5 images\), test \(2 images\); name one with --split", keras)
+    expect(UsageError, "has no split 'dev'; its splits: train, test", keras, split="dev")
+    expect(UsageError, "has no array 'x'; its arrays: x_test", keras, images="x", labels="y_test")
+    expect(UsageError, "go together: give both", keras, images="x")
+
+
+@pytest.mark.parametrize(
+    "arrays, words",
+    [
+        ({"images": RGB / 255, "labels": np.arange(N)}, "'images' has dtype float64; images are uint8"),
+        ({"images": RGB, "labels": np.arange(3)}, "'labels' has 3 rows but 'images' has 5"),
+        ({"images": RGB, "labels": np.array(["a"] * N)}, "labels are an array of numbers"),
+        ({"images": np.asfortranarray(RGB), "labels": np.arange(N)}, "Fortran order"),
+        ({"images": RGB[:, :, :, 0, None, None], "labels": np.arange(N)}, "images are .N, H, W, C."),
+        ({"images": np.array([Attack(os.abort)] * N), "labels": np.arange(N)}, "has dtype object"),
+        ({"images": RGB, "labels": np.array([Attack(os.abort)] * N)}, "has dtype object"),
+        ({"pictures": RGB}, r"no pair of arrays like images and labels \(it has pictures\)"),
+    ],
+)
+def test_npz_of_other_things_is_refused_and_never_unpickled(tmp_path: Path, arrays: dict, words: str) -> None:
+    expect(FastloadError, words, save(tmp_path / "a.npz", **arrays))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_damaged_npz_raises_nothing_but_data_error(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = save(tmp_path_factory.mktemp("n") / "a.npz", images=RGB, labels=np.arange(N))
+    content = bytearray(path.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content[: data.draw(st.integers(2, len(content)) | st.just(len(content)))])
+    try:
+        for _ in open_source(path).read():
+            pass
+    except FastloadError as error:
+        assert "\n" not in str(error)
+
+
+# -- WebDataset -----------------------------------------------------------------------------------
+
+
+def shard(path: Path, keys: range) -> Path:
+    files = {}
+    for key in reversed(keys):
+        files[f"{key:04}.jpg"] = encode(noise(), "JPEG")
+        files[f"{key:04}.cls"] = b"%d\n" % (key % 3)
+        files[f"{key:04}.json"] = b"{}"
+    return tar(path, files)
+
+
+def test_webdataset_by_file_pattern_braces_and_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number in range(3):
+        shard(folder / f"s-{number:03}.tar", range(number * 4, number * 4 + 4))
+    assert open_source(folder / "s-001.tar").labels.tolist() == [1, 2, 0, 1]
+    for source in (folder, folder / "s-*.tar", folder / "s-{000..002}.tar", folder / "s-00{0,1,2}.tar"):
+        opened = open_source(source)
+        assert opened.labels.tolist() == [key % 3 for key in range(12)] and opened.ignored == 12
+        assert opened.names[4] == "s-001.tar: 0004.jpg" and len(contents(opened)) == 12
+    expect(DataError, "s-003.tar: no such file", folder / "s-{000..003}.tar")
+    expect(DataError, "no such file", folder / "t-*.tar")
+    expect(UsageError, "no splits", folder / "s-*.tar", split="train")
+
+
+@pytest.mark.parametrize(
+    "files, words",
+    [
+        ({"a.jpg": b"", "b.jpg": b"", "b.cls": b"1"}, "sample 'a' has no .cls"),
+        ({"a.cls": b"1", "b.jpg": b"", "b.cls": b"1"}, "sample 'a' has no image"),
+        ({"a.jpg": b"", "a.png": b"", "a.cls": b"1"}, "sample 'a' has two images"),
+        ({"a.jpg": b"", "a.cls": b"cat"}, "'a.cls' holds 'cat', not an integer label"),
+        ({"a.jpg": b"", "a.cls": b"1" * 99}, "'a.cls' has 99 bytes, not an integer label"),
+    ],
+)
+def test_bad_webdataset_samples_are_named(tmp_path: Path, files: dict[str, bytes], words: str) -> None:
+    expect(DataError, words, tar(tmp_path / "s.tar", files))
+
+
+def test_brace_patterns_keep_their_order_and_padding(tmp_path: Path) -> None:
+    for name in ("b08", "b09", "b10", "a1"):
+        (tmp_path / name).touch()
+    assert [path.name for path in expand(f"{tmp_path}/b{{08..10}}")] == ["b08", "b09", "b10"]
+    assert [path.name for path in expand(f"{tmp_path}/{{b10,a1}}")] == ["b10", "a1"]
+
+
+# -- HDF5 -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": (2, 6, 7, 3), "compression": "gzip"}])
+def test_users_hdf5_contiguous_or_compressed(tmp_path: Path, options: dict) -> None:
+    with h5py.File(tmp_path / "u.h5", "w") as file:
+        file.create_dataset("x", data=RGB, **options)
+        file["y"], file["f"] = np.arange(N), RGB / 255
+    source = open_source(tmp_path / "u.h5", images="x", labels="y")
+    assert np.array_equal(contents(source), RGB) and source.labels.tolist() == list(range(N))
+    expect(DataError, "has dtype float64, not uint8", tmp_path / "u.h5", images="f", labels="y")
+    expect(UsageError, r"not a packed file \(its datasets: f, x, y\); name your datasets", tmp_path / "u.h5")
+
+
+# -- map-style datasets ---------------------------------------------------------------------------
+
+
+class Pairs(list):
+    classes = ("zero", "one")
+
+
+IMAGES = {
+    "PIL": lambda pixels: Image.fromarray(pixels),
+    "array": lambda pixels: pixels,
+    "tensor": lambda pixels: torch.from_numpy(pixels.transpose(2, 0, 1).copy()),
+    "float tensor": lambda pixels: torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float() / 255,
+    "half tensor": lambda pixels: torch.from_numpy(pixels.transpose(2, 0, 1).copy()).double() / 255,
+}
+
+
+@pytest.mark.parametrize("form", IMAGES)
+@pytest.mark.parametrize("label", [int, np.int32, torch.tensor])
+def test_torch_style_pairs_of_every_image_and_label_type(form: str, label) -> None:
+    source = open_source(Pairs((IMAGES[form](pixels), label(index % 2)) for index, pixels in enumerate(RGB)))
+    assert np.array_equal(contents(source), RGB)
+    assert source.labels.tolist() == [0, 1, 0, 1, 0] and source.classes == ["zero", "one"]
+
+
+def test_hugging_face_style_dicts_with_class_names_and_splits() -> None:
+    for image_key, label_key in (("image", "label"), ("img", "fine_label")):
+        train = Pairs({image_key: Image.fromarray(pixels), label_key: 1, "id": "x"} for pixels in RGB)
+        train.features = {label_key: SimpleNamespace(names=["cat", "dog"])}
+        source = open_source({"train": train}, split="train")
+        assert np.array_equal(contents(source), RGB) and source.classes == ["cat", "dog"]
+    expect(UsageError, "has the splits train; name one", {"train": train})
+
+
+def test_labels_may_be_arrays_and_images_grey() -> None:
+    source = open_source([(RGB[0, :, :, 0], [0.5, 1.0]), (torch.zeros(6, 7, dtype=torch.uint8), [1.0, 2.0])])
+    assert contents(source)[1].shape == (6, 7, 3) and source.labels.tolist() == [[0.5, 1.0], [1.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    "item, words",
+    [
+        ((RGB[0] / 255, 1), r"item 1 .* ndarray float64 \[6, 7, 3\]; expected"),
+        ((torch.zeros(3, 4, 4) - 1, 1), r"item 1 .*values from -1 to -1.*leave normalization out"),
+        ((torch.full((3, 4, 4), torch.nan), 1), "item 1 .*values from nan to nan"),
+        ((torch.zeros(4, 4, 5), 1), r"item 1 .*Tensor torch.float32 \[4, 4, 5\]|item 1"),
+        ((torch.zeros(3, 4, 4, dtype=torch.int64), 1), r"item 1 .*torch.int64 \[3, 4, 4\]"),
+        (("a.png", 1), "item 1 .*is a str"),
+        ((RGB[0], "cat"), "item 1 .*label that is a str; expected numbers"),
+        ((RGB[0], None), "item 1 .*label that is a NoneType"),
+        ((RGB[0], [1, 2]), r"item 1 .*label of shape \(2,\), the first one \(\)"),
+        ((RGB[0], 1, 2), "item 1 .*not a pair"),
+        ({"photo": RGB[0], "label": 1}, "item 1 .*keys photo, label; name the right one with images="),
+    ],
+)
+def test_what_a_dataset_should_not_yield_is_named_by_index(item: object, words: str) -> None:
+    if words.endswith("|item 1"):
+        item = (torch.zeros(5, 4, 4), 1)
+        words = r"item 1 .*Tensor torch.float32 \[5, 4, 4\]"
+    expect(DataError, words, [(RGB[0], 0), item])
+
+
+def test_what_is_no_source_at_all_is_a_usage_error() -> None:
+    expect(UsageError, "a generator cannot be packed", (x for x in ()))
+    expect(DataError, "no such file or folder", "/nowhere/at/all")
