@@ -22,7 +22,7 @@ bench: $(READY)
 
 # Where the imports resolve already (a GPU machine without a registry), nothing is installed.
 gpu-check:
-	@if $(PYTHON) -c "import torch, numba, numba_cuda, h5py, nvidia.dali, typer, xxhash, pytest" 2>/dev/null; \
+	@if $(PYTHON) -c "import torch, numba, numba_cuda, h5py, rich, typer, xxhash, pytest" 2>/dev/null; \
 	then PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m fastload.bench.gpu_check; \
 	else $(MAKE) --no-print-directory $(READY) && $(BIN)/python -m fastload.bench.gpu_check; fi
 

@@ -202,7 +202,7 @@ class _FusedResidentFeed:
         labels = label_tensor(file.labels)
         _check_fits(file.nbytes, output.device, str(file.path))
         reader = SampleReader(file)
-        self._store = ResidentStore(reader.everything(), labels, file.ids, output.device)
+        self._store: ResidentStore | None = ResidentStore(reader.everything(), labels, file.ids, output.device)
         self._home = torch.cuda.current_stream(output.device)
         reader.close()
         _discard(self.make(0, 1))
@@ -224,7 +224,7 @@ class _FusedResidentFeed:
         return Batch(images, labels.reshape(count, *self._label_shape), ids)
 
     def close(self) -> None:
-        del self._store
+        self._store = None
 
 
 class _FusedStreamFeed:
@@ -244,7 +244,7 @@ class _FusedStreamFeed:
         # One buffer a worker; its event says when the copy out of it is done.
         self._pinned: queue.SimpleQueue[tuple[torch.Tensor, torch.cuda.Event]] = queue.SimpleQueue()
         for _ in range(workers):
-            self._pinned.put((torch.empty(size, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()))
+            self._pinned.put((torch.empty(size, dtype=torch.uint8, pin_memory=True), torch.cuda.Event(blocking=True)))
         with torch.cuda.stream(torch.cuda.Stream(output.device)):
             _discard(self.make(0, 1))
             torch.cuda.current_stream().synchronize()

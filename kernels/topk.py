@@ -16,6 +16,7 @@ float above it where all ids to come are higher: a ReLU's zeros, equal in every 
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -789,7 +790,8 @@ class _CudaLists:
         while stride > 0:
             plan = self._plan(bounds, present, stride, skip)
             if len(plan.first):
-                self._level(x, kind, on_device, order, samples if ascending else None, plan, present, bad)
+                with _current(self.device):  # numba launches in the current device's context
+                    self._level(x, kind, on_device, order, samples if ascending else None, plan, present, bad)
             stride, skip = stride // _RATIO, 1
         if int(bad[-1]):
             found = samples[_host(bad[:-1]).astype(bool)]
@@ -847,6 +849,14 @@ class _CudaLists:
         values, ids, counts = (_host(t).copy() for t in (self.values, self.ids, self.counts))
         minimum = _host(self.minimum).min(axis=0)
         return _state(values, ids, counts, minimum, rows, self.nonfinite, self.bad_ids)
+
+
+def _current(device: Any) -> Any:
+    if SIMULATED:
+        return nullcontext()
+    import torch
+
+    return torch.cuda.device(device)
 
 
 @dataclass(frozen=True)

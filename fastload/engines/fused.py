@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -11,7 +13,7 @@ from fastload.kernels.cuda_target import cuda, device_array, launch_stream
 from fastload.order import Order
 
 _KINDS = {torch.float32: kernel.FLOAT32, torch.float16: kernel.FLOAT16, torch.bfloat16: kernel.BFLOAT16}
-_compiled: dict[str, object] = {}
+_compiled: dict[str, Any] = {}
 
 
 class FusedEngine:
@@ -110,7 +112,7 @@ def _bits(out: torch.Tensor) -> object:
     return device_array(flat if out.dtype == torch.float32 else flat.view(torch.int16))
 
 
-def _kernel(name: str) -> object:
+def _kernel(name: str) -> Any:
     if name not in _compiled:
         _compiled[name] = cuda.jit(getattr(kernel, name))
     return _compiled[name]

@@ -40,7 +40,7 @@ LABELS = np.array([[4], [3], [2], [1], [0]], np.int64)
 
 def stored(images, planar):
     """The images' bytes and the strides (image, row, column, channel) that kernels take."""
-    count, height, width, channels = images.shape
+    _, height, width, channels = images.shape
     size = height * width * channels
     if planar:
         return images.transpose(0, 3, 1, 2).reshape(-1).copy(), (size, width, 1, height * width)

@@ -1,0 +1,76 @@
+"""Data for the benchmarks and checks, generated: nothing is downloaded or looked for."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from fastload.packed import PackedFile, PackedWriter, SelectionTable
+
+
+def write_noise(path: Path, count: int, side: int, *, seed: int = 0) -> Path:
+    """Write a raw packed file of `count` random images, side×side×3, in ten classes."""
+    rng = np.random.default_rng(seed)
+    with PackedWriter(
+        path, shape=(count, side, side, 3), labels=np.arange(count) % 10, source={"kind": "noise"}
+    ) as out:
+        for row in range(count):
+            out.write(row, rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
+    return path
+
+
+def write_subset(path: Path, full: Path, count: int) -> Path:
+    """Write `count` spread rows of a raw packed file as a subset of it."""
+    with PackedFile(full) as file:
+        assert file.shape is not None
+        rows = np.linspace(0, len(file) - 1, count).astype(np.int64)
+        table = SelectionTable(
+            np.zeros(count, np.int32), np.arange(count, dtype=np.int32), np.zeros(count, np.float32),
+            {"strategy": "spread", "full_fingerprint": file.fingerprint},
+        )  # fmt: skip
+        with PackedWriter(
+            path, shape=(count, *file.shape), labels=file.labels[rows], ids=file.ids[rows],
+            source={"kind": "spread"}, selection=table,
+        ) as out:  # fmt: skip
+            for place, row in enumerate(rows):
+                out.write(place, file.read(int(row)))
+    return path
+
+
+def write_encoded(path: Path, count: int, side: int, *, seed: int = 0) -> Path:
+    """Write an encoded packed file: JPEG files of `count` images, sides from `side` to 4/3 of it.
+
+    They are scikit-learn's handwritten digits, enlarged and coloured, with noise (a photograph's size in bytes, more or
+    less); noise alone where scikit-learn is missing.
+    """
+    from PIL import Image
+
+    rng = np.random.default_rng(seed)
+    digits, labels = _digits()
+    files = []
+    for row in range(count):
+        small = Image.fromarray((digits[row % len(digits)] * 15).astype(np.uint8))
+        height, width = (side + int(more) for more in rng.integers(0, side // 3 + 1, 2))
+        grey = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+        colour = grey[..., None] * rng.uniform(0.4, 1.0, 3) + rng.normal(0, 12, (height, width, 3))
+        stored = io.BytesIO()
+        Image.fromarray(np.clip(colour, 0, 255).astype(np.uint8)).save(stored, "JPEG", quality=90)
+        files.append(stored.getvalue())
+    sizes = np.array([len(file) for file in files])
+    of_rows = labels[np.arange(count) % len(labels)]
+    with PackedWriter(path, sizes=sizes, labels=of_rows, source={"kind": "digits"}) as out:
+        for row, file in enumerate(files):
+            out.write(row, file)
+    return path
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        rng = np.random.default_rng(1)
+        return rng.integers(0, 17, (100, 8, 8)), np.arange(100) % 10
+    found = load_digits()
+    return found.images, found.target

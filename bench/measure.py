@@ -1,0 +1,214 @@
+"""Measuring, in one place: interleaved rounds of contestants beside their limits, and what machine it was."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+PACKAGES = ("fastload", "torch", "numba", "numba-cuda", "numpy", "h5py", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
+_REST = 0.1
+"""Seconds for threads that work ahead to come to rest, or they would slow down the limit's measurement."""
+
+
+class Deadline:
+    """A moment after which no new round begins."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left, 0 or more."""
+        return max(0.0, self._end - time.monotonic())
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Something whose speed is asked for.
+
+    `run` does `work` units of it (and leaves the device to be synchronized by the caller); `limit`, named `limit_name`,
+    does what no implementation can do without, for as many units. `before` comes untimed before each `run`: it takes
+    the batches that were made ahead while others ran, which would count as made in no time.
+    """
+
+    name: str
+    unit: str
+    work: float
+    run: Callable[[], Any]
+    limit: Callable[[], Any] | None = None
+    limit_name: str = ""
+    before: Callable[[], Any] | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Result:
+    """Median speed over rounds, with the spread (quartile distance over the median) and the share of the limit."""
+
+    name: str
+    unit: str
+    median: float
+    spread: float
+    rounds: list[float]
+    limit_name: str = ""
+    limit: float | None = None
+    of_limit: float | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for all that the device has queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(function: Callable[[], Any], device: torch.device) -> float:
+    """Time one call, the device's queue empty before and after."""
+    synchronize(device)
+    began = time.perf_counter()
+    function()
+    synchronize(device)
+    return time.perf_counter() - began
+
+
+def race(
+    contestants: Sequence[Contestant], device: torch.device, *, rounds: int = 5, deadline: Deadline | None = None
+) -> list[Result]:
+    """Time the contestants and their limits in turn, `rounds` times after one that does not count.
+
+    Interleaved, so that what disturbs the machine disturbs all alike. Past the deadline the rounds so far count.
+    """
+    times: dict[str, list[float]] = {one.name: [] for one in contestants}
+    limits: dict[str, list[float]] = {one.name: [] for one in contestants}
+    for number in range(-1, rounds):
+        for one in contestants:
+            time.sleep(_REST)
+            bound = seconds_of(one.limit, device) if one.limit is not None else None
+            if one.before is not None:
+                one.before()
+            taken = seconds_of(one.run, device)
+            if number >= 0:
+                times[one.name].append(taken)
+                if bound is not None:
+                    limits[one.name].append(bound)
+        if number >= 0 and deadline is not None and deadline.left == 0:
+            break
+    return [_result(one, times[one.name], limits[one.name]) for one in contestants]
+
+
+def _result(one: Contestant, times: list[float], limits: list[float]) -> Result:
+    speeds = [one.work / taken for taken in times]
+    median = statistics.median(speeds)
+    quartiles = statistics.quantiles(speeds, n=4) if len(speeds) > 1 else [median] * 3
+    found = Result(one.name, one.unit, median, (quartiles[2] - quartiles[0]) / median, speeds, details=one.details)
+    if limits:
+        found.limit_name, found.limit = one.limit_name, one.work / statistics.median(limits)
+        found.of_limit = median / found.limit
+    return found
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Return what the figures were measured on, as plain values."""
+    found: dict[str, Any] = {
+        "system": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "device": device.type,
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found |= {
+            "gpu": properties.name,
+            "capability": f"{properties.major}.{properties.minor}",
+            "gpu_memory_gb": round(properties.total_memory / 1e9, 1),
+            "multiprocessors": properties.multi_processor_count,
+            "driver": _driver(),
+            "cuda": torch.version.cuda,
+        }
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of what the figures depend on."""
+    found = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if "fastload" not in found:  # on a bare PYTHONPATH
+        import fastload
+
+        found["fastload"] = fastload.__version__
+    return found
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _driver() -> str | None:
+    try:
+        with open("/proc/driver/nvidia/version", encoding="utf-8") as text:
+            words = text.readline().split()
+    except OSError:
+        return _driver_of_tool()
+    numbers = [word for word in words if word.count(".") >= 1 and word[0].isdigit()]
+    return numbers[0] if numbers else _driver_of_tool()
+
+
+def _driver_of_tool() -> str | None:
+    import subprocess
+
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.split("\n")[0] or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def print_table(results: Sequence[Result], title: str) -> None:
+    """Print results as a table that a person can read."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("what")
+    for name in ("speed", "spread", "limit", "of limit"):
+        table.add_column(name, justify="right")
+    for one in results:
+        limit = f"{_number(one.limit)} ({one.limit_name})" if one.limit is not None else "–"
+        share = f"{one.of_limit:.1%}" if one.of_limit is not None else "–"
+        table.add_row(one.name, f"{_number(one.median)} {one.unit}", f"±{one.spread / 2:.0%}", limit, share)
+    console = Console()
+    # A log has no width: the table must not be cut there.
+    console = console if console.is_terminal else Console(width=140)
+    console.print(table)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def describe(found: dict[str, Any]) -> str:
+    """Return the machine in one line."""
+    gpu = f"{found['gpu']} (driver {found['driver']}), " if "gpu" in found else ""
+    return f"{gpu}{found['cpu']}, {found['cores']} cores, {found['memory_gb']:.0f} GB"

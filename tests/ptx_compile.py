@@ -1,0 +1,62 @@
+"""Run by tests/test_ptx.py, a process for each architecture: `ptx_compile.py MAJOR MINOR` prints a JSON line a kernel.
+
+Nothing here needs a GPU. A process can compile for one architecture only: numba-cuda asks the current device for its
+own when it types shared functions, so a stand-in device is put in its place.
+"""
+
+import importlib
+import json
+import pkgutil
+import re
+import sys
+from types import SimpleNamespace
+
+import fastload.kernels
+from fastload.kernels.cuda_target import cuda
+
+# isort: split
+import numba.cuda.dispatcher as dispatcher
+
+
+def ptxas_report(ptx: str, arch: str) -> dict:
+    """What ptxas says of the machine code: bytes of stack and spills, registers (spills do not show in PTX)."""
+    try:
+        from cuda.core import Linker, LinkerOptions, ObjectCode
+    except ImportError:
+        return {"linker": "cuda.core has no Linker"}
+    linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=LinkerOptions(arch=arch, ptxas_options=["-v"]))
+    linker.link("cubin")
+    log = linker.get_info_log()
+    stack = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    if stack is None:
+        return {"linker": f"no report: {log}"}
+    registers = re.search(r"Used (\d+) registers", log)
+    return {
+        "linker": None,
+        "stack": int(stack[1]),
+        "spill_stores": int(stack[2]),
+        "spill_loads": int(stack[3]),
+        "registers": int(registers[1]) if registers else None,
+    }
+
+
+def main() -> None:
+    capability = (int(sys.argv[1]), int(sys.argv[2]))
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
+    for module in pkgutil.iter_modules(fastload.kernels.__path__):
+        kernels = getattr(importlib.import_module(f"fastload.kernels.{module.name}"), "CUDA_KERNELS", [])
+        for name, function, signature in kernels:
+            ptx, _ = cuda.compile(function, signature, cc=capability, device=False, abi="numba")
+            found = {
+                "module": module.name,
+                "name": name,
+                "function": function.__name__,
+                "signature": str(signature),
+                "targets": re.findall(r"^\.target\s+(\S+)", ptx, re.M),
+                "entries": re.findall(r"\.visible\s+\.entry\s+(\w+)", ptx),
+                **ptxas_report(ptx, f"sm_{capability[0]}{capability[1]}"),
+            }
+            print(json.dumps(found), flush=True)
+
+
+main()
