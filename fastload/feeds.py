@@ -208,6 +208,7 @@ class _FusedResidentFeed:
         _discard(self.make(0, 1))
 
     def make(self, start: int, count: int) -> Batch:
+        assert self._store is not None
         device = self._output.device
         images = torch.empty(
             (count, *self._shape),

@@ -265,9 +265,10 @@ class PackedWriter:
             self._partial = None
 
     def _explained(self, error: BaseException) -> BaseException:
-        if isinstance(error, OSError) and not isinstance(error, FastloadError):
+        # A disk that fills up while h5py closes a file is a RuntimeError of its own.
+        if isinstance(error, OSError | RuntimeError) and not isinstance(error, FastloadError):
             return DataError(
-                f"{self.path}: cannot be written ({error.strerror or error}); it needs "
+                f"{self.path}: cannot be written ({getattr(error, 'strerror', None) or error}); it needs "
                 f"{self.image_bytes / 1e6:,.1f} MB there; nothing was left behind"
             )
         return error
