@@ -1,0 +1,373 @@
+"""Embeddings: one row of float32 for each sample, streamed through an encoder into a file, or brought by the user."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor, nn
+
+from fastload.augment import Augment
+from fastload.autoencoder import VIEW, Autoencoder, reproducible
+from fastload.errors import DataError, UsageError
+from fastload.evaluation import EvaluationLoader
+from fastload.packed import PackedFile, checked_dataset, open_hdf5
+
+CHUNK = 1024
+"""Rows that an encoder sees at once, counted from row 0 whoever computes them, so that its rounding never differs."""
+
+_CHUNK_PIXELS = CHUNK * 64 * 64
+
+
+def chunk_rows(view: Augment) -> int:
+    """Return how many rows an encoder with this view sees at once: 1,024 up to 64×64 pixels, fewer of larger images.
+
+    A function of the view alone. 1,024 images of 224×224 would take 10 GB in a ResNet's first layer.
+    """
+    height, width = view.size
+    return max(32, min(CHUNK, _CHUNK_PIXELS // (height * width)))
+
+
+_HASHED_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A model that embeds, what it sees, and what identifies it.
+
+    Arguments:
+        model: takes standardized float32 [B, C, h, w], returns [B, D] (or [B, …], which is flattened).
+        view: sizes and standardization of what it sees; nothing random.
+        name: for people. identity: changes with the weights and the code, for reuse.
+    """
+
+    model: Callable[[Tensor], Tensor]
+    view: Augment
+    name: str
+    identity: str
+
+
+def autoencoder_encoder(model: Autoencoder) -> Encoder:
+    """Return the encoder half of a trained autoencoder: its last block's non-negative outputs."""
+    return Encoder(_EncoderHalf(model), VIEW.evaluation(), "autoencoder", _weights_hash(model))
+
+
+class _EncoderHalf(nn.Module):
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.autoencoder.embed(images.contiguous(memory_format=torch.channels_last))
+
+
+def load_encoder(spec: str, *, input_size: int | None = None, seed: int = 0) -> Encoder:
+    """Return the encoder that "module:callable" names: a torch module, or a callable without arguments making one.
+
+    Arguments:
+        spec: for example "my_models:resnet_trunk"; the module is imported, the current folder included.
+        input_size: the side in pixels of the centre square that it sees, the images' shorter side brought to that
+            size first; None is what the autoencoder sees, 24×24 of 32.
+        seed: of the generator while the callable runs, for those that draw their weights.
+
+    Raises UsageError where it cannot be imported, is not there, or makes no torch module.
+    """
+    module_name, _, attribute = spec.partition(":")
+    if not module_name or not attribute:
+        raise UsageError(f"--encoder {spec}: it is module:callable, for example my_models:encoder")
+    with _importing_from(Path.cwd()):
+        try:
+            module = importlib.import_module(module_name)
+        except Exception as error:
+            raise UsageError(f"--encoder {spec}: {module_name!r} cannot be imported ({error!r})") from error
+    found = getattr(module, attribute, None)
+    if found is None:
+        raise UsageError(f"--encoder {spec}: {module_name!r} has no {attribute!r}")
+    if not isinstance(found, nn.Module):
+        if not callable(found):
+            raise UsageError(f"--encoder {spec}: is a {type(found).__name__}, neither a torch module nor a callable")
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            try:
+                found = found()
+            except Exception as error:
+                raise UsageError(f"--encoder {spec}: calling it without arguments failed ({error!r})") from error
+    if not isinstance(found, nn.Module):
+        raise UsageError(f"--encoder {spec}: gave a {type(found).__name__}, not a torch.nn.Module")
+    view = VIEW if input_size is None else Augment(crop=input_size, resize=input_size)
+    return Encoder(found.eval(), view.evaluation(), spec, _weights_hash(found) + _source_hash(module))
+
+
+@contextlib.contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))
+
+
+def _weights_hash(model: nn.Module) -> str:
+    hasher = xxhash.xxh3_128(repr(model).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        hasher.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        hasher.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
+
+
+def _source_hash(module: Any) -> str:
+    """Return a hash of the module's own file: a changed `forward` is another encoder."""
+    path = getattr(module, "__file__", None)
+    try:
+        return xxhash.xxh3_64_hexdigest(Path(path).read_bytes()) if path else ""
+    except OSError:
+        return ""
+
+
+@torch.inference_mode()
+def embed_chunk(encoder: Encoder, images: Tensor) -> np.ndarray:
+    """Return the embeddings, float32 [B, D], of images [B, C, h, w]; raise UsageError where the model cannot."""
+    try:
+        outputs = encoder.model(images)
+        return outputs.float().flatten(1).cpu().contiguous().numpy()
+    except torch.OutOfMemoryError as error:
+        raise UsageError(
+            f"--encoder {encoder.name}: {images.device} has not enough memory for {len(images):,} images of "
+            f"{tuple(images.shape[1:])}; choose a smaller --input-size, or --device cpu"
+        ) from error
+    except Exception as error:
+        text = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise UsageError(
+            f"--encoder {encoder.name}: failed on float32 images {list(images.shape)}: {text}; it takes "
+            "[B, C, h, w] and returns [B, D] (see --input-size)"
+        ) from error
+
+
+def embed(
+    file: PackedFile,
+    encoder: Encoder,
+    path: Path,
+    *,
+    device: str = "cpu",
+    engine: str = "auto",
+    first_row: int = 0,
+    seconds_between: float = 10.0,
+    on_chunk: Callable[[int], None] | None = None,
+    on_saved: Callable[[int], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Write the embeddings of a whole packed file as float32 [N, D] in NumPy's format; row i belongs to row i.
+
+    Images are centre-cropped and standardized, and pass in chunks of `chunk_rows` counted from row 0.
+
+    Arguments:
+        file: the full set. encoder: see `Encoder`.
+        path: the .npy file. device, engine: as for EvaluationLoader.
+        first_row: rows that an interrupted call has written already, a multiple of the chunk.
+        on_chunk: called after each chunk with the rows that are written.
+        on_saved: called each `seconds_between` seconds with the rows that are safe on disk.
+        should_stop: asked after each chunk; True saves, calls `on_saved` and raises KeyboardInterrupt.
+
+    Raises UsageError where the model fails, DataError where the disk is full.
+    """
+    if isinstance(encoder.model, nn.Module):
+        encoder.model.to(device)
+    loader = EvaluationLoader(
+        file, encoder.view, batch_size=chunk_rows(encoder.view), device=device, engine=engine, first_row=first_row
+    )
+    row, saved = first_row, time.monotonic()
+    writer: RowWriter | None = None
+    batches = iter(loader)
+    try:
+        with reproducible(device):
+            for images, *_ in batches:
+                embeddings = embed_chunk(encoder, images)
+                if writer is None:
+                    writer = RowWriter(path, len(file), embeddings.shape[1], keep=first_row > 0)
+                writer.write(row, embeddings)
+                row += len(embeddings)
+                if on_chunk is not None:
+                    on_chunk(row)
+                stop = should_stop()
+                if on_saved is not None and (stop or time.monotonic() - saved >= seconds_between):
+                    writer.sync()
+                    on_saved(row)
+                    saved = time.monotonic()
+                if stop and row < len(file):
+                    raise KeyboardInterrupt
+    finally:
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()
+        if writer is not None:
+            writer.close()
+
+
+class RowWriter:
+    """Rows of float32 written with `pwrite` into a .npy file whose space is taken at once.
+
+    Not through a memory map: on a full disk that ends in SIGBUS, where this ends in an error.
+    """
+
+    def __init__(self, path: Path, rows: int, columns: int, *, keep: bool = False) -> None:
+        """`keep` leaves the rows of an existing file of that shape as they are."""
+        self.path, self._columns = path, columns
+        if keep and saved_shape(path) != (rows, columns):
+            raise DataError(f"{path}: is not the embeddings that were begun; run with --fresh")
+        try:
+            if not keep:
+                with open(path, "wb") as file:
+                    header = {"descr": "<f4", "fortran_order": False, "shape": (rows, columns)}
+                    np.lib.format.write_array_header_1_0(file, header)
+            self._descriptor = os.open(path, os.O_RDWR)
+            size = rows * columns * 4
+            with open(path, "rb") as file:
+                np.lib.format.read_magic(file)
+                np.lib.format.read_array_header_1_0(file)
+                self._offset = file.tell()
+            os.posix_fallocate(self._descriptor, self._offset, max(1, size))
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise DataError(
+                f"{path}: cannot be written ({error.strerror}); the embeddings need {rows * columns * 4 / 1e6:,.0f} MB"
+            ) from error
+
+    def write(self, row: int, values: np.ndarray) -> None:
+        """Write float32 [b, columns] from `row` on."""
+        view = np.ascontiguousarray(values, dtype=np.float32).data.cast("B")
+        position = self._offset + row * self._columns * 4
+        while view:
+            try:
+                count = os.pwrite(self._descriptor, view, position)
+            except OSError as error:
+                raise DataError(f"{self.path}: cannot be written ({error.strerror}); make room there") from error
+            view, position = view[count:], position + count
+
+    def sync(self) -> None:
+        """Wait until what is written is on disk."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            self.sync()
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def saved_shape(path: Path) -> tuple[int, ...] | None:
+    """Return the shape of a .npy file of float32 rows that is whole; None where it is not that."""
+    try:
+        return np.lib.format.open_memmap(path, mode="r").shape if path.stat().st_size else None
+    except (OSError, ValueError, EOFError, SyntaxError):
+        return None
+
+
+def hash_rows(embeddings: np.ndarray) -> str:
+    """Return the xxh3-128 of float32 [N, D], shape and values, hex."""
+    hasher = xxhash.xxh3_128(repr(tuple(embeddings.shape)).encode())
+    rows = max(1, _HASHED_BYTES // max(1, embeddings.shape[1] * 4))
+    for start in range(0, len(embeddings), rows):
+        hasher.update(np.ascontiguousarray(embeddings[start : start + rows], dtype="<f4").data)
+    return hasher.hexdigest()
+
+
+# -- embeddings that the user brings ---------------------------------------------------------------------------
+
+
+def split_spec(spec: str) -> tuple[Path, str | None]:
+    """Split FILE[:dataset] of `--embeddings`; a colon inside an existing file's name belongs to the name."""
+    if Path(spec).exists() or ":" not in spec:
+        return Path(spec), None
+    name, _, dataset = spec.rpartition(":")
+    return Path(name), dataset
+
+
+def open_embeddings(spec: str | os.PathLike[str], count: int) -> np.ndarray:
+    """Return the user's embeddings as float32 [count, D], mapped from the file where its layout allows.
+
+    Arguments:
+        spec: FILE.npy, or FILE.h5[:dataset] (the dataset may be left out where the file has only one).
+        count: samples of the full set; row i belongs to its row i.
+
+    Raises DataError for a missing file or dataset, another length, or values that are no real numbers.
+    """
+    path, dataset = split_spec(os.fspath(spec))
+    if not path.exists():
+        raise DataError(f"{path}: no such file; --embeddings takes FILE.npy or FILE.h5:dataset")
+    if path.suffix in (".h5", ".hdf5") or h5py.is_hdf5(path):
+        array, name = _open_h5(path, dataset)
+    else:
+        if dataset is not None:
+            raise DataError(f"{path}: is not an HDF5 file, so it has no dataset {dataset!r}")
+        array, name = _open_npy(path), ""
+    where = f"{path}{name}"
+    if array.ndim < 2:
+        raise DataError(f"{where}: has shape {array.shape}; embeddings are [N, D], a row for each sample")
+    if len(array) != count:
+        raise DataError(
+            f"{where}: has {len(array):,} embeddings but the full set has {count:,} samples; row i belongs to row i, "
+            "so they must match"
+        )
+    return array.reshape(count, -1)
+
+
+def _open_npy(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise DataError(f"{path}: is not a .npy file of numbers ({error}); save it with numpy.save") from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise DataError(f"{path}: holds several arrays; save the embeddings alone with numpy.save")
+    _check_kind(array.dtype, str(path))
+    if array.dtype == np.float32 and array.flags.c_contiguous and array.dtype.isnative:
+        return array
+    return _as_float32(array, array.shape)
+
+
+def _open_h5(path: Path, name: str | None) -> tuple[np.ndarray, str]:
+    with open_hdf5(path) as file:
+        names = sorted(key for key in file if isinstance(file.get(key), h5py.Dataset))
+        if name is None and len(names) == 1:
+            name = names[0]
+        if name is None or name not in file:
+            found = "name the dataset" if name is None else f"has no dataset {name!r}"
+            listed = ", ".join(names[:6]) or "none at its top"
+            raise DataError(f"{path}: {found}; it has {listed}: give --embeddings {path.name}:NAME")
+        dataset = checked_dataset(path, file, name)
+        where = f"{path}:{name}"
+        _check_kind(dataset.dtype, where)
+        offset = dataset.id.get_offset() if dataset.chunks is None else None
+        native = dataset.dtype == np.float32 and dataset.dtype.isnative
+        if offset is not None and native and path.stat().st_size >= offset + dataset.size * 4:
+            return np.memmap(path, np.float32, "r", offset, dataset.shape), f":{name}"
+        try:
+            return _as_float32(dataset, dataset.shape), f":{name}"
+        except OSError as error:
+            raise DataError(f"{where}: cannot be read ({error}); write it again") from error
+
+
+def _check_kind(dtype: np.dtype, where: str) -> None:
+    if dtype.kind not in "fiub":
+        raise DataError(f"{where}: holds {dtype}, not real numbers; save the embeddings as float32")
+
+
+def _as_float32(source: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Copy to float32 in memory, some rows at a time; values that do not fit become infinite and are refused later."""
+    out = np.empty(shape, np.float32)
+    with np.errstate(over="ignore"):
+        for start in range(0, len(out), CHUNK):
+            out[start : start + CHUNK] = source[start : start + CHUNK]
+    return out

@@ -1,0 +1,214 @@
+"""What build-subset will need, measured and counted before it starts: time, memory, disk."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastload.autoencoder import VIEW, Trainer, Training, reproducible
+from fastload.embedding import Encoder, embed_chunk
+from fastload.errors import DataError, UsageError
+from fastload.evaluation import EvaluationLoader
+from fastload.feeds import stream
+from fastload.order import AUTOENCODER
+from fastload.packed import PackedFile
+
+TRIAL_SECONDS = 1.5
+_TRIAL_ROWS = 128
+_SPARE_DISK = 8 << 20  # HDF5's own structures, JSON, and what file systems round up
+BASE_MEMORY = 150 << 20  # measured: torch's and Numba's code that is loaded on the way
+
+
+@dataclass
+class Needs:
+    """What a run will need.
+
+    `seconds`: for each step that is still to be done. `memory`, `device_memory`: bytes of its own. `disk`: bytes
+    in the folder of the output, the work folder included. `reused`: steps whose result is there already.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    memory: int = BASE_MEMORY
+    device_memory: int = 0
+    disk: int = _SPARE_DISK
+    memory_available: int | None = None
+    device_memory_free: int | None = None
+    disk_free: int = 0
+    reused: list[str] = field(default_factory=list)
+
+    def check(self, folder: Path) -> None:
+        """Raise DataError for a disk, UsageError for a memory that cannot hold it."""
+        if self.disk > self.disk_free:
+            raise DataError(
+                f"{folder}: has {_mb(self.disk_free)} free, but the subset and its work folder need about "
+                f"{_mb(self.disk)}; make room, choose another place, or a smaller --size"
+            )
+        if self.memory_available is not None and self.memory > self.memory_available:
+            raise UsageError(
+                f"about {_mb(self.memory)} of memory are needed, but {_mb(self.memory_available)} are available; "
+                "choose a smaller --batch-size, or --input-size for an encoder of your own"
+            )
+        if self.device_memory_free is not None and self.device_memory > self.device_memory_free:
+            raise UsageError(
+                f"about {_mb(self.device_memory)} of the device's memory are needed, but "
+                f"{_mb(self.device_memory_free)} are free; choose a smaller --batch-size, or --device cpu"
+            )
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
+
+
+def measure_free(needs: Needs, folder: Path, device: str) -> None:
+    """Note what there is: disk in `folder`, memory, and the device's memory."""
+    needs.disk_free = shutil.disk_usage(folder).free
+    needs.memory_available = available_memory()
+    if device.startswith("cuda"):
+        needs.device_memory_free = torch.cuda.mem_get_info(torch.device(device))[0]
+
+
+def available_memory() -> int | None:
+    """Return the bytes that this process can still have, by the system and its control group; None where unknown."""
+    found = []
+    try:
+        with open("/proc/meminfo") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        found.append(int(fields["MemAvailable"].split()[0]) * 1024)
+    except (OSError, KeyError, ValueError):
+        pass
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        cached = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
+        found.append(int(limit) - used + int(cached.get("inactive_file", 0)))
+    except (OSError, ValueError):
+        pass  # no control group, or "max"
+    return max(0, min(found)) if found else None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One timed part: seconds a step (or row), bytes of memory and of device memory; `columns` that came out."""
+
+    seconds: float
+    memory: int
+    device_memory: int
+    columns: int = 0
+
+
+def try_training(file: PackedFile, training: Training, *, device: str, engine: str) -> Trial:
+    """Time a few real training steps of a model that is thrown away: seconds a step."""
+    channels = file.shape[2] if file.shape is not None else 3
+    batches = stream(
+        file, VIEW, batch_size=training.batch_size, steps=1000, phase=AUTOENCODER, seed=training.seed,
+        device=device, engine=engine,
+    )  # fmt: skip
+
+    def run() -> Iterator[None]:
+        trainer = Trainer(channels, training, device)
+        for images, *_ in batches:
+            trainer.train_on(images)
+            yield
+
+    with reproducible(device):
+        seconds, device_memory = _timed(run(), device, "--batch-size")
+    batches.close()  # type: ignore[attr-defined]
+    model = Trainer(channels, training, "cpu").model
+    # Forward values are kept for the backward pass, which makes as many gradients.
+    activations = 2 * layer_bytes(model, torch.zeros(2, channels, *VIEW.size), sum) // 2 * training.batch_size
+    feed = 8 * training.batch_size * channels * math.prod(VIEW.size) * 4
+    return Trial(seconds, (0 if device_memory else activations) + feed, device_memory)
+
+
+def try_embedding(file: PackedFile, encoder: Encoder, rows: int, *, device: str, engine: str) -> Trial:
+    """Time the encoder on some real images: seconds a row; memory for `rows` at once."""
+    if isinstance(encoder.model, nn.Module):
+        encoder.model.to(device)
+    size = min(_TRIAL_ROWS, rows, len(file))
+    batches = iter(EvaluationLoader(file, encoder.view, batch_size=size, device=device, engine=engine))
+    shapes: list[tuple[int, int]] = []
+
+    def run() -> Iterator[None]:
+        for images, *_ in batches:
+            shapes.append((embed_chunk(encoder, images).shape[1], images.shape[1]))
+            yield
+
+    with reproducible(device):
+        seconds, device_memory = _timed(run(), device, "--input-size")
+    batches.close()  # type: ignore[attr-defined]
+    columns, channels = shapes[0]
+    sample = torch.zeros(1, channels, *encoder.view.size, device=device)
+    largest = 3 * layer_bytes(encoder.model, sample, max) * rows if isinstance(encoder.model, nn.Module) else 0
+    feed = 4 * rows * sample.numel() * 4
+    device_memory = device_memory * rows // size
+    return Trial(seconds / size, (0 if device_memory else largest) + feed, device_memory, columns)
+
+
+def _timed(steps: Iterator[None], device: str, option: str) -> tuple[float, int]:
+    """Return seconds a step after a warm-up, and the peak of device memory in bytes (0 on the CPU)."""
+    cuda = device.startswith("cuda")
+
+    def wait() -> None:
+        if cuda:
+            torch.cuda.synchronize(device)
+
+    try:
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+        before = time.monotonic()
+        for _ in range(2):
+            next(steps, None)
+        wait()
+        began, count = time.monotonic(), 0
+        while time.monotonic() - began < TRIAL_SECONDS and count < 50:
+            try:
+                next(steps)
+            except StopIteration:
+                break
+            count += 1
+        wait()
+        now = time.monotonic()
+        seconds = (now - began) / count if count else now - before
+        return seconds, int(torch.cuda.max_memory_allocated(device) * 1.2) if cuda else 0
+    except torch.OutOfMemoryError as error:
+        raise UsageError(f"{device} has not enough memory; choose a smaller {option}, or --device cpu") from error
+
+
+def layer_bytes(model: nn.Module, images: Tensor, combine: Callable[[list[int]], Any]) -> int:
+    """Return the sum or maximum, by `combine`, of the bytes that the model's layers put out on `images`."""
+    sizes: list[int] = []
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            sizes.append(output.numel() * output.element_size())
+
+    leaves = [module for module in model.modules() if not list(module.children())]
+    handles = [module.register_forward_hook(note) for module in leaves]
+    training = model.training
+    try:
+        with torch.inference_mode():
+            model.eval()(images)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return int(combine(sizes)) if sizes else 0
+
+
+def selection_bytes(dimensions: int, size: int, classes: int) -> int:
+    """Return the bytes of the lists of keys: 2·⌈size / dimensions⌉ of 16 bytes, for each dimension and class."""
+    return dimensions * max(1, classes) * 2 * math.ceil(size / max(1, dimensions * classes)) * 16 if dimensions else 0
+
+
+def processors() -> int:
+    """Return the processors that this process may use."""
+    return len(os.sched_getaffinity(0))
