@@ -1,46 +1,58 @@
-"""`python -m fastload.bench`: our own throughput beside what the machine allows.
+"""`python -m fastload.bench`: our own throughput beside the rivals' and what the machine allows.
 
-    python -m fastload.bench [resident|stream|select|all] [--quick] [--json FILE] [--device cpu|cuda] [--data FILE.h5]
+    python -m fastload.bench [resident|stream|select|all] [--quick] [--json [FILE]] [--plot FILE.png]
+                             [--peers all|none|NAME,…] [--device cpu|cuda] [--data FILE.h5]
+    python -m fastload.bench peers [install [NAME…]]
 
 Each figure is the median of interleaved rounds after one that does not count, with half the distance of the quartiles;
-beside it the limit: a copy of the output's size for feeds, reading the matrix once for the selection.
+beside it the limit: a copy of the output's size for feeds, reading the matrix once for the selection; and how many
+times as fast ours is, the median of the rounds' ratios.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from fastload.bench import parts
-from fastload.bench.measure import Deadline, Result, describe, machine, print_table, versions
+from fastload.bench import parts, plot, rivals, select_grid
+from fastload.bench.measure import Deadline, describe, machine, print_table, versions
+from fastload.bench.peers import install
+from fastload.bench.rivals import Outcome
 from fastload.errors import FastloadError, UsageError
 from fastload.feeds import resolve_device
 from fastload.packed import PackedFile
 
 WHAT = ("resident", "stream", "select")
+RESULTS = Path(__file__).parent / "results"
 
 
-def bench(what: str, setting: parts.Setting) -> list[Result]:
-    """Run one of WHAT, or "all"; without DALI its parts are left out."""
+def bench(what: str, setting: parts.Setting, peers: str = "all", grid: select_grid.Grid | None = None) -> Outcome:
+    """Run one of WHAT, or "all"; without DALI its parts are left out, and so are rivals that are not installed."""
     engines = ("fused", "dali") if parts.has_dali() else ("fused",)
     encoded = _is_encoded(setting.file)
-    results: list[Result] = []
+    outcome = Outcome(notes=[] if "dali" in engines else ["dali: not installed"])
     if what in ("resident", "all") and not encoded:
-        results += parts.resident(setting, engines)
+        outcome += rivals.resident(setting, engines, install.chosen(peers))
     if what in ("stream", "all"):
         if not encoded:
-            results += parts.stream_raw(setting, engines)
+            outcome.results += parts.stream_raw(setting, engines)
         if (encoded or setting.file is None) and "dali" in engines:
-            results += parts.stream_encoded(setting)
+            outcome.results += parts.stream_encoded(setting)
     if what in ("select", "all"):
-        results += parts.select(setting)
-    if not results:
+        outcome += select_grid.select(setting, grid or select_grid.Grid(), rivals=peers != "none")
+    if not outcome.results and encoded:
         raise UsageError(f"{setting.file}: holds encoded images, which only the stream feed takes, with DALI installed")
-    return results
+    short = [one.name for one in outcome.results if len(one.rounds) < setting.rounds]
+    if short:
+        outcome.notes.append(f"fewer than {setting.rounds} rounds for want of time (--minutes): {', '.join(short)}")
+    return outcome
 
 
 def _is_encoded(path: Path | None) -> bool:
@@ -52,29 +64,83 @@ def _is_encoded(path: Path | None) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m fastload.bench", description=__doc__.split("\n\n")[0])
-    parser.add_argument("what", nargs="?", default="all", choices=[*WHAT, "all"])
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that all runs, measures nothing")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    parser.add_argument("--data", type=Path, metavar="FILE.h5", help="a packed file, in place of generated images")
-    parser.add_argument("--minutes", type=float, default=10.0, help="begin no new round after this time")
-    options = parser.parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        device = resolve_device(options.device)
-        setting = parts.Setting(device, options.quick, Deadline(60 * options.minutes), options.data)
-        found = machine(device)
-        print(describe(found))
-        results = bench(options.what, setting)
+        if arguments[:1] == ["peers"]:
+            return install.main(arguments[1:])
+        return _measure(_options(arguments))
     except FastloadError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print_table(results, "fastload.bench" + (" --quick: no measurement" if options.quick else ""))
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m fastload.bench", description=__doc__.split("\n\n")[0])
+    parser.add_argument("what", nargs="?", default="all", choices=[*WHAT, "all"], help="or `peers`: list and install")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that all runs, measures nothing")
+    parser.add_argument("--json", nargs="?", const=Path(), type=Path, metavar="FILE",
+                        help="write the results there too; without a name, below bench/results")  # fmt: skip
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the results, with matplotlib")
+    parser.add_argument(
+        "--peers", default="all", metavar="NAMES", help="rivals: all (that are installed), none, NAME,…"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--data", type=Path, metavar="FILE.h5", help="a packed file, in place of generated images")
+    parser.add_argument("--minutes", type=float, default=10.0, help="begin no new round after this time")
+    only = parser.add_argument_group("select", "restrict the grid: lists with commas")
+    only.add_argument("--sizes", help="ROWSxDIMS or ROWSxDIMS:disk")
+    only.add_argument("--orders", help="random, ascending, descending")
+    only.add_argument("--k", help="how many of each column")
+    only.add_argument("--scratch", type=Path, metavar="FOLDER", help="where the files to read from disk are written")
+    return parser.parse_args(arguments)
+
+
+def _grid(options: argparse.Namespace) -> select_grid.Grid:
+    chosen: dict[str, Any] = {"scratch": options.scratch}
+    if options.quick:
+        chosen |= {"sizes": select_grid.QUICK_SIZES, "orders": ("random",), "ks": (5,)}
+    if options.sizes:
+        chosen["sizes"] = tuple(select_grid.Size.parse(text) for text in options.sizes.split(","))
+    if options.orders:
+        chosen["orders"] = tuple(options.orders.split(","))
+    if options.k:
+        if not all(text.isdecimal() for text in options.k.split(",")):
+            raise UsageError(f"--k {options.k}: numbers with commas between them were expected, such as 20,200")
+        chosen["ks"] = tuple(int(text) for text in options.k.split(","))
+    return select_grid.Grid(**chosen)
+
+
+def _measure(options: argparse.Namespace) -> int:
+    device = resolve_device(options.device)
+    grid = _grid(options)
+    install.chosen(options.peers)
+    if options.plot is not None:
+        plot.require_matplotlib()
+    setting = parts.Setting(device, options.quick, Deadline(60 * options.minutes), options.data)
+    found = machine(device) | {"load_before": round(os.getloadavg()[0], 2)}
+    print(f"{describe(found)}, load {found['load_before']:.1f} before", flush=True)
+    outcome = bench(options.what, setting, options.peers, grid)
+    title = "fastload.bench" + (" --quick: no measurement" if options.quick else "")
+    print_table(outcome.results, title)
+    for note in outcome.notes:
+        print(f"- {note}")
     if options.json is not None:
-        report = {"machine": found, "versions": versions(), "quick": options.quick}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report | {"results": [one.as_dict() for one in results]}, indent=1) + "\n")
+        path = options.json if options.json != Path() else _default_path(options, found)
+        report = {"machine": found, "versions": versions(), "quick": options.quick, "notes": outcome.notes}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report | {"results": [one.as_dict() for one in outcome.results]}, indent=1) + "\n")
+        print(f"written to {path}")
+    if options.plot is not None and outcome.results:
+        plot.plot(outcome.results, options.plot, f"{title}, {describe(found)}")
     return 0
+
+
+def _default_path(options: argparse.Namespace, found: dict[str, Any]) -> Path:
+    name = re.sub(r"[^a-z0-9]+", "-", found.get("gpu", found["cpu"]).lower()).strip("-")
+    return RESULTS / f"{options.what}-{name}-{found['cores']}-cores{'-quick' if options.quick else ''}.json"
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ class Contestant:
 
     `run` does `work` units of it (and leaves the device to be synchronized by the caller); `limit`, named `limit_name`,
     does what no implementation can do without, for as many units. `before` comes untimed before each `run`: it takes
-    the batches that were made ahead while others ran, which would count as made in no time.
+    the batches that were made ahead while others ran, which would count as made in no time. Where `inside`, `run`
+    and `limit` return the seconds that count, by a clock of their own, such as another process's. A `run` that cannot
+    go on raises Withdrawn.
     """
 
     name: str
@@ -48,11 +50,19 @@ class Contestant:
     limit_name: str = ""
     before: Callable[[], Any] | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    inside: bool = False
+
+
+class Withdrawn(Exception):
+    """A contestant cannot go on; the race goes on without it and without a result of it."""
 
 
 @dataclass
 class Result:
-    """Median speed over rounds, with the spread (quartile distance over the median) and the share of the limit."""
+    """Median speed over rounds, with the spread (quartile distance over the median) and the share of the limit.
+
+    `ratio`: how many times as fast the contestant named `against` was, the median of the rounds' ratios.
+    """
 
     name: str
     unit: str
@@ -63,6 +73,8 @@ class Result:
     limit: float | None = None
     of_limit: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    against: str = ""
+    ratio: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -92,20 +104,38 @@ def race(
     """
     times: dict[str, list[float]] = {one.name: [] for one in contestants}
     limits: dict[str, list[float]] = {one.name: [] for one in contestants}
+    running = list(contestants)
     for number in range(-1, rounds):
-        for one in contestants:
+        for one in tuple(running):
             time.sleep(_REST)
-            bound = seconds_of(one.limit, device) if one.limit is not None else None
+            bound = _timed(one, one.limit, device) if one.limit is not None else None
             if one.before is not None:
                 one.before()
-            taken = seconds_of(one.run, device)
+            try:
+                taken = _timed(one, one.run, device)
+            except Withdrawn:
+                running.remove(one)
+                continue
             if number >= 0:
                 times[one.name].append(taken)
                 if bound is not None:
                     limits[one.name].append(bound)
         if number >= 0 and deadline is not None and deadline.left == 0:
             break
-    return [_result(one, times[one.name], limits[one.name]) for one in contestants]
+    return [_result(one, times[one.name], limits[one.name]) for one in running]
+
+
+def _timed(one: Contestant, function: Callable[[], Any], device: torch.device) -> float:
+    return function() if one.inside else seconds_of(function, device)
+
+
+def compare(results: Sequence[Result], name: str) -> None:
+    """Set each other result's `ratio` to the one of that name, round by round: what disturbs a round disturbs both."""
+    reference = next((one for one in results if one.name == name), None)
+    for one in results:
+        if reference is not None and one is not reference:
+            pairs = zip(reference.rounds, one.rounds, strict=True)
+            one.against, one.ratio = name, statistics.median(ours / other for ours, other in pairs)
 
 
 def _result(one: Contestant, times: list[float], limits: list[float]) -> Result:
@@ -192,12 +222,14 @@ def print_table(results: Sequence[Result], title: str) -> None:
 
     table = Table(title=title, title_justify="left")
     table.add_column("what")
-    for name in ("speed", "spread", "limit", "of limit"):
+    compared = any(one.ratio is not None for one in results)
+    for name in ("speed", "spread", "limit", "of limit", *(["ours is"] if compared else [])):
         table.add_column(name, justify="right")
     for one in results:
         limit = f"{_number(one.limit)} ({one.limit_name})" if one.limit is not None else "–"
         share = f"{one.of_limit:.1%}" if one.of_limit is not None else "–"
-        table.add_row(one.name, f"{_number(one.median)} {one.unit}", f"±{one.spread / 2:.0%}", limit, share)
+        ratio = [f"{one.ratio:.3g}× as fast" if one.ratio is not None else ""] if compared else []
+        table.add_row(one.name, f"{_number(one.median)} {one.unit}", f"±{one.spread / 2:.0%}", limit, share, *ratio)
     console = Console()
     # A log has no width: the table must not be cut there.
     console = console if console.is_terminal else Console(width=140)

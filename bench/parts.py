@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def has_dali() -> bool:
 
 
 @contextmanager
-def _files(setting: Setting, write: Callable[[Path], Path]) -> Iterator[Path]:
+def packed_data(setting: Setting, write: Callable[[Path], Path]) -> Iterator[Path]:
     """Give the file that was brought, or one that is written now and removed afterwards."""
     if setting.file is not None:
         yield setting.file
@@ -69,7 +70,7 @@ def _files(setting: Setting, write: Callable[[Path], Path]) -> Iterator[Path]:
 
 
 @contextmanager
-def _feeding(
+def feed_contestant(
     setting: Setting, path: Path, augment: Augment, batch: int, batches: int, *,
     name: str, engine: str, resident: bool, dtype: torch.dtype = torch.float32,
 ) -> Iterator[Contestant]:  # fmt: skip
@@ -106,7 +107,12 @@ def _feeding(
             stream.close()  # type: ignore[attr-defined]
 
 
-def _with_batch_time(results: list[Result]) -> list[Result]:
+def _noise(count: int, side: int, path: Path) -> Path:
+    return data.write_noise(path, count, side)
+
+
+def with_batch_time(results: list[Result]) -> list[Result]:
+    """Add to the details how long a batch took, and the copy of as many bytes."""
     for one in results:
         one.details["us_per_batch"] = round(1e6 * one.details["batch"] / one.median, 2)
         if one.limit:
@@ -117,11 +123,14 @@ def _with_batch_time(results: list[Result]) -> list[Result]:
 def resident(setting: Setting, engines: tuple[str, ...] = ("fused", "dali")) -> list[Result]:
     """The resident feed, CIFAR's shape: 32×32×3 → 24×24×3, float32, batches of 1,024."""
     batch = setting.pick(1024, 16)
-    with _files(setting, lambda path: data.write_noise(path, setting.pick(4320, 64), 32)) as path, ExitStack() as stack:
-        augment = Augment(crop=_crop(path, 24))
+    with (
+        packed_data(setting, lambda path: data.write_noise(path, setting.pick(4320, 64), 32)) as path,
+        ExitStack() as stack,
+    ):
+        augment = Augment(crop=fitting_crop(path, 24))
         running = [
             stack.enter_context(
-                _feeding(
+                feed_contestant(
                     setting, path, augment, batch,
                     setting.pick(1000 if engine == "fused" else 100, 3, on_cpu=20 if engine == "fused" else 4),
                     name=f"resident, {engine}", engine=engine, resident=True,
@@ -129,21 +138,19 @@ def resident(setting: Setting, engines: tuple[str, ...] = ("fused", "dali")) -> 
             )
             for engine in engines
         ]  # fmt: skip
-        return _with_batch_time(race(running, setting.device, rounds=setting.rounds, deadline=setting.deadline))
+        return with_batch_time(race(running, setting.device, rounds=setting.rounds, deadline=setting.deadline))
 
 
 def resident_large(setting: Setting) -> list[Result]:
     """The resident feed, ImageNet's shape: 256×256×3 → 224×224×3, float16, batches of 256."""
     batch, side, crop = setting.pick(256, 4, 64), setting.pick(256, 40), setting.pick(224, 32)
-    with _files(setting, lambda path: data.write_noise(path, setting.pick(1024, 8, 256), side)) as path:
-        feeding = _feeding(
-            setting, path, Augment(crop=_crop(path, crop)), batch, setting.pick(200, 2, 4),
+    with packed_data(setting, lambda path: data.write_noise(path, setting.pick(1024, 8, 256), side)) as path:
+        feeding = feed_contestant(
+            setting, path, Augment(crop=fitting_crop(path, crop)), batch, setting.pick(200, 2, 4),
             name=f"resident, fused, {crop}², float16", engine="fused", resident=True, dtype=torch.float16,
         )  # fmt: skip
         with feeding as contestant:
-            return _with_batch_time(
-                race([contestant], setting.device, rounds=setting.rounds, deadline=setting.deadline)
-            )
+            return with_batch_time(race([contestant], setting.device, rounds=setting.rounds, deadline=setting.deadline))
 
 
 def stream_raw(setting: Setting, engines: tuple[str, ...] = ("fused", "dali")) -> list[Result]:
@@ -154,18 +161,21 @@ def stream_raw(setting: Setting, engines: tuple[str, ...] = ("fused", "dali")) -
         (setting.pick(2000, 12, 400), setting.pick(256, 40), setting.pick(224, 32), setting.pick(256, 4, 64),
          setting.pick(30, 2, 3)),
     ):  # fmt: skip
-        with _files(setting, lambda path, n=count, s=side: data.write_noise(path, n, s)) as path, ExitStack() as stack:  # type: ignore[misc]
-            augment = Augment(crop=_crop(path, crop))
+        with (
+            packed_data(setting, partial(_noise, count, side)) as path,
+            ExitStack() as stack,
+        ):
+            augment = Augment(crop=fitting_crop(path, crop))
             running = [
                 stack.enter_context(
-                    _feeding(
+                    feed_contestant(
                         setting, path, augment, batch, batches if engine == "fused" else max(2, batches // 5),
                         name=f"stream, raw, {engine}, {augment.size[0]}²", engine=engine, resident=False,
                     )
                 )
                 for engine in engines
             ]  # fmt: skip
-            results += _with_batch_time(race(running, setting.device, rounds=setting.rounds, deadline=setting.deadline))
+            results += with_batch_time(race(running, setting.device, rounds=setting.rounds, deadline=setting.deadline))
         if setting.file is not None:
             break
     return results
@@ -176,15 +186,13 @@ def stream_encoded(setting: Setting) -> list[Result]:
     _need_dali()
     batch = setting.pick(128, 4, 32)
     small, crop = setting.pick(256, 40), setting.pick(224, 32)
-    with _files(setting, lambda path: data.write_encoded(path, setting.pick(1000, 8, 200), small + 40)) as path:
-        feeding = _feeding(
+    with packed_data(setting, lambda path: data.write_encoded(path, setting.pick(1000, 8, 200), small + 40)) as path:
+        feeding = feed_contestant(
             setting, path, Augment(crop=crop, resize=small), batch, setting.pick(40, 2, 3),
             name=f"stream, encoded, dali, {crop}²", engine="dali", resident=False,
         )  # fmt: skip
         with feeding as contestant:
-            return _with_batch_time(
-                race([contestant], setting.device, rounds=setting.rounds, deadline=setting.deadline)
-            )
+            return with_batch_time(race([contestant], setting.device, rounds=setting.rounds, deadline=setting.deadline))
 
 
 def select(setting: Setting) -> list[Result]:
@@ -270,7 +278,7 @@ def autoencoder(setting: Setting) -> list[Result]:
     batch = setting.pick(1024, 8, 128)
     block = setting.pick(20, 1, 2)
     stamps: list[float] = []
-    with _files(setting, lambda path: data.write_noise(path, setting.pick(10_000, 32, 2000), 32)) as path:
+    with packed_data(setting, lambda path: data.write_noise(path, setting.pick(10_000, 32, 2000), 32)) as path:
         steps = block * (setting.rounds + 1)
 
         def on_step(done: int, loss: float | None) -> None:
@@ -289,7 +297,8 @@ def autoencoder(setting: Setting) -> list[Result]:
     return [Result("autoencoder", "steps/s", median, spread, speeds, details={"batch": batch})]
 
 
-def _crop(path: Path, wanted: int) -> int:
+def fitting_crop(path: Path, wanted: int) -> int:
+    """Return the crop's side: what is wanted, or less where the file's images are smaller."""
     with PackedFile(path) as file:
         return wanted if file.shape is None else min(wanted, *file.shape[:2])
 

@@ -61,7 +61,7 @@ def few_cifar_files(cifar_tar: Path) -> tuple[list[bytes], list[int], list[str]]
 
 
 @pytest.fixture(scope="session")
-def few_cifar(few_cifar_files: tuple[list[bytes], list[int], list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def few_cifar(few_cifar_files, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The 400 images of `few_cifar_files` as a raw packed file."""
     import io
 

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 def test_everything_runs_and_each_figure_stands_beside_its_limit(tmp_path):
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     report = tmp_path / "there" / "bench.json"
-    assert main(["--quick", "--device", "cpu", "--json", str(report)]) == 0
+    assert main(["--quick", "--device", "cpu", "--peers", "none", "--json", str(report)]) == 0
     found = json.loads(report.read_text())
     names = " ".join(one["name"] for one in found["results"])
     for what in ("resident, fused", "resident, dali", "stream, raw, fused", "stream, raw, dali", "encoded", "select"):
@@ -34,7 +34,18 @@ def test_everything_runs_and_each_figure_stands_beside_its_limit(tmp_path):
 def test_given_data_is_used(tmp_path):
     path = write_raw(tmp_path / "own.h5", noise_images(20, 16, 18), np.arange(20))
     report = tmp_path / "bench.json"
-    arguments = ["resident", "--quick", "--device", "cpu", "--data", str(path), "--json", str(report)]
+    arguments = [
+        "resident",
+        "--quick",
+        "--device",
+        "cpu",
+        "--peers",
+        "none",
+        "--data",
+        str(path),
+        "--json",
+        str(report),
+    ]
     assert main(arguments) == 0
     details = json.loads(report.read_text())["results"][0]["details"]
     assert details["stored"] == "16×18×3" and details["crop"] == [16, 16] and details["images"] == 20

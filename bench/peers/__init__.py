@@ -1,0 +1,14 @@
+"""The benchmark's rivals: each a folder here with its adapter, run in an environment of its own.
+
+    <name>/requirements.txt   what `python -m fastload.bench peers install` puts into its environment
+    <name>/debian.txt         optional: Debian packages it needs, each with the command that shows whether it is there
+    <name>/adapter.py         its loader, set up as its own documentation recommends for speed
+
+An adapter imports nothing of fastload, which its environment lacks. It offers
+
+    open_batches(case)   an endless iterator over batches, epoch after epoch; `case` is what `fastload.bench.rivals`
+                         sends: name, images (.npy, uint8 [N, H, W, C]), labels (.npy), crop, batch, dtype, device,
+                         threads, folder (for files of its own)
+    AHEAD                how many batches it makes ahead of who takes them
+    LEAVES_OUT           by case, in words: what it does not do of the work that the others do, or ""
+"""
