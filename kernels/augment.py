@@ -122,8 +122,8 @@ def read_ranges(descriptor, begin, starts, sizes, out, places):
     return -1
 
 
-# Rows and planes are sliced before they are walked: on an index that is a sum, Numba tests for negative values, and the
-# loop is not vectorized (measured: 2.2 µs for what takes 0.24).
+# Rows and planes are sliced before they are walked, and an index that falls is unsigned: on an index that may be
+# negative Numba tests for that, and the loop is not vectorized (measured: 2.2 µs for what takes 0.24).
 
 
 @register_jitable
@@ -138,9 +138,10 @@ def _load_crop(data, first, strides, height, width, channels, flip, values):
             a, b, c = red[y * width :], green[y * width :], blue[y * width :]
             if flip:
                 for x in range(width):
-                    a[width - 1 - x] = source[3 * x]
-                    b[width - 1 - x] = source[3 * x + 1]
-                    c[width - 1 - x] = source[3 * x + 2]
+                    mirrored = np.uint64(width - 1 - x)
+                    a[mirrored] = source[3 * x]
+                    b[mirrored] = source[3 * x + 1]
+                    c[mirrored] = source[3 * x + 2]
             else:
                 for x in range(width):
                     a[x] = source[3 * x]
@@ -151,8 +152,12 @@ def _load_crop(data, first, strides, height, width, channels, flip, values):
         for y in range(height):
             source = data[first + c * across + y * down :]
             target = values[c * pixels + y * width :]
-            for x in range(width):
-                target[width - 1 - x if flip else x] = source[x * right]
+            if flip:
+                for x in range(width):
+                    target[np.uint64(width - 1 - x)] = source[x * right]
+            else:
+                for x in range(width):
+                    target[x] = source[x * right]
 
 
 @register_jitable
