@@ -41,16 +41,14 @@ def _draw(axis, group: Sequence[Result], unit: str) -> None:
     errors = [one.spread / 2 * one.median for one in group]
     colours = ["tab:grey" if one.ratio is not None else "tab:blue" for one in group]
     axis.barh(places, speeds, xerr=errors, color=colours, height=0.65)
+    left = axis.get_yaxis_transform()
     for place, one in zip(places, group, strict=True):
-        ratio = f"  (ours is {one.ratio:.3g}× as fast)" if one.ratio is not None else ""
-        axis.annotate(
-            f"{one.median:,.3g}" if one.median < 1000 else f"{one.median:,.0f}", (one.median, place),
-            xytext=(-4, 0), textcoords="offset points", ha="right", va="center", fontsize=7, color="white",
-        )  # fmt: skip
-        if ratio:
-            axis.annotate(
-                ratio, (one.median, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7
-            )
+        speed = f"{one.median:,.0f}" if one.median >= 1000 else f"{one.median:.3g}"
+        axis.text(0.008, place, speed, transform=left, va="center", fontsize=7, color="white")
+        if one.ratio is not None:
+            end = (one.median * (1 + one.spread / 2), place)
+            text = f"ours is {one.ratio:.3g}× as fast"
+            axis.annotate(text, end, xytext=(5, 0), textcoords="offset points", va="center", fontsize=7)
         if one.limit is not None:
             axis.plot([one.limit] * 2, [place - 0.4, place + 0.4], color="black", linewidth=1.5)
     axis.set_yticks(list(places), [one.name for one in group], fontsize=8)

@@ -83,7 +83,8 @@ def augmented(augment, samples, shape, parameters=None, engine=None, **output):
     channels = 3 if shape is None else shape[2]
     out = torch.full((len(samples), channels, *augment.size), torch.nan, dtype=dtype)
     out = out.to(memory_format=output.get("memory_format", torch.contiguous_format))
-    made = engine or DaliEngine(augment, shape=shape, batch_size=16, device=CPU, threads=2, **output)
+    layout = {name: value for name, value in output.items() if name == "memory_format"}
+    made = engine or DaliEngine(augment, shape=shape, batch_size=16, device=CPU, threads=2, **layout)
     made(samples, parameters, out)
     if engine is None:
         made.close()
@@ -501,9 +502,7 @@ def test_on_cuda_the_same_pixels_meet_the_reference_on_a_stream_of_the_callers(f
         (torch.bfloat16, torch.channels_last),
     ):
         augment = Augment(crop=(12, 9), **settings)
-        engine = DaliEngine(
-            augment, shape=shape, batch_size=16, device=device, dtype=dtype, memory_format=memory_format
-        )
+        engine = DaliEngine(augment, shape=shape, batch_size=16, device=device, memory_format=memory_format)
         out = torch.empty(len(images), 3, 12, 9, dtype=dtype, device=device).to(memory_format=memory_format)
         with torch.cuda.stream(torch.cuda.Stream(device)):
             for _ in range(3):

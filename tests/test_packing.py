@@ -401,16 +401,16 @@ def test_real_photographs_pack_resized_and_encoded(imagenet_tar: Path, tmp_path:
 
 @pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_stopping_it_keeps_the_old_file(tmp_path: Path, sent: signal.Signals, code: int) -> None:
-    files = {f"c/{i}.png": data for i, data in enumerate([encode(noise(400, 400))] * 300)}
+    files = {f"c/{i}.png": data for i, data in enumerate([encode(noise(300, 300))] * 600)}
     source, out = tar(tmp_path / "s.tar", files), tmp_path / "o.h5"
     fastload.pack(put(tmp_path / "old", class_files()), out)
     before = out.read_bytes()
-    command = [sys.executable, "-m", "fastload.cli", "pack", str(source), str(out)]
+    command = [sys.executable, "-m", "fastload.cli", "pack", str(source), str(out), "--workers", "1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
         deadline = time.monotonic() + 30
         while not list(tmp_path.glob(".o.h5.*.partial")) and time.monotonic() < deadline:
             time.sleep(0.005)
-        time.sleep(0.1)
+        time.sleep(0.05)
         process.send_signal(sent)
         _, stderr = process.communicate()
     assert process.returncode == code and out.read_bytes() == before

@@ -26,6 +26,9 @@ class Stream:
 
 
 class Event:
+    def __init__(self, blocking=False):
+        pass
+
     def record(self, stream=None):
         pass
 
