@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from fastload.arguments import real, whole
 from fastload.errors import UsageError
 from fastload.kernels import augment as kernel
+
+_LARGEST = 1e30  # far beyond any use, and products of it with pixel values are still float32
 
 
 @dataclass(frozen=True)
@@ -40,18 +44,33 @@ class Augment:
     centre: bool = False
 
     def __post_init__(self) -> None:
-        sides = (self.crop, self.crop) if isinstance(self.crop, int) else tuple(self.crop)
-        if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
+        # Plain numbers, whatever NumPy or a configuration gave: they go into checkpoints.
+        crop = tuple(self.crop) if isinstance(self.crop, Iterable) else (self.crop, self.crop)
+        try:
+            sides = tuple(whole("crop", side, 1) for side in crop)
+        except UsageError:
+            sides = ()
+        if len(sides) != 2:
             raise UsageError(f"crop={self.crop!r}; it is a side or (height, width) in pixels, at least 1")
         object.__setattr__(self, "crop", sides)
-        object.__setattr__(self, "contrast", tuple(float(k) for k in self.contrast))
-        if self.resize is not None and (not isinstance(self.resize, int) or self.resize < max(1, min(sides))):
-            raise UsageError(f"resize={self.resize!r}; it must be at least the crop's {min(sides)} pixels")
+        if not isinstance(self.contrast, Iterable):
+            raise UsageError(f"contrast={self.contrast!r}; it is (low, high) with 0 ≤ low ≤ high")
+        object.__setattr__(self, "contrast", tuple(real("contrast", k) for k in self.contrast))
+        for name in ("flip", "brightness"):
+            object.__setattr__(self, name, real(name, getattr(self, name)))
+        for name in ("clamp", "centre"):
+            if getattr(self, name) not in (True, False):
+                raise UsageError(f"{name}={getattr(self, name)!r}; it is True or False")
+            object.__setattr__(self, name, bool(getattr(self, name)))
+        if self.resize is not None:
+            object.__setattr__(self, "resize", whole("resize", self.resize))
+            if self.resize < min(sides):
+                raise UsageError(f"resize={self.resize!r}; it must be at least the crop's {min(sides)} pixels")
         if not 0 <= self.flip <= 1:
             raise UsageError(f"flip={self.flip!r}; it is a probability, 0 to 1")
-        if not (0 <= self.brightness < float("inf")):
+        if not 0 <= self.brightness < _LARGEST:
             raise UsageError(f"brightness={self.brightness!r}; it is the half-width of a draw, 0 or more")
-        if len(self.contrast) != 2 or not 0 <= self.contrast[0] <= self.contrast[1] < float("inf"):
+        if len(self.contrast) != 2 or not 0 <= self.contrast[0] <= self.contrast[1] < _LARGEST:
             raise UsageError(f"contrast={self.contrast!r}; it is (low, high) with 0 ≤ low ≤ high")
         if self.standardize not in ("stddev", "variance", None):
             raise UsageError(f'standardize={self.standardize!r}; it is "stddev", "variance" or None')

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fastload.augment import Augment
+from fastload.errors import UsageError
 from fastload.feeds import Output, open_feed, resolve_device, run_feed
 from fastload.order import FINE_TUNE, Order
 from fastload.packed import PackedFile
@@ -41,16 +42,20 @@ class EvaluationLoader:
         with_ids: bool = False,
         first_row: int = 0,
     ) -> None:
+        if not isinstance(augment, Augment):
+            raise UsageError(f"augment={augment!r}; it must be an Augment, such as Augment(crop=24)")
         self._owned = not isinstance(source, PackedFile)
         self._file = source if isinstance(source, PackedFile) else PackedFile(source)
         self._augment, self._engine = augment.evaluation(), engine
         self._output = Output(batch_size, resolve_device(device), dtype, memory_format)
-        self._with_ids, self._first = with_ids, first_row
+        self._with_ids, self._first, self._closed = with_ids, first_row, False
 
     def __len__(self) -> int:
         return -(-(len(self._file) - self._first) // self._output.batch_size)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        if self._closed:
+            raise UsageError("this loader is closed; make a new one")
         order = Order(len(self._file), phase=FINE_TUNE, shuffle=False)
         feed = open_feed(self._file, self._augment, order, self._output, engine=self._engine)
         for batch in run_feed(feed, self._locate, 0, len(self), self._output.device):
@@ -62,6 +67,7 @@ class EvaluationLoader:
 
     def close(self) -> None:
         """Close the file, if it was opened here. Safe to call twice."""
+        self._closed = True
         if self._owned:
             self._file.close()
 

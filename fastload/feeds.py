@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from fastload.arguments import whole
 from fastload.augment import Augment, draw_parameters
 from fastload.buffers import FLOAT_TYPES, BufferRing
 from fastload.engines import choose_engine
@@ -48,8 +49,7 @@ class Output:
     keep: int = 4
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UsageError(f"batch_size={self.batch_size}; it must be at least 1")
+        object.__setattr__(self, "batch_size", whole("batch_size", self.batch_size, 1))
         if self.dtype not in FLOAT_TYPES:
             raise UsageError(f"dtype={self.dtype}; it is one of torch.float32, torch.float16, torch.bfloat16")
         if self.memory_format not in (torch.contiguous_format, torch.channels_last):
@@ -83,7 +83,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     """Return the device with its index; raise UsageError, saying what is missing, where it cannot be had."""
     try:
         resolved = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UsageError(f"device={device!r} is no device; it is 'cpu', 'cuda' or 'cuda:N'") from error
     if resolved.type == "cpu":
         return resolved

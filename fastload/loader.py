@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numbers
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from fastload.arguments import real, seed64, whole
 from fastload.augment import Augment
 from fastload.errors import DataError, UsageError
 from fastload.evaluation import EvaluationLoader
@@ -129,12 +132,14 @@ class TwoPhaseLoader:
         images: str | None = None,
         labels: str | None = None,
     ) -> None:
-        if steps < 1:
-            raise UsageError(f"steps={steps}; a run needs at least 1")
-        if steps_per_epoch is not None and steps_per_epoch < 1:
-            raise UsageError(f"steps_per_epoch={steps_per_epoch}; it must be at least 1, or None")
-        if prefetch is not None and prefetch < 1:
-            raise UsageError(f"prefetch={prefetch}; it must be at least 1, or None")
+        # Plain numbers, whatever NumPy gave: they go into checkpoints.
+        steps, seed = whole("steps", steps, 1), seed64(seed)
+        steps_per_epoch = None if steps_per_epoch is None else whole("steps_per_epoch", steps_per_epoch, 1)
+        prefetch = None if prefetch is None else whole("prefetch", prefetch, 1)
+        if not isinstance(augment, Augment):
+            raise UsageError(f"augment={augment!r}; it must be an Augment, such as Augment(crop=24)")
+        if not isinstance(shuffle, str) and shuffle in (True, False):
+            shuffle = bool(shuffle)
         self._steps, self._steps_per_epoch, self._seed = steps, steps_per_epoch, seed
         self._swap_step = swap_step(swap, steps)
         self._augment, self._shuffle, self._engine, self._with_ids = augment, shuffle, engine, with_ids
@@ -148,6 +153,7 @@ class TwoPhaseLoader:
         self._last_delivery: float | None = None
         self._callbacks: list[Callable[[TwoPhaseLoader], Any]] = []
         self._closed = False
+        self._lock = threading.RLock()  # two threads may draw from one loader; a callback may use it
         self._files: list[PackedFile] = []
         try:
             self._full = self._open_file(full, "full", self._swap_step < steps, images, labels)
@@ -188,6 +194,8 @@ class TwoPhaseLoader:
             )
         if full is None or subset is None:
             return
+        if full.selection is not None and full.selection.attributes.get("full_fingerprint") == subset.fingerprint:
+            raise UsageError(f"full={full.path} is the subset and subset={subset.path} the full set; swap the two")
         made_from = subset.selection.attributes.get("full_fingerprint") if subset.selection else None
         if made_from is not None and made_from != full.fingerprint:
             raise DataError(
@@ -241,8 +249,11 @@ class TwoPhaseLoader:
         return self._run(self._pass[1])
 
     def _run(self, end: int) -> Iterator[tuple[torch.Tensor, ...]]:
-        while self._step < end:
-            batch = self._advance()
+        while True:
+            with self._lock:
+                if self._step >= end:
+                    break
+                batch = self._advance()
             yield batch if self._with_ids else batch[:2]
             del batch  # or the buffer would be kept from the ring while the next batch is made
         if self._step >= self._steps:
@@ -255,6 +266,8 @@ class TwoPhaseLoader:
         step, phase = self._step, self._fast if self._step < self._swap_step else self._fine
         if not self._fine_tuning and step >= self._swap_step:
             self._swap()
+            if self._closed:
+                raise UsageError("an on_swap callback closed this loader; make a new one")
         asked = time.perf_counter()
         if (
             phase is self._fast
@@ -296,6 +309,8 @@ class TwoPhaseLoader:
 
     def on_swap(self, callback: Callable[[TwoPhaseLoader], Any]) -> Callable[[TwoPhaseLoader], Any]:
         """Call `callback(loader)` just before the full set's first batch is delivered. Returns it: a decorator too."""
+        if not callable(callback):
+            raise UsageError(f"on_swap({callback!r}): it takes a function of one argument, the loader")
         self._callbacks.append(callback)
         return callback
 
@@ -316,8 +331,9 @@ class TwoPhaseLoader:
     def evaluation(self, path: str | os.PathLike[str], *, batch_size: int | None = None) -> EvaluationLoader:
         """Return a loader of a test set: centre crop, file order, partial last batch, same device and types."""
         output = self._output
+        size = output.batch_size if batch_size is None else batch_size
         return EvaluationLoader(
-            path, self._augment, batch_size=batch_size or output.batch_size, device=output.device,
+            path, self._augment, batch_size=size, device=output.device,
             engine=self._engine, dtype=output.dtype, memory_format=output.memory_format, with_ids=self._with_ids,
         )  # fmt: skip
 
@@ -353,15 +369,20 @@ class TwoPhaseLoader:
                     f"the state was saved with {name}={_short(state.get(name))}, this loader has {_short(value)}; "
                     "make the loader as it was"
                 )
-        step = int(state["step"])
-        if not 0 <= step <= self._steps:
+        try:
+            step, seconds = whole("step", state["step"], 0), real("seconds", state["seconds"])
+        except (KeyError, UsageError) as error:
+            raise UsageError(f"the state is damaged ({error}); load an earlier one") from error
+        if self._closed:
+            raise UsageError("this loader is closed; make a new one")
+        if step > self._steps:
             raise UsageError(f"the state is at step {step:,}, this loader ends at {self._steps:,}; raise steps=")
         self._fast.rest()
         self._fine.rest()
         self._step, self._pass = step, None
         self._fine_tuning = step > self._swap_step or self._swap_step == 0
         self._fine.seconds = 0.0
-        self._fast.seconds = float(state["seconds"])
+        self._fast.seconds = seconds
         self._last_delivery = None
 
     # -- end -------------------------------------------------------------------------------------------------------
@@ -375,6 +396,9 @@ class TwoPhaseLoader:
         for file in self._files:
             file.close()
 
+    def __reduce__(self) -> Any:
+        raise TypeError("a TwoPhaseLoader holds threads and open files: make another one, and give it the state_dict()")
+
     def __enter__(self) -> TwoPhaseLoader:
         return self
 
@@ -384,15 +408,16 @@ class TwoPhaseLoader:
 
 def swap_step(swap: float | int, steps: int) -> int:
     """Return the first step of the full set: `swap` as a share of `steps` if a float, as a step if an int."""
-    if isinstance(swap, bool) or not isinstance(swap, int | float):
+    if isinstance(swap, bool) or not isinstance(swap, numbers.Real):
         raise UsageError(f"swap={swap!r}; it is a share of the steps (float, 0.0 to 1.0) or a step (int)")
-    if isinstance(swap, float):
+    if not isinstance(swap, numbers.Integral):
+        swap = float(swap)
         if not 0.0 <= swap <= 1.0:
             raise UsageError(f"swap={swap!r} is a float, so it is a share of the steps, from 0.0 to 1.0")
         return round(swap * steps)
     if not 0 <= swap <= steps:
         raise UsageError(f"swap={swap} is an int, so it is a step, from 0 to steps={steps}")
-    return swap
+    return int(swap)
 
 
 def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -403,6 +428,7 @@ def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
         if not (group.is_available() and group.is_initialized()):
             return 0, 1
         rank, world_size = group.get_rank(), group.get_world_size()
+    rank, world_size = whole("rank", rank), whole("world_size", world_size)
     if not 0 <= rank < world_size:
         raise UsageError(f"rank={rank} is not below world_size={world_size}")
     return rank, world_size

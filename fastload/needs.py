@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastload.autoencoder import VIEW, Trainer, Training, reproducible
+from fastload.autoencoder import VIEW, Autoencoder, Trainer, Training, reproducible
 from fastload.embedding import Encoder, embed_chunk
 from fastload.errors import DataError, UsageError
 from fastload.evaluation import EvaluationLoader
@@ -24,6 +24,7 @@ from fastload.packed import PackedFile
 
 TRIAL_SECONDS = 1.5
 _TRIAL_ROWS = 128
+_WEIGHT_COPIES = 3  # the weights, their gradients, the momentum
 _SPARE_DISK = 8 << 20  # HDF5's own structures, JSON, and what file systems round up
 BASE_MEMORY = 150 << 20  # measured: torch's and Numba's code that is loaded on the way
 
@@ -55,7 +56,7 @@ class Needs:
         if self.memory_available is not None and self.memory > self.memory_available:
             raise UsageError(
                 f"about {_mb(self.memory)} of memory are needed, but {_mb(self.memory_available)} are available; "
-                "choose a smaller --batch-size, or --input-size for an encoder of your own"
+                "choose a smaller --batch-size or --embedding-size, or --input-size for an encoder of your own"
             )
         if self.device_memory_free is not None and self.device_memory > self.device_memory_free:
             raise UsageError(
@@ -108,6 +109,14 @@ class Trial:
 def try_training(file: PackedFile, training: Training, *, device: str, engine: str) -> Trial:
     """Time a few real training steps of a model that is thrown away: seconds a step."""
     channels = file.shape[2] if file.shape is not None else 3
+    with torch.device("meta"):  # sizes without memory: what cannot fit must be refused before it is tried
+        model = Autoencoder(channels, training.embedding_size)
+        # Forward values are kept for the backward pass, which makes as many gradients.
+        activations = 2 * layer_bytes(model, torch.zeros(2, channels, *VIEW.size), sum) // 2 * training.batch_size
+    weights = _WEIGHT_COPIES * sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    feed = 8 * training.batch_size * channels * math.prod(VIEW.size) * 4
+    least = BASE_MEMORY + weights + feed + (0 if device.startswith("cuda") else activations)
+    Needs(memory=least, memory_available=available_memory(), disk=0).check(Path())
     batches = stream(
         file, VIEW, batch_size=training.batch_size, steps=1000, phase=AUTOENCODER, seed=training.seed,
         device=device, engine=engine,
@@ -122,11 +131,7 @@ def try_training(file: PackedFile, training: Training, *, device: str, engine: s
     with reproducible(device):
         seconds, device_memory = _timed(run(), device, "--batch-size")
     batches.close()  # type: ignore[attr-defined]
-    model = Trainer(channels, training, "cpu").model
-    # Forward values are kept for the backward pass, which makes as many gradients.
-    activations = 2 * layer_bytes(model, torch.zeros(2, channels, *VIEW.size), sum) // 2 * training.batch_size
-    feed = 8 * training.batch_size * channels * math.prod(VIEW.size) * 4
-    return Trial(seconds, (0 if device_memory else activations) + feed, device_memory)
+    return Trial(seconds, (0 if device_memory else activations) + feed + weights, device_memory)
 
 
 def try_embedding(file: PackedFile, encoder: Encoder, rows: int, *, device: str, engine: str) -> Trial:

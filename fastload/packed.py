@@ -21,6 +21,7 @@ import h5py
 import numpy as np
 import xxhash
 
+from fastload.arguments import path_of
 from fastload.errors import DataError, FastloadError, UsageError
 from fastload.packed_writer import ALIGNMENT, CHUNK, FORMAT, PackedWriter, SelectionTable, digest
 
@@ -62,7 +63,7 @@ class PackedFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, images: str | None = None, labels: str | None = None) -> None:
-        self.path = Path(path)
+        self.path = path_of("path", path)
         self.storage = "raw"
         self.shape: tuple[int, int, int] | None = None
         self.strides: tuple[int, int, int, int] | None = None
@@ -77,6 +78,7 @@ class PackedFile:
         self.data: np.ndarray
         self._map: mmap.mmap | None = None
         self._release: weakref.finalize | None = None
+        self._descriptor = -1
         if (images is None) != (labels is None):
             raise UsageError("images= and labels= name the datasets of your own HDF5 file: give both")
         try:
@@ -261,10 +263,10 @@ class PackedFile:
 
     def read_bytes(self, start: int, stop: int) -> bytes:
         """Return a copy of `data[start:stop]`, read with `pread`."""
-        parts = []
+        parts, descriptor = [], self.descriptor
         while start < stop:
             try:
-                part = os.pread(self._descriptor, stop - start, self._offset + start)
+                part = os.pread(descriptor, stop - start, self._offset + start)
             except OSError as error:
                 raise self._error(f"cannot be read ({error.strerror}); check the disk") from error
             if not part:
@@ -281,6 +283,8 @@ class PackedFile:
     @property
     def descriptor(self) -> int:
         """The open file that `data` maps, at `data_offset`; also where the path holds another file by now."""
+        if self._descriptor < 0:  # its number may be another file's by now
+            raise UsageError(f"{self.path}: is closed; open it again")
         return self._descriptor
 
     def close(self) -> None:
@@ -290,6 +294,7 @@ class PackedFile:
             with contextlib.suppress(BufferError):  # somebody still holds a view: the map goes when that goes
                 self._map.close()
             self._map = None
+        self._descriptor = -1
         if self._release is not None:
             self._release()
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from fastload.arguments import path_of, whole
 from fastload.decoding import BrokenImage, check_encoded, decode, strict_pillow
 from fastload.errors import DataError, UsageError
 from fastload.packed_writer import PackedWriter, check_target
@@ -108,7 +109,10 @@ def pack(
     Raises UsageError for options that cannot be served, DataError for a source that is damaged, images of
     several sizes without `resize` or `encoded`, a full disk. Nothing is left behind then.
     """
-    started, out = time.perf_counter(), Path(out)
+    started, out = time.perf_counter(), path_of("out", out)
+    seed = whole("seed", seed)
+    resize = None if resize is None else whole("resize", resize)
+    workers = None if workers is None else whole("workers", workers)
     _check_options(order, seed, resize, encoded, workers)
     check_target(out)
     with progress_bar("listing", None, quiet=not progress):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -9,7 +11,9 @@ from typing import Any
 
 import torch
 
-from fastload.errors import FastloadError
+from fastload.errors import FastloadError, UsageError
+
+_LONGEST_BATCH = 30.0  # seconds; a disk that hangs must not keep a program from ending
 
 
 class _Shared:
@@ -23,12 +27,28 @@ class _Shared:
         self.failure: BaseException | None = None
         self.stopped = False
         self.changed = threading.Condition()
+        self.process = os.getpid()
 
     def stop(self) -> None:
+        if os.getpid() != self.process:
+            return  # a fork has no threads to stop, and the lock may be held for ever
         with self.changed:
             self.stopped = True
             self.ready.clear()
             self.changed.notify_all()
+
+
+_running: weakref.WeakKeyDictionary[threading.Thread, _Shared] = weakref.WeakKeyDictionary()
+
+
+@atexit.register
+def _end_threads() -> None:
+    """End all threads before the interpreter goes: one that still makes a batch then would abort the process."""
+    left = [(thread, shared) for thread, shared in list(_running.items()) if shared.process == os.getpid()]
+    for _, shared in left:
+        shared.stop()
+    for thread, _ in left:
+        thread.join(timeout=_LONGEST_BATCH)
 
 
 class Prefetcher:
@@ -62,10 +82,13 @@ class Prefetcher:
         self._finalizer = weakref.finalize(self, self._shared.stop)
         for thread in self._threads:
             thread.start()
+            _running[thread] = self._shared
 
     def get(self, step: int) -> Any:
         """Return the batch of `step`; steps must be asked for in order, each once."""
         shared = self._shared
+        if os.getpid() != shared.process:
+            raise UsageError("this loader was begun before a fork, which has none of its threads; make one after it")
         with shared.changed:
             if step != shared.wanted:
                 raise RuntimeError(f"step {step} was asked for, but {shared.wanted} comes next")

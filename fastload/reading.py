@@ -21,6 +21,7 @@ class SampleReader:
     """
 
     def __init__(self, file: PackedFile) -> None:
+        self.place = (-1, 0)
         self._path, self._ids = file.path, file.ids
         self._offsets, self._strides, self._shape = file.offsets, file.strides, file.shape
         self._size = file.nbytes

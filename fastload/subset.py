@@ -25,6 +25,7 @@ import torch
 import xxhash
 
 from fastload import __version__, needs
+from fastload.arguments import path_of, real, seed64, whole
 from fastload.autoencoder import (
     VIEW,
     Autoencoder,
@@ -150,7 +151,19 @@ def build_subset(
     broken image, a full disk). KeyboardInterrupt leaves the state for the next call.
     """
     listener = listener or Listener()
-    out = Path(out)
+    out, seed = path_of("out", out), seed64(seed)
+    learning_rate, epochs = real("learning_rate", learning_rate), None if epochs is None else real("epochs", epochs)
+    per_dimension, input_size, embedding_size, batch_size, resize, threads = (
+        None if value is None else whole(name, value)
+        for name, value in (
+            ("per_dimension", per_dimension), ("input_size", input_size), ("embedding_size", embedding_size),
+            ("batch_size", batch_size), ("resize", resize), ("threads", threads),
+        )
+    )  # fmt: skip
+    if encoder is not None and not isinstance(encoder, str):
+        raise UsageError(f"encoder={encoder!r}; it is a text, module:callable, for example my_models:encoder")
+    if embeddings is not None:
+        embeddings = path_of("embeddings", embeddings)
     check_target(out)
     with PackedFile(full, images=images, labels=labels) as file, _torch_threads(threads):
         _check_full(file, out)
@@ -159,6 +172,10 @@ def build_subset(
             len(file), preset, epochs, batch_size, learning_rate, embedding_size, seed,
             own=_own_source(embeddings, encoder, input_size),
         )  # fmt: skip
+        if not choice.embeds and (embeddings is not None or encoder is not None):
+            raise UsageError(
+                f"--strategy {strategy} needs no embeddings, so there is no use for --embeddings and --encoder"
+            )
         resolved = str(resolve_device(device))
         loaded = load_encoder(encoder, input_size=input_size, seed=seed) if encoder and choice.embeds else None
         brought = open_embeddings(embeddings, len(file)) if embeddings is not None and choice.embeds else None
@@ -199,8 +216,6 @@ class _Choice:
 
         if strategy not in STRATEGIES:
             raise UsageError(f"strategy {strategy!r} is unknown; choose one of {', '.join(sorted(STRATEGIES))}")
-        if not 0 <= seed < 2**64:
-            raise UsageError(f"seed={seed} is not a 64-bit unsigned integer")
         if size is not None and per_dimension is not None:
             raise UsageError("--size and --per-dimension: give one of the two")
         if balance and (file.labels.ndim != 1 or file.labels.dtype.kind not in "iub"):
@@ -212,7 +227,9 @@ class _Choice:
             if strategy == "random":
                 raise UsageError("--per-dimension: random has no dimensions; give --size")
             if not 1 <= per_dimension <= len(file):
-                raise UsageError(f"--per-dimension {per_dimension}: {file.path} has {len(file):,} samples")
+                raise UsageError(
+                    f"--per-dimension {per_dimension}: choose from 1 to the {len(file):,} samples of {file.path}"
+                )
             return cls(strategy, None, per_dimension, balance, seed)
         return cls(strategy, parse_size(DEFAULT_SIZE if size is None else size, len(file)), None, balance, seed)
 
@@ -228,7 +245,7 @@ def parse_size(size: int | float | str, count: int) -> int:
     """Return how many samples `size` means of `count`: 4320, "4320", "8.64%" or 0.0864; halves are rounded up."""
     text = str(size).strip().replace(",", "").replace("_", "")
     try:
-        share = text.endswith("%") or isinstance(size, float)
+        share = text.endswith("%") or isinstance(size, float | np.floating)
         number = Decimal(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
         if not number.is_finite() or (not share and number != int(number)):
             raise InvalidOperation
@@ -288,7 +305,7 @@ def _training(
     if preset and (epochs is not None or batch_size is not None):
         raise UsageError("--preset paper sets steps and batch size; leave out --epochs and --batch-size")
     if epochs is not None and not 0 < epochs < math.inf:
-        raise UsageError(f"--epochs {epochs}: it must be positive")
+        raise UsageError(f"--epochs {epochs:g}: it must be positive")
     batch = PAPER_BATCH if preset else 128 if batch_size is None else batch_size
     steps = PAPER_STEPS if preset else math.ceil((DEFAULT_EPOCHS if epochs is None else epochs) * count / max(1, batch))
     return Training(

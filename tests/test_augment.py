@@ -208,3 +208,32 @@ def test_settings_out_of_range_are_named(wrong):
     with pytest.raises(UsageError, match=name) as error:
         Augment(**wrong)
     assert str(value) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"crop": 24.0}, "crop=24.0"),
+        ({"crop": None}, "crop=None"),
+        ({"crop": True}, "crop=True"),
+        ({"resize": "32"}, "resize='32'"),
+        ({"flip": "0.5"}, "flip='0.5'"),
+        ({"flip": float("nan")}, "flip=nan"),
+        ({"brightness": None}, "brightness=None"),
+        ({"brightness": 1e300}, "brightness=1e"),
+        ({"contrast": 0.5}, "contrast=0.5"),
+        ({"contrast": ("a", "b")}, "contrast='a'"),
+        ({"contrast": (0, 1e300)}, "contrast="),
+        ({"clamp": "no"}, "clamp='no'"),
+        ({"centre": None}, "centre=None"),
+    ],
+)
+def test_settings_of_another_kind_are_usage_errors_by_name(change, name):
+    with pytest.raises(UsageError, match=name):
+        Augment(**({"crop": 24} | change))
+
+
+def test_settings_from_numpy_or_a_configuration_equal_plain_ones():
+    given = Augment(crop=[np.int64(24), 20], contrast=np.array([0.5, 1.5]), flip=np.float64(0.25), resize=np.int32(32))
+    plain = Augment(crop=(24, 20), contrast=(0.5, 1.5), flip=0.25, resize=32)
+    assert given == plain and hash(given) == hash(plain) and repr(given) == repr(plain)

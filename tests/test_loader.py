@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import io
 import json
+import pickle
+import subprocess
+import sys
 import threading
 import time
 
@@ -338,6 +342,15 @@ def test_evaluation_serves_all_in_file_order_with_a_partial_last_batch(pair):
         ({"rank": 0}, "give both"),
         ({"seed": -1}, "seed=-1"),
         ({"images": "x"}, "give both"),
+        ({"batch_size": 16.0}, "batch_size=16.0"),
+        ({"steps": "30"}, "steps='30'"),
+        ({"steps": float("nan")}, "steps=nan"),
+        ({"steps_per_epoch": 2.5}, "steps_per_epoch=2.5"),
+        ({"prefetch": "2"}, "prefetch='2'"),
+        ({"seed": 1.5}, "seed=1.5"),
+        ({"rank": "0", "world_size": "2"}, "rank='0'"),
+        ({"device": None}, "device=None"),
+        ({"augment": 24}, "augment=24"),
     ],
 )
 def test_settings_that_cannot_be_served_are_named(pair, change, text):
@@ -346,6 +359,110 @@ def test_settings_that_cannot_be_served_are_named(pair, change, text):
     with pytest.raises(UsageError, match=text):
         make(pair, **change)
     assert not feed_threads()
+
+
+def test_numbers_of_numpy_give_a_state_of_plain_ones(pair, run):
+    changes = {"batch_size": np.int64(BATCH), "steps": np.int32(STEPS), "swap": np.int64(SWAP), "seed": np.uint64(5)}
+    augment = Augment(crop=np.int64(24), flip=np.float32(0.5), brightness=np.float32(63))
+    with make(pair, augment=augment, shuffle=np.bool_(True), **changes) as loader:
+        assert same(list(loader), run)
+        state = json.loads(json.dumps(loader.state_dict()))
+    with make(pair) as loader:
+        loader.load_state_dict(state)
+
+
+def test_a_share_of_numpy_is_a_share():
+    assert swap_step(np.float32(0.5), 100) == swap_step(np.float64(0.5), 100) == 50
+
+
+@pytest.mark.parametrize("change", [{"step": "4"}, {"step": 4.5}, {"step": -1}, {"seconds": "x"}, {"step": None}])
+def test_a_damaged_state_is_a_usage_error(pair, change):
+    with make(pair) as loader:
+        with pytest.raises(UsageError, match="damaged"):
+            loader.load_state_dict(loader.state_dict() | change)
+        state = loader.state_dict()
+        del state[next(iter(change))]
+        with pytest.raises(UsageError, match="damaged"):
+            loader.load_state_dict(state)
+
+
+def test_the_two_files_the_wrong_way_round_are_refused(pair):
+    with PackedFile(pair[0]) as full, PackedFile(pair[1]) as subset:
+        if subset.selection.attributes.get("full_fingerprint") != full.fingerprint:
+            pytest.fail("the pair does not belong together, so that this shows nothing")
+    with pytest.raises(UsageError, match="swap the two"):
+        make((pair[1], pair[0]))
+
+
+def test_threads_that_share_a_loader_get_each_batch_once(pair, run):
+    got = []
+    with make(pair, steps=400) as loader:
+        threads = [threading.Thread(target=lambda: got.extend(batch[2] for batch in loader)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in threads) and loader.step == 400
+    with make(pair, steps=400) as loader:
+        assert sorted(ids.tolist() for ids in got) == sorted(ids.tolist() for _, _, ids in loader)
+
+
+def test_what_is_closed_says_so(pair):
+    loader = make(pair)
+    loader.on_swap(lambda loader: loader.close())
+    with pytest.raises(UsageError, match="closed this loader"):
+        list(loader)
+    with pytest.raises(UsageError, match="is closed"):
+        loader.load_state_dict(loader.state_dict())
+    with make(pair) as other:
+        evaluation = other.evaluation(pair[0])
+        evaluation.close()
+        with pytest.raises(UsageError, match="is closed"):
+            list(evaluation)
+        with pytest.raises(UsageError, match="batch_size=0"):
+            other.evaluation(pair[0], batch_size=0)
+    file = PackedFile(pair[0])
+    file.close()
+    with pytest.raises(UsageError, match="is closed"):
+        file.read(0)  # the descriptor's number may be another file's by now
+
+
+def test_a_callback_that_cannot_be_called_and_a_copy_are_refused(pair):
+    with make(pair) as loader:
+        with pytest.raises(UsageError, match="on_swap"):
+            loader.on_swap(3)
+        for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="state_dict"):
+                copied(loader)
+
+
+_AT_EXIT = """
+import os, signal, sys
+from fastload import Augment, TwoPhaseLoader
+loader = TwoPhaseLoader(sys.argv[1], sys.argv[2], batch_size=64, steps=100_000, augment=Augment(crop=24), device="cpu")
+batches = iter(loader)
+next(batches)
+if sys.argv[3] == "fork":
+    child = os.fork()
+    if not child:
+        signal.alarm(30)
+        try:
+            next(batches)
+        except ValueError as error:
+            os._exit(7 if "fork" in str(error) else 8)
+        os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    next(batches)
+sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize("mode", ["exit", "exit", "exit", "fork"])
+def test_a_program_that_ends_or_forks_without_closing_does_so_in_peace(pair, mode):
+    done = subprocess.run(
+        [sys.executable, "-c", _AT_EXIT, str(pair[0]), str(pair[1]), mode], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_subset_of_another_full_set_is_refused(pair, tmp_path):

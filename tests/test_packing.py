@@ -420,3 +420,24 @@ def test_stopping_it_keeps_the_old_file(tmp_path: Path, sent: signal.Signals, co
         assert len(list(tmp_path.glob(".o.h5.*"))) == 1
         fastload.pack(tmp_path / "old", out)
         assert not list(tmp_path.glob(".o.h5.*")) and out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [({"seed": 1.5}, "seed=1.5"), ({"resize": 16.0}, "resize=16.0"), ({"workers": "2"}, "workers='2'")],
+)
+def test_arguments_of_another_kind_are_usage_errors_by_name(tmp_path, change, name):
+    with pytest.raises(UsageError, match=name):
+        fastload.pack([(np.zeros((8, 8, 3), np.uint8), 0)], tmp_path / "out.h5", progress=False, **change)
+    with pytest.raises(UsageError, match="out=3"):
+        fastload.pack([(np.zeros((8, 8, 3), np.uint8), 0)], 3, progress=False)
+
+
+def test_numbers_of_numpy_give_the_same_file_as_plain_ones(tmp_path):
+    items = [(np.full((8, 8, 3), i, np.uint8), i) for i in range(5)]
+    for name, number in (("plain", int), ("numpy", np.int64)):
+        fastload.pack(
+            items, tmp_path / name, order="shuffled", seed=number(3), resize=number(6), workers=number(1),
+            progress=False,
+        )  # fmt: skip
+    assert (tmp_path / "plain").read_bytes() == (tmp_path / "numpy").read_bytes()

@@ -1,0 +1,51 @@
+"""Arguments as callers have them: NumPy's numbers become plain ones, and everything else is an error by name."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+import os
+from pathlib import Path
+from typing import Any
+
+from fastload.errors import UsageError
+
+
+def whole(name: str, value: Any, least: int | None = None) -> int:
+    """Return a whole number as a plain int; raise UsageError, naming it, for anything else or one below `least`."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError as error:
+        raise UsageError(f"{name}={value!r}; it must be a whole number (an int)") from error
+    if least is not None and number < least:
+        raise UsageError(f"{name}={number}; it must be at least {least}")
+    return number
+
+
+def real(name: str, value: Any) -> float:
+    """Return a number as a plain float, NaN and infinity too; raise UsageError, naming it, for anything else."""
+    if not isinstance(value, numbers.Real):
+        raise UsageError(f"{name}={value!r}; it must be a number")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value)
+
+
+def seed64(value: Any) -> int:
+    """Return a seed as a plain int; raise UsageError unless it is a 64-bit unsigned integer."""
+    seed = whole("seed", value)
+    if not 0 <= seed < 2**64:
+        raise UsageError(f"seed={seed} is not a 64-bit unsigned integer")
+    return seed
+
+
+def path_of(name: str, value: Any) -> Path:
+    """Return a path given as text, bytes or os.PathLike; raise UsageError, naming it, for anything else."""
+    try:
+        return Path(os.fsdecode(value))
+    except TypeError as error:
+        raise UsageError(f"{name}={value!r}; it must be a file's path") from error
