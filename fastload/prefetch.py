@@ -111,11 +111,6 @@ class Prefetcher:
                     tensor.record_stream(stream)  # or its memory would be reused while this stream needs it
         return batch
 
-    def has(self, step: int) -> bool:
-        """Whether `get(step)` would return at once."""
-        with self._shared.changed:
-            return step in self._shared.ready
-
     def close(self) -> None:
         """Stop and join the threads. Safe to call twice."""
         self._finalizer()

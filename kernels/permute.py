@@ -11,7 +11,6 @@ from numba.extending import register_jitable
 
 from .philox import MASK32, SHIFT32, philox4x32
 
-ROUNDS = 8
 # The last counter word is phase · 16 + one of these; blocks 0 and 1 of it are the augmentation's.
 STREAM_ROWS, STREAM_BLOCKS, STREAM_WINDOW = 15, 14, 13
 SEQUENTIAL, SHUFFLED, BLOCKS = 0, 1, 2
