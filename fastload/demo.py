@@ -195,7 +195,9 @@ class _Demo:
                 try:
                     self._pack(os.path.abspath(data), out, split, RESIZE)
                 except UsageError as error:
-                    raise UsageError(f"{error} (without --test, --data needs the splits train and test)") from error
+                    raise UsageError(
+                        f"{data}: without --test it must have the splits train and test; give --test"
+                    ) from error
             return
         self._pack_first_that_suits(data, FULL, (None, "train"))
         self._pack_first_that_suits(test, TEST, ("test", None))

@@ -202,6 +202,11 @@ class TwoPhaseLoader:
                 f"{subset.path}: was built from another full set (fingerprint {str(made_from)[:12]}…) than {full.path} "
                 f"({full.fingerprint[:12]}…); run `fastload build-subset {full.path.name} {subset.path.name}` again"
             )
+        if subset.classes != full.classes and subset.classes and full.classes:
+            raise DataError(
+                f"{subset.path}: has other classes than {full.path}, so their labels do not mean the same; build the "
+                f"subset with `fastload build-subset {full.path.name} {subset.path.name}`"
+            )
         if subset.labels.shape[1:] != full.labels.shape[1:]:
             raise DataError(
                 f"{subset.path}: labels have shape {subset.labels.shape[1:]} a sample, those of {full.path} "
@@ -249,12 +254,18 @@ class TwoPhaseLoader:
         return self._run(self._pass[1])
 
     def _run(self, end: int) -> Iterator[tuple[torch.Tensor, ...]]:
+        own = self._pass
         while True:
             with self._lock:
                 if self._step >= end:
                     break
                 batch = self._advance()
-            yield batch if self._with_ids else batch[:2]
+            try:
+                yield batch if self._with_ids else batch[:2]
+            except GeneratorExit:  # a `break`: from now on `len()` is that of the next pass
+                if self._pass is own:
+                    self._pass = None
+                raise
             del batch  # or the buffer would be kept from the ring while the next batch is made
         if self._step >= self._steps:
             self._fine.rest()

@@ -133,7 +133,7 @@ def wait_for(path: Path, process: subprocess.Popen, seconds: float = 60.0) -> No
         time.sleep(0.02)
 
 
-LONG = ("--size", "50", "--epochs", "8", "--batch-size", "32", "--threads", "1")
+LONG = ("--size", "50", "--epochs", "24", "--batch-size", "32", "--threads", "1")
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
