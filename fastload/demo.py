@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch.nn.functional import cross_entropy
 
+from fastload.arguments import seed64
 from fastload.augment import Augment
 from fastload.classifier import SIDE, accuracy, averaged, paper_classifier, paper_optimizer
 from fastload.digits import write_digits
@@ -33,7 +35,7 @@ from fastload.loader import TwoPhaseLoader, swap_step
 from fastload.packed import PackedFile
 from fastload.packing import pack
 from fastload.progress import progress_bar
-from fastload.subset import DEFAULT_EPOCHS, DEFAULT_SIZE, build_subset
+from fastload.subset import DEFAULT_EPOCHS, DEFAULT_SIZE, build_subset, parse_size
 from fastload.subset_terminal import TerminalListener, duration
 
 FULL, TEST = "train.h5", "test.h5"
@@ -113,7 +115,12 @@ def run_demo(
     )  # fmt: skip
     if settings.steps < 1 or settings.batch_size < 2:
         raise UsageError(f"--steps {settings.steps} of {settings.batch_size}: at least 1 step of 2 images is needed")
-    swap_step(swap, settings.steps)  # refuse it now, not after packing
+    # Refused now, not after packing.
+    swap_step(swap, settings.steps)
+    parse_size(size, sys.maxsize)
+    seed64(seed)
+    if not 0 < epochs < math.inf:
+        raise UsageError(f"--epochs {epochs:g}: it must be positive")
     with _workplace(out) as folder:
         show = _Show(console or Console(highlight=False))
         show.command("cd", folder)

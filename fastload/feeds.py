@@ -1,6 +1,6 @@
 """Feeds: from positions of an order to batches on the device. Nothing here knows that there are two phases.
 
-A resident feed keeps the whole set in (device) memory; a stream feed reads the packed file through its memory map.
+A resident feed keeps the whole set in (device) memory; a stream feed reads the packed file as it goes.
 `open_feed` chooses; `stream` is a plain generator over one, for the autoencoder and for scripts.
 """
 

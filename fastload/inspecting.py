@@ -174,7 +174,13 @@ def _class_lines(counts: Mapping[str, int]) -> str:
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    return "\n".join(f"{key}: {value}" for key, value in values.items()) or "not recorded"
+    return "\n".join(f"{key}: {_plain_text(value)}" for key, value in values.items()) or "not recorded"
+
+
+def _plain_text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain_text(inner)}" for key, inner in value.items())
+    return "none" if value is None else str(value)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 `PackedWriter` makes one, `PackedFile` opens one for reading, `damaged_rows` checks every digest. full.h5 and
 subset.h5 are the same format (docs/format.md). Pixels never go through h5py: they are written with
-`pwrite` and read through a memory map at the dataset's offset, since h5py holds one lock for the whole process.
+`pwrite` and read with `pread`, or through a memory map, at the dataset's offset: h5py has one lock for a process.
 """
 
 from __future__ import annotations

@@ -205,3 +205,10 @@ def test_options_that_cannot_be_served_end_with_one_line_and_2(
 def test_swap_is_a_step_or_a_share(text: str, swap: float | int) -> None:
     parsed = demo.parse_swap(text)
     assert parsed == swap and type(parsed) is type(swap)
+
+
+@pytest.mark.parametrize("wrong", [{"size": "0"}, {"epochs": 0.0}, {"seed": -1}, {"swap": 2.0}, {"steps": 0}])
+def test_wrong_settings_are_refused_before_anything_is_packed(tmp_path, wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        demo.run_demo(out=tmp_path / "out", **wrong)
+    assert not (tmp_path / "out").exists()
