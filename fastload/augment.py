@@ -103,6 +103,13 @@ class Augment:
         return self.resize is not None and min(shape[:2]) != self.resize
 
 
+def checked(augment: object) -> Augment:
+    """Return what callers gave as `augment=`; raise UsageError, saying what it must be, unless it is an Augment."""
+    if not isinstance(augment, Augment):
+        raise UsageError(f"augment={augment!r}; it must be an Augment, such as Augment(crop=24)")
+    return augment
+
+
 @dataclass(frozen=True)
 class Parameters:
     """The random parameters of b samples, from Philox at counter (id low, id high, epoch, phase·16 + block).

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fastload.arguments import seed64
 from fastload.augment import Augment
 from fastload.errors import DataError, UsageError
 from fastload.feeds import stream
@@ -115,8 +116,7 @@ class Training:
             raise UsageError(f"learning_rate={self.learning_rate!r}; it must be positive")
         if not 0 <= self.momentum < 1:
             raise UsageError(f"momentum={self.momentum!r}; it is 0 or more and below 1")
-        if not 0 <= self.seed < 2**64:
-            raise UsageError(f"seed={self.seed} is not a 64-bit unsigned integer")
+        seed64(self.seed)
 
     def state(self) -> dict[str, Any]:
         """Return the settings as JSON-able plain values."""

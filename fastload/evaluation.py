@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastload.augment import Augment
+from fastload.augment import Augment, checked
 from fastload.errors import UsageError
 from fastload.feeds import Output, open_feed, resolve_device, run_feed
 from fastload.order import FINE_TUNE, Order
@@ -42,11 +42,10 @@ class EvaluationLoader:
         with_ids: bool = False,
         first_row: int = 0,
     ) -> None:
-        if not isinstance(augment, Augment):
-            raise UsageError(f"augment={augment!r}; it must be an Augment, such as Augment(crop=24)")
+        settings = checked(augment).evaluation()
         self._owned = not isinstance(source, PackedFile)
         self._file = source if isinstance(source, PackedFile) else PackedFile(source)
-        self._augment, self._engine = augment.evaluation(), engine
+        self._augment, self._engine = settings, engine
         self._output = Output(batch_size, resolve_device(device), dtype, memory_format)
         self._with_ids, self._first, self._closed = with_ids, first_row, False
 

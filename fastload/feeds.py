@@ -61,6 +61,11 @@ class Output:
     def channels_last(self) -> bool:
         return self.memory_format == torch.channels_last
 
+    def empty(self, count: int, shape: tuple[int, int, int]) -> torch.Tensor:
+        """Return memory on the device for `count` images of `shape` (C, h, w)."""
+        size = (count, *shape)
+        return torch.empty(size, dtype=self.dtype, device=self.device, memory_format=self.memory_format)
+
 
 class Feed(Protocol):
     """What makes batches of one packed file.
@@ -210,12 +215,7 @@ class _FusedResidentFeed:
     def make(self, start: int, count: int) -> Batch:
         assert self._store is not None
         device = self._output.device
-        images = torch.empty(
-            (count, *self._shape),
-            dtype=self._output.dtype,
-            device=device,
-            memory_format=self._output.memory_format,
-        )
+        images = self._output.empty(count, self._shape)
         labels = torch.empty((count, self._store.labels.shape[1]), dtype=self._store.labels.dtype, device=device)
         ids = torch.empty(count, dtype=torch.int64, device=device)
         stream = torch.cuda.current_stream(device)
@@ -263,12 +263,7 @@ class _FusedStreamFeed:
             copied.record()
         finally:
             self._pinned.put((buffer, copied))
-        images = torch.empty(
-            (count, *self._shape),
-            dtype=self._output.dtype,
-            device=device,
-            memory_format=self._output.memory_format,
-        )
+        images = self._output.empty(count, self._shape)
         ids_there = ids.pin_memory().to(device, non_blocking=True)
         epochs_there = torch.from_numpy(epochs).pin_memory().to(device, non_blocking=True)
         labels = self._labels[torch.from_numpy(rows)].pin_memory().to(device, non_blocking=True)
@@ -317,10 +312,7 @@ class _DaliFeed:
         parameters = draw_parameters(self._augment, self._order.seed, self._order.phase, ids, epochs)
         device = self._output.device
         if self._on_cuda:
-            images = torch.empty(
-                (count, self._channels, *self._augment.size), dtype=self._output.dtype, device=device,
-                memory_format=self._output.memory_format,
-            )  # fmt: skip
+            images = self._output.empty(count, (self._channels, *self._augment.size))
         else:
             images, _ = self._ring.take(count)
         try:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from fastload.arguments import real, seed64, whole
-from fastload.augment import Augment
+from fastload.augment import Augment, checked
 from fastload.errors import DataError, UsageError
 from fastload.evaluation import EvaluationLoader
 from fastload.feeds import Batch, Feed, Output, open_feed, resolve_device
@@ -136,8 +136,7 @@ class TwoPhaseLoader:
         steps, seed = whole("steps", steps, 1), seed64(seed)
         steps_per_epoch = None if steps_per_epoch is None else whole("steps_per_epoch", steps_per_epoch, 1)
         prefetch = None if prefetch is None else whole("prefetch", prefetch, 1)
-        if not isinstance(augment, Augment):
-            raise UsageError(f"augment={augment!r}; it must be an Augment, such as Augment(crop=24)")
+        checked(augment)
         if not isinstance(shuffle, str) and shuffle in (True, False):
             shuffle = bool(shuffle)
         self._steps, self._steps_per_epoch, self._seed = steps, steps_per_epoch, seed

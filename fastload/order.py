@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from fastload.arguments import seed64
 from fastload.errors import UsageError
 from fastload.kernels import permute
 
@@ -40,8 +41,7 @@ class Order:
     def __post_init__(self) -> None:
         if self.n < 1:
             raise UsageError(f"an order needs at least one row, not {self.n}")
-        if not 0 <= self.seed < 2**64:
-            raise UsageError(f"seed={self.seed} is not a 64-bit unsigned integer")
+        seed64(self.seed)
         if self.shuffle not in (True, False, "block"):
             raise UsageError(f'shuffle={self.shuffle!r}; it is True, False or "block"')
         if self.block_rows < 1 or self.window_blocks < 1:

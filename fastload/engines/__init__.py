@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastload.augment import Augment
+from fastload.augment import Augment, checked
 from fastload.errors import UsageError
 from fastload.packed import PackedFile
 
@@ -16,8 +16,7 @@ def choose_engine(engine: str, file: PackedFile, augment: Augment) -> str:
     """
     if engine not in ENGINES:
         raise UsageError(f"engine={engine!r}; it is one of {', '.join(ENGINES)}")
-    if not isinstance(augment, Augment):
-        raise UsageError(f"augment={augment!r}; it must be an Augment, such as Augment(crop=24)")
+    checked(augment)
     if file.shape is not None:
         augment.check(file.shape, str(file.path))
     reason = None
