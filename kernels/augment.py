@@ -22,13 +22,19 @@ from .philox import MASK32, SHIFT32, bounded, philox4x32, unit_interval
 KEEP, STDDEV, VARIANCE = 0, 1, 2
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
 
+# Helpers are inlined, and say their flags: otherwise a process keeps several copies of each, compiled for different
+# callers, and the linker takes another one from a cold cache than from a warm one: 3 of 640 images had other last bits.
+LOOSE = {"reassoc", "contract", "nsz"}
+exact = register_jitable(fastmath=False, forceinline=True)
+loose = register_jitable(fastmath=LOOSE, forceinline=True)
+
 _pread = types.ExternalFunction("pread", types.intp(types.int32, types.uintp, types.uintp, types.int64))
 
 
 # -- shared by both targets ----------------------------------------------------------------------------------------
 
 
-@register_jitable
+@exact
 def draw(sample, epoch, seed, phase, settings):
     """Return (top word, left word, flip, brightness, contrast) of a sample; all integers uint64."""
     low, high = seed & MASK32, seed >> SHIFT32
@@ -45,7 +51,7 @@ def draw(sample, epoch, seed, phase, settings):
     )
 
 
-@register_jitable
+@exact
 def corner(word, room, centre):
     """Return the first pixel of a crop where `room` is the image's side less the crop's."""
     if centre:
@@ -53,14 +59,14 @@ def corner(word, room, centre):
     return bounded(word, np.uint64(room + 1))
 
 
-@register_jitable
+@exact
 def affine(total, pixels, brightness, contrast):
     """Return the offset of the map v·contrast + offset of a channel whose crop sums to `total`, in float32."""
     mean = np.float64(total) / np.float64(pixels)
     return np.float32(mean * (1.0 - np.float64(contrast)) + np.float64(brightness))
 
 
-@register_jitable
+@exact
 def divisor(variance, count, standardize):
     """Return what the centred pixels are divided by, float64; `variance` is the population's over `count` values."""
     if standardize == STDDEV:
@@ -68,7 +74,7 @@ def divisor(variance, count, standardize):
     return max(variance, 1.0 / np.float64(count))
 
 
-@register_jitable
+@exact
 def float16_bits(value):
     """Round a float32 to the nearest float16, ties to even, and return its bits (uint16; overflow to infinity)."""
     bits = np.float32(value).view(np.uint32)
@@ -84,7 +90,7 @@ def float16_bits(value):
     return np.uint16(sign | ((bits - np.uint32(0x37FFF001) + odd) >> np.uint32(13)))
 
 
-@register_jitable
+@exact
 def bfloat16_bits(value):
     """Round a float32 to the nearest bfloat16, ties to even, and return its bits (uint16; finite values only)."""
     bits = np.float32(value).view(np.uint32)
@@ -126,7 +132,7 @@ def read_ranges(descriptor, begin, starts, sizes, out, places):
 # negative Numba tests for that, and the loop is not vectorized (measured: 2.2 µs for what takes 0.24).
 
 
-@register_jitable
+@loose
 def _load_crop(data, first, strides, height, width, channels, flip, values):
     """Read a crop as float32 planes into `values` [channels · height · width], mirrored where `flip` says so."""
     _, down, right, across = strides
@@ -160,7 +166,7 @@ def _load_crop(data, first, strides, height, width, channels, flip, values):
                     target[x] = source[x * right]
 
 
-@register_jitable
+@loose
 def _sum(values):
     """Sum float32 values exactly enough: runs of 512 in float32, which vectorizes, then float64."""
     total = 0.0
@@ -173,7 +179,7 @@ def _sum(values):
     return total
 
 
-@register_jitable
+@loose
 def _adjust(values, contrast, offset, clamp, pivot):
     """Apply v·contrast + offset and the clamp in place; return the sums of v - pivot and of its square, float64."""
     total, squares = 0.0, 0.0
@@ -193,7 +199,7 @@ def _adjust(values, contrast, offset, clamp, pivot):
     return total, squares
 
 
-@register_jitable
+@loose
 def _store(target, values, pixels, channels, mean, scale, channels_last, kind):
     if channels_last:
         for c in range(channels):
@@ -217,7 +223,7 @@ def _store(target, values, pixels, channels, mean, scale, channels_last, kind):
             target[k] = bfloat16_bits((values[k] - mean) * scale)
 
 
-@register_jitable
+@loose
 def _augment_one(data, start, sample, epoch, strides, shape, seed, phase, settings, work, target, channels_last, kind):
     """Augment the image at byte `start` into `target` [h·w·c]. `work`: float32 planes [h·w·c], then 3·c statistics."""
     height, width, channels = shape
@@ -256,12 +262,12 @@ def _augment_one(data, start, sample, epoch, strides, shape, seed, phase, settin
     _store(target, values, pixels, channels, mean, scale, channels_last, kind)
 
 
-@register_jitable
+@loose
 def _work(settings, channels):
     return np.empty(settings[0] * settings[1] * channels, np.float32), np.empty(3 * channels, np.float64)
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+@njit(nogil=True, cache=True, fastmath=LOOSE)
 def augment_batch(data, rows, strides, shape, ids, epochs, seed, phase, settings, out, channels_last, kind):
     """Augment a batch on one CPU thread, out of images in memory.
 
@@ -281,7 +287,7 @@ def augment_batch(data, rows, strides, shape, ids, epochs, seed, phase, settings
         )  # fmt: skip
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+@njit(nogil=True, cache=True, fastmath=LOOSE)
 def augment_stream(
     descriptor, begin, rows, strides, shape, ids, epochs, seed, phase, settings, out, channels_last, kind
 ):
@@ -309,7 +315,7 @@ THREADS = 256
 MAX_CHANNELS = 4
 
 
-@register_jitable
+@exact
 def _block_sum(value, scratch):
     """Return the block's sum of float64 `value`, on every thread. A power of two of threads, no warp operations."""
     thread = cuda.threadIdx.x
@@ -325,7 +331,7 @@ def _block_sum(value, scratch):
     return scratch[0]
 
 
-@register_jitable
+@exact
 def _augment_image(images, image, sample, epoch, strides, shape, seed, phase, settings, out, channels_last, kind):
     """Augment one image with one block: images[image] → out[block index]."""
     scratch = cuda.shared.array(256, types.float64)
@@ -381,7 +387,7 @@ def _augment_image(images, image, sample, epoch, strides, shape, seed, phase, se
             out[slot, e] = np.int16(bfloat16_bits(value))
 
 
-@register_jitable
+@exact
 def _pixel(images, first, planar, pixels, crop_width, down, right, across, contrast, offsets, clamp):
     """Return the augmented, not yet standardized value at index `planar` of the crop's channel planes, float32."""
     c = planar // pixels

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import reference
 import torch
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packs import noise_images, write_raw
 
 from fastload.augment import Augment, draw_parameters
 from fastload.engines.fused import FusedEngine
@@ -237,3 +243,27 @@ def test_settings_from_numpy_or_a_configuration_equal_plain_ones():
     given = Augment(crop=[np.int64(24), 20], contrast=np.array([0.5, 1.5]), flip=np.float64(0.25), resize=np.int32(32))
     plain = Augment(crop=(24, 20), contrast=(0.5, 1.5), flip=0.25, resize=32)
     assert given == plain and hash(given) == hash(plain) and repr(given) == repr(plain)
+
+
+BATCHES = """
+import sys, zlib
+import numpy as np
+from fastload import Augment, PackedFile
+from fastload.feeds import stream
+
+with PackedFile(sys.argv[1]) as file:
+    for images, *_ in stream(file, Augment(crop=24), batch_size=32, steps=40, phase=0):
+        print(zlib.crc32(images.numpy().tobytes()))
+"""
+
+
+def test_kernels_from_a_cold_cache_and_from_a_warm_one_give_the_same_bits(tmp_path):
+    path = write_raw(tmp_path / "full.h5", noise_images(400), np.arange(400) % 10)
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    cold, warm = (
+        subprocess.run(
+            [sys.executable, "-c", BATCHES, str(path)], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    )
+    assert len(cold.split()) == 40 and cold == warm

@@ -63,7 +63,7 @@ def kernels_in(source: str) -> set[str]:
         if not isinstance(function, ast.FunctionDef):
             continue
         decorators = {ast.unparse(decorator).partition("(")[0] for decorator in function.decorator_list}
-        if any(name.endswith(("register_jitable", "overload", "intrinsic")) for name in decorators):
+        if any(name.endswith(("register_jitable", "exact", "loose", "overload", "intrinsic")) for name in decorators):
             continue
         inner = [node for part in function.body for node in ast.walk(part) if isinstance(node, ast.FunctionDef)]
         of_inner = {id(node) for one in inner for node in ast.walk(one)}
