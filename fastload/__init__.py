@@ -17,6 +17,7 @@ _PUBLIC = {
     "FastloadError": "fastload.errors",
     "PackedFile": "fastload.packed",
     "Selection": "fastload.selection",
+    "Swap": "fastload.swap",
     "TwoPhaseLoader": "fastload.loader",
     "UsageError": "fastload.errors",
     "build_subset": "fastload.subset",
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from fastload.packing import pack
     from fastload.selection import Selection
     from fastload.subset import build_subset
+    from fastload.swap import Swap
 
 
 def __getattr__(name: str) -> Any:
@@ -50,6 +52,7 @@ __all__ = [
     "FastloadError",
     "PackedFile",
     "Selection",
+    "Swap",
     "TwoPhaseLoader",
     "UsageError",
     "build_subset",

@@ -31,12 +31,13 @@ from fastload.classifier import SIDE, accuracy, averaged, paper_classifier, pape
 from fastload.digits import write_digits
 from fastload.errors import DataError, UsageError
 from fastload.feeds import resolve_device
-from fastload.loader import TwoPhaseLoader, swap_step
+from fastload.loader import TwoPhaseLoader
 from fastload.packed import PackedFile
 from fastload.packing import pack
 from fastload.progress import progress_bar
 from fastload.subset import DEFAULT_EPOCHS, DEFAULT_SIZE, build_subset, parse_size
 from fastload.subset_terminal import TerminalListener, duration
+from fastload.swap import planned_swap
 
 FULL, TEST = "train.h5", "test.h5"
 RESIZE = 32
@@ -116,7 +117,7 @@ def run_demo(
     if settings.steps < 1 or settings.batch_size < 2:
         raise UsageError(f"--steps {settings.steps} of {settings.batch_size}: at least 1 step of 2 images is needed")
     # Refused now, not after packing.
-    swap_step(swap, settings.steps)
+    planned_swap(swap, settings.steps)
     parse_size(size, sys.maxsize)
     seed64(seed)
     if not 0 < epochs < math.inf:

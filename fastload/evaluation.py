@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,13 +12,14 @@ from fastload.errors import UsageError
 from fastload.feeds import Output, open_feed, resolve_device, run_feed
 from fastload.order import FINE_TUNE, Order
 from fastload.packed import PackedFile
+from fastload.packed_set import PackedSet, Source, open_packed
 
 
 class EvaluationLoader:
     """Iterate a packed file once, in file order, as `augment.evaluation()` says; may be iterated again.
 
     Arguments:
-        source: a packed file, or its path (opened here and closed with `close()`).
+        source: a packed file or set, or its path, pattern or list of paths (opened here and closed with `close()`).
         augment: crop, resize and standardization are taken from it, nothing random.
         batch_size: images a batch; the last batch holds what is left.
         with_ids: yield (images, labels, ids) rather than (images, labels).
@@ -31,7 +31,7 @@ class EvaluationLoader:
 
     def __init__(
         self,
-        source: PackedFile | str | os.PathLike[str],
+        source: PackedFile | PackedSet | Source,
         augment: Augment,
         *,
         batch_size: int,
@@ -43,8 +43,8 @@ class EvaluationLoader:
         first_row: int = 0,
     ) -> None:
         settings = checked(augment).evaluation()
-        self._owned = not isinstance(source, PackedFile)
-        self._file = source if isinstance(source, PackedFile) else PackedFile(source)
+        self._owned = not isinstance(source, PackedFile | PackedSet)
+        self._file = source if isinstance(source, PackedFile | PackedSet) else open_packed(source)
         self._augment, self._engine = settings, engine
         self._output = Output(batch_size, resolve_device(device), dtype, memory_format)
         self._with_ids, self._first, self._closed = with_ids, first_row, False

@@ -24,10 +24,14 @@ from fastload.engines.fused import FusedEngine, ResidentStore
 from fastload.errors import DataError, UsageError
 from fastload.kernels import augment as kernel
 from fastload.kernels import cuda_target
+from fastload.memory import check_fits
 from fastload.order import Order
-from fastload.packed import PackedFile
+from fastload.packed_set import Packed
 from fastload.prefetch import Prefetcher
-from fastload.reading import SampleReader
+from fastload.reading import ReadAhead, SampleReader
+
+_AHEAD_BYTES = 64 << 20
+"""What the system is asked to read ahead of the batches, where it must come from a disk."""
 
 
 class Batch(NamedTuple):
@@ -71,11 +75,12 @@ class Feed(Protocol):
     """What makes batches of one packed file.
 
     `immediate` feeds are called by the trainer's own thread (a launch is all they cost); others by `workers` threads
-    ahead of it.
+    ahead of it. `resident` ones keep the whole set in device memory.
     """
 
     immediate: bool
     workers: int
+    resident: bool
 
     def make(self, start: int, count: int) -> Batch:
         """Return the batch of the positions start … start + count - 1."""
@@ -113,7 +118,7 @@ def label_tensor(labels: np.ndarray) -> torch.Tensor:
 
 
 def open_feed(
-    file: PackedFile,
+    file: Packed,
     augment: Augment,
     order: Order,
     output: Output,
@@ -146,7 +151,7 @@ def open_feed(
     return _FusedStreamFeed(file, augment, order, output, workers)
 
 
-def _fused(file: PackedFile, augment: Augment, order: Order, output: Output) -> FusedEngine:
+def _fused(file: Packed, augment: Augment, order: Order, output: Output) -> FusedEngine:
     assert file.shape is not None and file.strides is not None
     if file.shape[2] > kernel.MAX_CHANNELS:
         raise UsageError(
@@ -164,14 +169,17 @@ class _FusedCpuFeed:
     immediate = False
 
     def __init__(
-        self, file: PackedFile, augment: Augment, order: Order, output: Output, resident: bool, workers: int
+        self, file: Packed, augment: Augment, order: Order, output: Output, resident: bool, workers: int
     ) -> None:
         assert file.shape is not None
-        self.workers = workers
+        self.workers, self.resident = workers, resident
         self._engine = _fused(file, augment, order, output)
         self._order = order
         self._reader = SampleReader(file)
+        if resident:
+            check_fits(file.nbytes, output.device, str(file.path))
         self._data = self._reader.everything() if resident else None
+        self._ahead = _read_ahead(self._reader, order, file, output)
         self._labels, self._ids = label_tensor(file.labels), file.ids
         shape = (file.shape[2], *augment.size)
         self._ring = BufferRing(output.batch_size, shape, output.dtype, output.channels_last, output.keep)
@@ -184,6 +192,7 @@ class _FusedCpuFeed:
         if self._data is not None:
             self._engine.on_cpu(self._data, rows, ids, epochs, values)
         else:
+            self._ahead.want(start, count)
             self._reader.check(self._engine.on_cpu_stream(self._reader.place, rows, ids, epochs, values), rows)
         return Batch(images, self._labels[torch.from_numpy(rows)], torch.from_numpy(ids))
 
@@ -197,15 +206,16 @@ class _FusedResidentFeed:
 
     immediate = True
     workers = 0
+    resident = True
 
-    def __init__(self, file: PackedFile, augment: Augment, order: Order, output: Output) -> None:
+    def __init__(self, file: Packed, augment: Augment, order: Order, output: Output) -> None:
         assert file.shape is not None
         self._engine = _fused(file, augment, order, output)
         self._order, self._output = order, output
         self._shape = (file.shape[2], *augment.size)
         self._label_shape = file.labels.shape[1:]
         labels = label_tensor(file.labels)
-        _check_fits(file.nbytes, output.device, str(file.path))
+        check_fits(file.nbytes, output.device, str(file.path))
         reader = SampleReader(file)
         self._store: ResidentStore | None = ResidentStore(reader.everything(), labels, file.ids, output.device)
         self._home = torch.cuda.current_stream(output.device)
@@ -232,14 +242,16 @@ class _FusedStreamFeed:
     """CUDA, streamed: threads gather samples into pinned buffers, copied and augmented on a stream of their own."""
 
     immediate = False
+    resident = False
 
-    def __init__(self, file: PackedFile, augment: Augment, order: Order, output: Output, workers: int) -> None:
+    def __init__(self, file: Packed, augment: Augment, order: Order, output: Output, workers: int) -> None:
         assert file.shape is not None
         self.workers = workers
         self._engine = _fused(file, augment, order, output)
         self._order, self._output = order, output
         self._shape = (file.shape[2], *augment.size)
         self._reader = SampleReader(file)
+        self._ahead = _read_ahead(self._reader, order, file, output)
         self._labels, self._ids = label_tensor(file.labels), file.ids
         size = self._reader.sample_bytes * output.batch_size
         # One buffer a worker; its event says when the copy out of it is done.
@@ -258,6 +270,7 @@ class _FusedStreamFeed:
         try:
             copied.synchronize()  # returns at once for an event that was never recorded
             size = count * self._reader.sample_bytes
+            self._ahead.want(start, count)
             self._reader.read(rows, buffer.numpy()[:size])
             stored = buffer[:size].to(device, non_blocking=True)
             copied.record()
@@ -282,18 +295,19 @@ class _DaliFeed:
     immediate = False
     workers = 1
 
-    def __init__(self, file: PackedFile, augment: Augment, order: Order, output: Output, resident: bool) -> None:
+    def __init__(self, file: Packed, augment: Augment, order: Order, output: Output, resident: bool) -> None:
         self._augment, self._order, self._output, self._path = augment, order, output, file.path
+        self.resident = resident
         self._channels = 3 if file.shape is None else file.shape[2]
         self._encoded = file.shape is None
         self._on_cuda = output.device.type == "cuda"
         self._labels, self._ids = label_tensor(file.labels), file.ids
         self._reader = SampleReader(file)
-        self._resident: torch.Tensor | None = None
+        self._ahead = _read_ahead(self._reader, order, file, output)
+        self._stored: torch.Tensor | None = None
         if resident:
-            if self._on_cuda:
-                _check_fits(file.nbytes, output.device, str(file.path))
-            self._resident = torch.from_numpy(self._reader.images(np.arange(len(file)))).to(output.device)
+            check_fits(file.nbytes, output.device, str(file.path))
+            self._stored = torch.from_numpy(self._reader.images(np.arange(len(file)))).to(output.device)
         self._ring = BufferRing(
             output.batch_size,
             (self._channels, *augment.size),
@@ -316,6 +330,8 @@ class _DaliFeed:
         else:
             images, _ = self._ring.take(count)
         try:
+            if self._stored is None:
+                self._ahead.want(start, count)
             self._engine(self._samples(rows), parameters, images)
         except SampleError as error:
             row = int(rows[error.position])
@@ -328,32 +344,28 @@ class _DaliFeed:
     def _samples(self, rows: np.ndarray) -> Any:
         if self._encoded:
             return self._reader.encoded(rows)
-        if self._resident is not None:
-            return self._resident[torch.from_numpy(rows).to(self._resident.device)]
+        if self._stored is not None:
+            return self._stored[torch.from_numpy(rows).to(self._stored.device)]
         images = self._reader.images(rows)
         return torch.from_numpy(images).to(self._output.device) if self._on_cuda else images
 
     def close(self) -> None:
         self._engine.close()
         self._reader.close()
-        self._resident = None
+        self._stored = None
 
 
 def _discard(batch: Batch) -> None:
     """Say that a batch was made only to compile and check what makes it."""
 
 
-def _check_fits(size: int, device: torch.device, name: str) -> None:
-    free, total = torch.cuda.mem_get_info(device)
-    if size > free:
-        raise DataError(
-            f"{name}: needs {size / 1e6:,.0f} MB of {device}, which has {free / 1e6:,.0f} MB free of "
-            f"{total / 1e6:,.0f}; about {free / size:.0%} of it fits: build a smaller one (build-subset --size)"
-        )
+def _read_ahead(reader: SampleReader, order: Order, file: Packed, output: Output) -> ReadAhead:
+    mean = max(1, file.nbytes // len(file))
+    return ReadAhead(reader, order, mean, max(_AHEAD_BYTES, 4 * output.batch_size * mean))
 
 
 def stream(
-    file: PackedFile,
+    file: Packed,
     augment: Augment,
     *,
     batch_size: int,
@@ -389,6 +401,5 @@ def run_feed(feed: Feed, locate: Any, first: int, last: int, device: torch.devic
         for step in range(first, last):
             yield ahead.get(step)
     finally:
-        if ahead is not None:
-            ahead.close()
-        feed.close()
+        if ahead is None or ahead.close():
+            feed.close()  # else its last thread still reads: it goes when that ends

@@ -2,81 +2,40 @@
 
 from __future__ import annotations
 
-import numbers
+import math
 import os
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import xxhash
 
+from fastload.agreement import Alone, Decision, Together, default_store
 from fastload.arguments import real, seed64, whole
 from fastload.augment import Augment, checked
+from fastload.engines import choose_engine
 from fastload.errors import DataError, UsageError
 from fastload.evaluation import EvaluationLoader
 from fastload.feeds import Batch, Feed, Output, open_feed, resolve_device
+from fastload.memory import free_memory
 from fastload.order import FAST, FINE_TUNE, Order, Shuffle, sorted_by_label
-from fastload.packed import PackedFile
-from fastload.prefetch import Prefetcher
+from fastload.packed_set import Packed, Source, open_packed
+from fastload.phase import Phase
+from fastload.swap import Plateau, Swap, planned_swap
+from fastload.telemetry import Bar, ScalarLog, Writer, advice, bar_kind
 
 STATE_FORMAT = 1
 PHASES = ("fast", "fine-tune")
 
+RESIDENT_BUDGET = 1 << 30
+"""Up to this many bytes, and a quarter of the device's free memory, a full set is kept on the device by default."""
 
-@dataclass
-class _Phase:
-    """One phase's share of the steps, its feed, and the look-ahead once it runs."""
-
-    first: int
-    last: int
-    open: Callable[[], Feed]
-    locate: Callable[[int], tuple[int, int]]
-    depth: int
-    device: torch.device
-    feed: Feed | None = None
-    ahead: Prefetcher | None = None
-    batches: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
-
-    def prepare(self) -> Feed:
-        """Open the feed where it is not: compile kernels, build pipelines, upload."""
-        if self.feed is None:
-            self.feed = self.open()
-        return self.feed
-
-    def warm(self, step: int) -> None:
-        """Begin to make batches ahead, from `step` or the phase's first."""
-        feed = self.prepare()
-        if self.ahead is None and not feed.immediate and self.first < self.last:
-            make, locate = feed.make, self.locate  # not self: threads must not keep a dropped loader alive
-            self.ahead = Prefetcher(
-                lambda at: make(*locate(at)), max(step, self.first), self.last,
-                depth=self.depth, workers=min(feed.workers, self.depth), device=self.device,
-            )  # fmt: skip
-
-    def get(self, step: int) -> Batch:
-        feed = self.prepare()
-        if feed.immediate:
-            return feed.make(*self.locate(step))
-        self.warm(step)
-        assert self.ahead is not None
-        return self.ahead.get(step)
-
-    def rest(self) -> None:
-        """Stop making batches ahead; the feed stays."""
-        if self.ahead is not None:
-            self.ahead.close()
-            self.ahead = None
-
-    def close(self) -> None:
-        self.rest()
-        if self.feed is not None:
-            self.feed.close()
-            self.feed = None
+WARM_SECONDS = 5.0
+"""How long before the swap, by estimate, the full set's batches are begun to be made."""
 
 
 class TwoPhaseLoader:
@@ -87,12 +46,14 @@ class TwoPhaseLoader:
         for images, labels in loader: ...
 
     What to feed:
-        full: packed file of the whole set, raw or encoded; may be None when `swap` is 1.0.
+        full: packed file of the whole set, raw or encoded; a pattern ("shards/*.h5") or a list of files is one set;
+            may be None when `swap` is 1.0.
         subset: packed file made by build-subset, raw; may be None when `swap` is 0.
         images, labels: the datasets' names, where `full` is an HDF5 file of your own.
     How much:
-        batch_size: images a batch on each rank. steps: batches in all.
-        swap: a float is the share of the steps that run on the subset, an int is the step of the swap.
+        batch_size: images a batch on each rank. steps: batches in all; or seconds: of wall-clock time, in its place.
+        swap: a float is the share of the run that is on the subset, an int is the step of the swap; or a policy:
+            `Swap.after(seconds=…)`, `Swap.on_plateau(…)`, `Swap.never()`.
         steps_per_epoch: end each `iter()` after so many batches; the next one goes on.
     What comes out:
         augment: the settings. seed: 64-bit; decides order and augmentation, with phase, epoch and sample id.
@@ -101,7 +62,13 @@ class TwoPhaseLoader:
         with_ids: yield (images, labels, ids) rather than (images, labels).
     How it is made:
         engine: "fused", "dali", or "auto" (fused for raw files, DALI to decode or resize).
-        prefetch: batches made ahead by threads. rank, world_size: from torch.distributed where it is initialized.
+        prefetch: batches made ahead by threads.
+        keep_resident: keep the subset on the device after the swap.
+        resident_budget: bytes; a raw full set up to this size is kept on the device too, rather than streamed (not
+            with shuffle="block"). By default 1 GiB, and no more than a quarter of the device's free memory; 0: never.
+        rank, world_size: from torch.distributed where it is initialized. store: a torch.distributed store through
+            which ranks agree on the swap, where they are given by hand.
+        progress: show a bar: True or "rich", or "tqdm".
 
     Yields images [B, C, h, w] and labels [B, ...] (integers as int64) on the device. Every batch is full. A yielded
     tensor is the caller's and is never overwritten.
@@ -111,13 +78,14 @@ class TwoPhaseLoader:
 
     def __init__(
         self,
-        full: str | os.PathLike[str] | None,
-        subset: str | os.PathLike[str] | None = None,
+        full: Source | None,
+        subset: Source | None = None,
         *,
         batch_size: int,
-        steps: int,
         augment: Augment,
-        swap: float | int = 0.5,
+        steps: int | None = None,
+        seconds: float | None = None,
+        swap: float | int | Swap = 0.5,
         steps_per_epoch: int | None = None,
         seed: int = 0,
         shuffle: Shuffle = True,
@@ -127,56 +95,83 @@ class TwoPhaseLoader:
         with_ids: bool = False,
         engine: Literal["auto", "fused", "dali"] = "auto",
         prefetch: int | None = None,
+        keep_resident: bool = False,
+        resident_budget: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
+        store: Any = None,
         images: str | None = None,
         labels: str | None = None,
+        progress: bool | str = False,
     ) -> None:
         # Plain numbers, whatever NumPy gave: they go into checkpoints.
-        steps, seed = whole("steps", steps, 1), seed64(seed)
-        steps_per_epoch = None if steps_per_epoch is None else whole("steps_per_epoch", steps_per_epoch, 1)
+        self._steps, self._limit = _length(steps, seconds)
+        self._steps_per_epoch = None if steps_per_epoch is None else whole("steps_per_epoch", steps_per_epoch, 1)
         prefetch = None if prefetch is None else whole("prefetch", prefetch, 1)
+        budget = None if resident_budget is None else whole("resident_budget", resident_budget, 0)
         checked(augment)
         if not isinstance(shuffle, str) and shuffle in (True, False):
             shuffle = bool(shuffle)
-        self._steps, self._steps_per_epoch, self._seed = steps, steps_per_epoch, seed
-        self._swap_step = swap_step(swap, steps)
+        self._seed = seed64(seed)
+        self._swap = planned_swap(swap, self._steps, self._limit)
         self._augment, self._shuffle, self._engine, self._with_ids = augment, shuffle, engine, with_ids
+        self._keep_resident = keep_resident
         self._rank, self._world_size = _ranks(rank, world_size)
-        workers = min(8, len(os.sched_getaffinity(0)))
-        depth = prefetch if prefetch is not None else max(2, workers)
+        self._bar_kind = bar_kind(progress) if self._rank == 0 else None
+        depth = prefetch if prefetch is not None else max(2, min(8, len(os.sched_getaffinity(0))))
         self._output = Output(batch_size, resolve_device(device), dtype, memory_format, keep=depth + 3)
         self._step = 0
-        self._fine_tuning = self._swap_step == 0
-        self._pass: tuple[int, int] | None = None
+        self._swapped_at = 0 if self._swap == 0 else None
+        self._decision = Decision(self._swapped_at)
+        self._wants_swap = False
+        self._plateau = Plateau(self._swap) if isinstance(self._swap, Swap) and self._swap.kind == "plateau" else None
+        self._pass: tuple[int, int | None] | None = None
+        self._seconds = 0.0  # of the run, up to the last delivery
         self._last_delivery: float | None = None
         self._callbacks: list[Callable[[TwoPhaseLoader], Any]] = []
-        self._closed = False
+        self._log: ScalarLog | None = None
+        self._bar: Bar | None = None
+        self._closed, self._process = False, os.getpid()
         self._lock = threading.RLock()  # two threads may draw from one loader; a callback may use it
-        self._files: list[PackedFile] = []
+        self._files: list[Packed] = []
         try:
-            self._full = self._open_file(full, "full", self._swap_step < steps, images, labels)
-            self._subset = self._open_file(subset, "subset", self._swap_step > 0)
+            self._full = self._open_file(full, "full", self._may_need_full, images, labels)
+            self._subset = self._open_file(subset, "subset", self._swap != 0)
             self._check_files()
-            self._fast = self._phase(FAST, self._subset, 0, self._swap_step, depth)
-            self._fine = self._phase(FINE_TUNE, self._full, self._swap_step, steps, depth)
-            for phase in (self._fast, self._fine):
-                if phase.first < phase.last:
-                    phase.prepare()
+            self._budget = self._resident_bytes(budget)
+            self._fast = self._phase(FAST, self._subset, self._planned, depth)
+            left = None if self._steps is None or self._planned is None else self._steps - self._planned
+            self._fine = self._phase(FINE_TUNE, self._full, left, depth)
+            self._agreement = self._agree(store)
+            if self._swap != 0:
+                self._fast.prepare()
+            if self._full is not None and left != 0:
+                self._fine.prepare()
         except BaseException:
             self.close()
             raise
 
     # -- construction ----------------------------------------------------------------------------------------------
 
+    @property
+    def _planned(self) -> int | None:
+        """The step of the swap where it is known from the beginning."""
+        return self._swap if isinstance(self._swap, int) else None
+
+    @property
+    def _may_need_full(self) -> bool:
+        if isinstance(self._swap, Swap):
+            return self._swap.kind != "never"
+        return self._steps is None or self._swap < self._steps
+
     def _open_file(
-        self, path: Any, name: str, needed: bool, images: str | None = None, labels: str | None = None
-    ) -> PackedFile | None:
-        if path is None:
+        self, source: Any, name: str, needed: bool, images: str | None = None, labels: str | None = None
+    ) -> Packed | None:
+        if source is None:
             if needed:
-                raise UsageError(f"{name}= is missing, and swap={self._swap_step} of {self._steps} steps needs it")
+                raise UsageError(f"{name}= is missing, and swap={self._swap} needs it")
             return None
-        file = PackedFile(path, images=images, labels=labels)
+        file = open_packed(source, images=images, labels=labels)
         self._files.append(file)
         return file
 
@@ -215,90 +210,229 @@ class TwoPhaseLoader:
         if subset.shape is not None and subset.shape[2] != channels:
             raise DataError(f"{subset.path}: has {subset.shape[2]} channels, {full.path} has {channels}")
 
-    def _phase(self, number: int, file: PackedFile | None, first: int, last: int, depth: int) -> _Phase:
-        batch, world, rank = self._output.batch_size, self._world_size, self._rank
+    def _resident_bytes(self, budget: int | None) -> int:
+        """Return how many bytes of the full set may be kept on the device."""
+        free = free_memory(self._output.device)
+        if free is None:
+            return budget or 0
+        free -= self._subset.nbytes if self._subset is not None else 0
+        return min(RESIDENT_BUDGET if budget is None else budget, free // 4 if budget is None else free)
 
-        def locate(step: int) -> tuple[int, int]:
-            return ((step - first) * world + rank) * batch, batch
+    def _is_resident(self, number: int, file: Packed) -> bool:
+        if number == FAST:
+            return True
+        # Whoever asks for reads in sequence has a storage in mind; and no device has a kernel for that order.
+        return file.shape is not None and self._shuffle != "block" and file.nbytes <= self._budget
+
+    def _phase(self, number: int, file: Packed | None, last: int | None, depth: int) -> Phase:
+        batch, world, rank = self._output.batch_size, self._world_size, self._rank
+        augment, seed, output, engine = self._augment, self._seed, self._output, self._engine
+        # A resident subset has no disk to be kind to: "block" is a full shuffle there.
+        shuffle = bool(self._shuffle) if number == FAST else self._shuffle
+        resident = file is not None and self._is_resident(number, file)
+
+        def locate(index: int) -> tuple[int, int]:
+            return (index * world + rank) * batch, batch
 
         def opened() -> Feed:
             assert file is not None
-            # A resident set has no disk to be kind to: "block" is a full shuffle there.
-            shuffle = bool(self._shuffle) if number == FAST else self._shuffle
-            order = Order(len(file), self._seed, number, shuffle)
-            return open_feed(file, self._augment, order, self._output, engine=self._engine, resident=number == FAST)
+            return open_feed(
+                file, augment, Order(len(file), seed, number, shuffle), output, engine=engine, resident=resident
+            )
 
-        return _Phase(first, last, opened, locate, depth, self._output.device)
+        sample_bytes = 0 if file is None else file.nbytes // len(file)
+        return Phase(
+            PHASES[number], opened, locate, last=last, depth=depth, device=output.device, sample_bytes=sample_bytes
+        )
+
+    def _agree(self, store: Any) -> Alone | Together | None:
+        """Return how this rank learns when to swap and to end; None for ranks that have no means to agree."""
+        if self._world_size == 1:
+            return Alone()
+        store = default_store(self._world_size) if store is None else store
+        if store is None:
+            if self._planned is None or self._limit is not None:
+                raise UsageError(
+                    f"{self._world_size} ranks cannot agree on when to swap or to end by the clock or the loss: "
+                    "initialize torch.distributed, or give store= (a torch.distributed.FileStore or TCPStore)"
+                )
+            return None
+        name = xxhash.xxh3_64_hexdigest(repr(self._identity()).encode())
+        this = weakref.ref(self)
+
+        def stopped() -> bool:
+            loader = this()
+            return loader is None or loader._closed
+
+        return Together(store, self._rank, name, self._limit is not None, stopped)
 
     # -- iteration -------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         """Batches of the pass that runs, or else of the one that the next `iter()` begins."""
         start, end = self._pass or self._next_pass()
+        if end is None or self._limit is not None:
+            raise TypeError("this run ends after seconds=, so it has no length")
         return end - start
 
-    def _next_pass(self) -> tuple[int, int]:
-        if self._steps_per_epoch is None:
-            return self._step, self._steps
-        epoch = self._step // self._steps_per_epoch
-        return self._step, min(self._steps, (epoch + 1) * self._steps_per_epoch)
+    def _next_pass(self) -> tuple[int, int | None]:
+        ends = [] if self._steps is None else [self._steps]
+        if self._steps_per_epoch is not None:
+            ends.append((self._step // self._steps_per_epoch + 1) * self._steps_per_epoch)
+        return self._step, min(ends, default=None)
+
+    @property
+    def _finished(self) -> bool:
+        ends = [end for end in (self._steps, self._decision.end) if end is not None]
+        return bool(ends) and self._step >= min(ends)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
-        if self._closed:
-            raise UsageError("this loader is closed; make a new one")
+        self._check_usable()
         self._pass = self._next_pass()
-        if self._step >= self._steps:
-            warnings.warn(f"all {self._steps:,} steps have been delivered; this loop gets none", stacklevel=2)
+        if self._finished:
+            warnings.warn(f"all {self._step:,} steps have been delivered; this loop gets none", stacklevel=2)
         self._last_delivery = None
         return self._run(self._pass[1])
 
-    def _run(self, end: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise UsageError("this loader is closed; make a new one")
+        if os.getpid() != self._process:
+            raise UsageError("this loader was made before a fork, which has none of its threads; make one after it")
+
+    def _run(self, end: int | None) -> Iterator[tuple[torch.Tensor, ...]]:
         own = self._pass
-        while True:
-            with self._lock:
-                if self._step >= end:
+        try:
+            while True:
+                self._check_usable()  # first: after a fork the lock may be held for ever
+                with self._lock:
+                    if end is not None and self._step >= end:
+                        break
+                    batch = self._advance()
+                if batch is None:
                     break
-                batch = self._advance()
-            try:
-                yield batch if self._with_ids else batch[:2]
-            except GeneratorExit:  # a `break`: from now on `len()` is that of the next pass
-                if self._pass is own:
-                    self._pass = None
-                raise
-            del batch  # or the buffer would be kept from the ring while the next batch is made
-        if self._step >= self._steps:
+                try:
+                    yield batch if self._with_ids else batch[:2]
+                except GeneratorExit:  # a `break`: from now on `len()` is that of the next pass
+                    if self._pass is own:
+                        self._pass = None
+                    raise
+                del batch  # or the buffer would be kept from the ring while the next batch is made
+        finally:
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None
+        if self._finished:
             self._fine.rest()
             self._fast.rest()
 
-    def _advance(self) -> Batch:
-        if self._closed:
-            raise UsageError("this loader is closed; make a new one")
-        step, phase = self._step, self._fast if self._step < self._swap_step else self._fine
-        if not self._fine_tuning and step >= self._swap_step:
-            self._swap()
+    def _advance(self) -> Batch | None:
+        """Return the next batch; None where the run has ended."""
+        asked = time.perf_counter()
+        between = 0.0 if self._last_delivery is None else asked - self._last_delivery
+        self._decide(self._seconds + between)
+        if self._finished:
+            return None
+        if self._swapped_at is None and self._step >= self._swap_step:
+            self._swap_over()
             if self._closed:
                 raise UsageError("an on_swap callback closed this loader; make a new one")
-        asked = time.perf_counter()
-        if (
-            phase is self._fast
-            and step + self._fine.depth + 1 >= self._swap_step
-            and self._fine.first < self._fine.last
-        ):
-            self._fine.warm(step)
-        batch = phase.get(step)
+        if self._swapped_at is None:
+            if self._swap_is_near(self._seconds + between):
+                self._fine.warm()
+            phase, index = self._fast, self._step
+        else:
+            phase, index = self._fine, self._step - self._swapped_at
+        batch = phase.get(index)
         now = time.perf_counter()
-        phase.batches += 1
-        phase.waited += now - asked
-        phase.seconds += now - (self._last_delivery if self._last_delivery is not None else asked)
+        taken = now - asked + between
+        phase.count(taken, now - asked)
+        self._seconds += taken
         self._last_delivery = now
         self._step += 1
+        self._tell()
         return batch
 
-    def _swap(self) -> None:
-        self._fine_tuning = True
-        self._fast.close()
+    # -- the swap and the end --------------------------------------------------------------------------------------
+
+    def _decide(self, seconds: float) -> None:
+        """Bring the decision up to date, `seconds` into the run."""
+        if self._agreement is None or (self._swapped_at is not None and self._limit is None):
+            return
+        wants_end = self._limit is not None and seconds >= self._limit
+        wants_swap = self._swapped_at is None and (self._wants_swap or self._due(seconds))
+        self._agreement.decide(self._step, self._decision, wants_swap, wants_end)
+
+    def _due(self, seconds: float) -> bool:
+        if self._plateau is not None:
+            return self._plateau.reached
+        return isinstance(self._swap, Swap) and seconds >= self._swap.seconds
+
+    @property
+    def _swap_step(self) -> float:
+        """The step of the swap, planned or agreed, whichever comes first; infinity while it is open."""
+        known = [step for step in (self._planned, self._decision.swap) if step is not None]
+        return min(known, default=math.inf)
+
+    def _swap_is_near(self, seconds: float) -> bool:
+        """Whether it is time to begin to make batches of the full set."""
+        if self._full is None or self._fine.last == 0:
+            return False
+        left = self._swap_step - self._step
+        if left <= self._fine.depth + 1 or (self._plateau is not None and self._plateau.near):
+            return True
+        of_step = self._fast.seconds / self._fast.batches if self._fast.batches else math.inf
+        until = left * of_step if left < math.inf else math.inf
+        if isinstance(self._swap, Swap):
+            until = min(until, self._swap.seconds - seconds)
+        return until <= WARM_SECONDS
+
+    def _swap_over(self) -> None:
+        if self._full is None:
+            raise UsageError("it is time to swap, but full= is missing; make the loader with it")
+        self._swapped_at = self._decision.swap = self._step
+        self._wants_swap = False
+        if self._steps is not None:
+            self._fine.limit(self._steps - self._step)
+        if self._keep_resident:
+            self._fast.rest()
+        else:
+            self._fast.close()
         for callback in self._callbacks:
             callback(self)
+
+    def swap_now(self) -> None:
+        """Swap at the next batch; under several ranks at a step that all agree on, some steps later.
+
+        Under several ranks any of them may call it. Does nothing once the run has swapped.
+        """
+        self._check_usable()
+        if self._full is None:
+            raise UsageError("swap_now(): there is no full set to swap to; make the loader with full=")
+        with self._lock:
+            if self._swapped_at is not None:
+                return
+            if self._agreement is None:
+                raise UsageError(
+                    "swap_now(): these ranks have no means to agree on a step; initialize torch.distributed, or give "
+                    "store="
+                )
+            self._wants_swap = self._agreement.request_swap() or self._wants_swap
+
+    def report_loss(self, loss: float | torch.Tensor) -> None:
+        """Tell `Swap.on_plateau` the loss of a step: a number, or a tensor of one, which is read only now and then.
+
+        Under several ranks rank 0's losses decide. Ignored with another policy, and after the swap.
+        """
+        if self._plateau is not None and self._swapped_at is None:
+            self._plateau.report(loss)
+
+    def on_swap(self, callback: Callable[[TwoPhaseLoader], Any]) -> Callable[[TwoPhaseLoader], Any]:
+        """Call `callback(loader)` just before the full set's first batch is delivered. Returns it: a decorator too."""
+        if not callable(callback):
+            raise UsageError(f"on_swap({callback!r}): it takes a function of one argument, the loader")
+        self._callbacks.append(callback)
+        return callback
 
     # -- what a training loop asks ---------------------------------------------------------------------------------
 
@@ -308,37 +442,57 @@ class TwoPhaseLoader:
         return self._step
 
     @property
-    def swap_step(self) -> int:
-        """The step whose batch is the first of the full set."""
-        return self._swap_step
+    def swap_step(self) -> int | None:
+        """The step whose batch is the first of the full set; None while a policy has not decided it."""
+        return None if self._swap_step == math.inf else int(self._swap_step)
 
     @property
     def phase(self) -> str:
         """ "fast" or "fine-tune": the phase of the batch delivered last (in an `on_swap` callback, the new one)."""
-        return PHASES[self._fine_tuning]
+        return PHASES[self._swapped_at is not None]
 
-    def on_swap(self, callback: Callable[[TwoPhaseLoader], Any]) -> Callable[[TwoPhaseLoader], Any]:
-        """Call `callback(loader)` just before the full set's first batch is delivered. Returns it: a decorator too."""
-        if not callable(callback):
-            raise UsageError(f"on_swap({callback!r}): it takes a function of one argument, the loader")
-        self._callbacks.append(callback)
-        return callback
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """Return, by phase, what the run has cost so far.
 
-    def stats(self) -> dict[str, dict[str, float]]:
-        """Return, by phase: batches, images, seconds, images per second, and the share of time spent waiting."""
+        `feed`: "resident" or "stream" ("" before the first batch). `batches`, `images`, `seconds` (wall-clock, training
+        included), `images_per_second`. `waited`: the share of the time that training waited for data.
+        `read_bytes_per_second`: of the files (0 for a resident feed). `ring_fill`: how full the batches made ahead were
+        when one was asked for, 0 to 1. `advice`: what to change where more than a tenth of the time was waited, or "".
+        """
         batch = self._output.batch_size
-        return {
-            name: {
-                "batches": phase.batches,
-                "images": phase.batches * batch,
-                "seconds": phase.seconds,
-                "images_per_second": phase.batches * batch / phase.seconds if phase.seconds else 0.0,
-                "waited": phase.waited / phase.seconds if phase.seconds else 0.0,
-            }
-            for name, phase in zip(PHASES, (self._fast, self._fine), strict=True)
-        }
+        found = {}
+        free: int | None = None
+        for phase, file in ((self._fast, self._subset), (self._fine, self._full)):
+            stats = phase.stats(batch)
+            stats["advice"] = ""
+            if file is not None and stats["waited"] > 0:
+                free = free_memory(self._output.device) if free is None else free
+                stats["advice"] = advice(
+                    stats, encoded=file.shape is None, engine=choose_engine(self._engine, file, self._augment),
+                    shuffle=self._shuffle, size=file.nbytes, free=free,
+                )  # fmt: skip
+            found[phase.name] = stats
+        return found
 
-    def evaluation(self, path: str | os.PathLike[str], *, batch_size: int | None = None) -> EvaluationLoader:
+    def log_to(self, writer: Writer, *, every: int = 50, prefix: str = "fastload") -> None:
+        """Write scalars to a SummaryWriter (or what has its `add_scalar`) each `every` steps, under `prefix`/….
+
+        phase (0 fast, 1 fine-tune), images_per_second, waited, ring_fill, read_mb_per_second; each since the last time.
+        """
+        self._log = ScalarLog(writer, whole("every", every, 1), prefix)
+
+    def _tell(self) -> None:
+        if self._log is not None and self._log.due(self._step):
+            batch = self._output.batch_size
+            stats = {phase.name: phase.stats(batch) for phase in (self._fast, self._fine)}
+            self._log.step(self._step, int(self._swapped_at is not None), stats)
+        if self._bar_kind is not None:
+            if self._bar is None:
+                self._bar = Bar(self._bar_kind, self._steps, self._step - 1)
+            phase = self._fast if self._swapped_at is None else self._fine
+            self._bar.show(self._step, phase.name, phase.batches * self._output.batch_size / max(phase.seconds, 1e-9))
+
+    def evaluation(self, path: Source, *, batch_size: int | None = None) -> EvaluationLoader:
         """Return a loader of a test set: centre crop, file order, partial last batch, same device and types."""
         output = self._output
         size = output.batch_size if batch_size is None else batch_size
@@ -355,15 +509,25 @@ class TwoPhaseLoader:
             "subset": self._subset.fingerprint if self._subset else None,
             "seed": self._seed,
             "global_batch_size": self._output.batch_size * self._world_size,
-            "swap_step": self._swap_step,
+            "swap_step": self._planned,
+            "swap": self._swap.state() if isinstance(self._swap, Swap) else None,
             "shuffle": self._shuffle,
             "augment": self._augment.state(),
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return a small dict of plain numbers and strings, good for torch.save and JSON; batches delivered count."""
-        elapsed = self._fast.seconds + self._fine.seconds
-        return {"fastload_state": STATE_FORMAT, "step": self._step, "seconds": elapsed, **self._identity()}
+        """Return a small dict of plain numbers and strings, good for torch.save and JSON; batches delivered count.
+
+        Under several ranks save rank 0's.
+        """
+        return {
+            "fastload_state": STATE_FORMAT,
+            "step": self._step,
+            "seconds": self._seconds,
+            "agreed_swap": self._decision.swap,
+            "plateau": None if self._plateau is None else self._plateau.state(),
+            **self._identity(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on at the batch after the last one that `state` counts, exactly, in whichever phase that is.
@@ -381,19 +545,30 @@ class TwoPhaseLoader:
                 )
         try:
             step, seconds = whole("step", state["step"], 0), real("seconds", state["seconds"])
-        except (KeyError, UsageError) as error:
+            agreed = None if state["agreed_swap"] is None else whole("agreed_swap", state["agreed_swap"], 0)
+            plateau = None
+            if self._plateau is not None and isinstance(self._swap, Swap):
+                plateau = Plateau(self._swap)
+                plateau.restore(state["plateau"])
+        except (KeyError, TypeError, UsageError) as error:
             raise UsageError(f"the state is damaged ({error}); load an earlier one") from error
-        if self._closed:
-            raise UsageError("this loader is closed; make a new one")
-        if step > self._steps:
+        self._check_usable()
+        if self._steps is not None and step > self._steps:
             raise UsageError(f"the state is at step {step:,}, this loader ends at {self._steps:,}; raise steps=")
-        self._fast.rest()
-        self._fine.rest()
-        self._step, self._pass = step, None
-        self._fine_tuning = step > self._swap_step or self._swap_step == 0
-        self._fine.seconds = 0.0
-        self._fast.seconds = seconds
-        self._last_delivery = None
+        with self._lock:
+            self._fast.rest()
+            self._fine.rest()
+            self._step, self._pass, self._seconds = step, None, seconds
+            self._plateau, self._wants_swap = plateau, False
+            self._decision = Decision(agreed)
+            if self._agreement is not None:
+                self._agreement.restart()
+            # At the step of the swap itself the callbacks have yet to be called, or their work was not saved.
+            swapped = self._swap == 0 or step > self._swap_step
+            self._swapped_at = int(self._swap_step) if swapped else None
+            known = self._steps is not None and self._swap_step < math.inf
+            self._fine.limit(self._steps - int(self._swap_step) if known else None)  # type: ignore[operator]
+            self._last_delivery = None
 
     # -- end -------------------------------------------------------------------------------------------------------
 
@@ -405,6 +580,8 @@ class TwoPhaseLoader:
                 phase.close()
         for file in self._files:
             file.close()
+        if self._bar is not None:
+            self._bar.close()
 
     def __reduce__(self) -> Any:
         raise TypeError("a TwoPhaseLoader holds threads and open files: make another one, and give it the state_dict()")
@@ -416,18 +593,16 @@ class TwoPhaseLoader:
         self.close()
 
 
-def swap_step(swap: float | int, steps: int) -> int:
-    """Return the first step of the full set: `swap` as a share of `steps` if a float, as a step if an int."""
-    if isinstance(swap, bool) or not isinstance(swap, numbers.Real):
-        raise UsageError(f"swap={swap!r}; it is a share of the steps (float, 0.0 to 1.0) or a step (int)")
-    if not isinstance(swap, numbers.Integral):
-        swap = float(swap)
-        if not 0.0 <= swap <= 1.0:
-            raise UsageError(f"swap={swap!r} is a float, so it is a share of the steps, from 0.0 to 1.0")
-        return round(swap * steps)
-    if not 0 <= swap <= steps:
-        raise UsageError(f"swap={swap} is an int, so it is a step, from 0 to steps={steps}")
-    return int(swap)
+def _length(steps: Any, seconds: Any) -> tuple[int | None, float | None]:
+    """Return (steps, None) or (None, seconds): how long the run is."""
+    if (steps is None) == (seconds is None):
+        raise UsageError(f"steps={steps} and seconds={seconds}: give one of the two, the length of the run")
+    if steps is not None:
+        return whole("steps", steps, 1), None
+    seconds = real("seconds", seconds)
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"seconds={seconds}; it must be positive")
+    return None, seconds
 
 
 def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from fastload.embedding import Encoder, embed_chunk
 from fastload.errors import DataError, UsageError
 from fastload.evaluation import EvaluationLoader
 from fastload.feeds import stream
+from fastload.memory import available_memory
 from fastload.order import AUTOENCODER
 from fastload.packed import PackedFile
 
@@ -75,25 +76,6 @@ def measure_free(needs: Needs, folder: Path, device: str) -> None:
     needs.memory_available = available_memory()
     if device.startswith("cuda"):
         needs.device_memory_free = torch.cuda.mem_get_info(torch.device(device))[0]
-
-
-def available_memory() -> int | None:
-    """Return the bytes that this process can still have, by the system and its control group; None where unknown."""
-    found = []
-    try:
-        with open("/proc/meminfo") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        found.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    except (OSError, KeyError, ValueError):
-        pass
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        cached = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
-        found.append(int(limit) - used + int(cached.get("inactive_file", 0)))
-    except (OSError, ValueError):
-        pass  # no control group, or "max"
-    return max(0, min(found)) if found else None
 
 
 @dataclass(frozen=True)

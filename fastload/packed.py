@@ -15,7 +15,7 @@ import os
 import re
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -28,6 +28,7 @@ from fastload.packed_writer import ALIGNMENT, CHUNK, FORMAT, PackedWriter, Selec
 __all__ = [
     "ALIGNMENT",
     "FORMAT",
+    "Extent",
     "PackedFile",
     "PackedWriter",
     "SelectionTable",
@@ -37,6 +38,14 @@ __all__ = [
     "fingerprint",
     "open_hdf5",
 ]
+
+
+class Extent(NamedTuple):
+    """Where image bytes are: an open file's descriptor, the first byte in it, and how many."""
+
+    descriptor: int
+    offset: int
+    nbytes: int
 
 
 class PackedFile:
@@ -286,6 +295,11 @@ class PackedFile:
         if self._descriptor < 0:  # its number may be another file's by now
             raise UsageError(f"{self.path}: is closed; open it again")
         return self._descriptor
+
+    @property
+    def extents(self) -> list[Extent]:
+        """Where the image bytes are: one extent; of a set of files, one a file."""
+        return [Extent(self.descriptor, self.data_offset, self.nbytes)]
 
     def close(self) -> None:
         """Give the memory map and the file back. Safe to call twice."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from fastload.errors import FastloadError, UsageError
 
 _LONGEST_BATCH = 30.0  # seconds; a disk that hangs must not keep a program from ending
+_PATIENCE = 2.0  # seconds that `close` waits for a batch in the making; its thread ends after it all the same
 
 
 class _Shared:
@@ -26,6 +28,7 @@ class _Shared:
         self.ready: dict[int, Any] = {}
         self.failure: BaseException | None = None
         self.stopped = False
+        self.seen_ready = self.asked = 0
         self.changed = threading.Condition()
         self.process = os.getpid()
 
@@ -92,11 +95,18 @@ class Prefetcher:
         with shared.changed:
             if step != shared.wanted:
                 raise RuntimeError(f"step {step} was asked for, but {shared.wanted} comes next")
+            shared.asked += 1
+            shared.seen_ready += len(shared.ready)
             while step not in shared.ready and shared.failure is None and not shared.stopped:
                 shared.changed.wait()
             if shared.failure is not None:
                 if isinstance(shared.failure, FastloadError):
                     raise shared.failure
+                if isinstance(shared.failure, torch.OutOfMemoryError | MemoryError):
+                    raise UsageError(
+                        f"out of memory while a batch was made ({_first_line(shared.failure)}); choose a smaller "
+                        "batch_size=, prefetch= or resident_budget="
+                    ) from shared.failure
                 raise RuntimeError(f"a batch could not be made: {shared.failure}") from shared.failure
             if shared.stopped:
                 raise RuntimeError("the loader was closed while a batch was being waited for")
@@ -111,12 +121,31 @@ class Prefetcher:
                     tensor.record_stream(stream)  # or its memory would be reused while this stream needs it
         return batch
 
-    def close(self) -> None:
-        """Stop and join the threads. Safe to call twice."""
+    @property
+    def fill(self) -> float:
+        """How full the ring was, on average, whenever a batch was asked for: 0 (empty) to 1."""
+        shared = self._shared
+        return min(1.0, shared.seen_ready / max(1, shared.asked) / shared.depth)
+
+    def limit(self, last: int | None) -> None:
+        """Say where the steps end, where that was not known before; None for no end."""
+        with self._shared.changed:
+            self._shared.last = last
+
+    def close(self) -> bool:
+        """Stop the threads; return whether all have ended (one whose disk hangs goes on for a while). Safe twice."""
         self._finalizer()
+        if os.getpid() != self._shared.process:
+            return True  # a fork has none of the threads
+        end = time.monotonic() + _PATIENCE
         for thread in self._threads:
             if thread is not threading.current_thread():
-                thread.join()
+                thread.join(max(0.0, end - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _work(shared: _Shared, device: torch.device) -> None:

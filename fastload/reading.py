@@ -1,44 +1,62 @@
-"""Read a packed file's samples by row, without the GIL; what cannot be read is an error, never a signal."""
+"""Read a packed set's samples by row, without the GIL; what cannot be read is an error, never a signal."""
 
 from __future__ import annotations
 
 import os
+import threading
+from itertools import pairwise
 
 import numpy as np
 
 from fastload.errors import DataError
 from fastload.kernels import augment as kernel
-from fastload.packed import PackedFile
+from fastload.order import Order
+from fastload.packed_set import Packed
 
 _PIECE = 64 << 20
+Place = tuple[np.ndarray, np.ndarray, np.ndarray]
+_CLOSED: Place = (np.empty(0, np.int32), np.empty(0, np.int64), np.zeros(1, np.int64))
 
 
 class SampleReader:
-    """Gives the samples of an open packed file, which must stay open no longer than this.
+    """Gives the samples of an open packed file or set, which must stay open no longer than this.
 
-    Every method raises DataError, naming the row, where the file can no longer be read (truncated, failed disk).
-    Thread-safe. `place` is (descriptor, the images' first byte), for kernels that read by themselves.
+    Every method raises DataError, naming the row, where a file can no longer be read (truncated, failed disk).
+    Thread-safe. `place` is (descriptors int32 [F], first image bytes int64 [F], their places in the set int64 [F + 1]),
+    for kernels that read by themselves.
     """
 
-    def __init__(self, file: PackedFile) -> None:
-        self.place = (-1, 0)
+    def __init__(self, file: Packed) -> None:
+        self.place = _CLOSED
         self._path, self._ids = file.path, file.ids
         self._offsets, self._strides, self._shape = file.offsets, file.strides, file.shape
         self._size = file.nbytes
         self.sample_bytes = 0 if file.strides is None else file.strides[0]
-        self.place = (os.dup(file.descriptor), file.data_offset)
+        extents = file.extents
+        self.place = (
+            np.array([os.dup(extent.descriptor) for extent in extents], np.int32),
+            np.array([extent.offset for extent in extents], np.int64),
+            np.cumsum([0, *(extent.nbytes for extent in extents)]).astype(np.int64),
+        )
+
+    def ranges(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return where samples start in the set, and their sizes, int64 [b] bytes each."""
+        if self._offsets is not None:
+            starts = self._offsets[rows]
+            return starts, self._offsets[rows + 1] - starts
+        return rows * self.sample_bytes, np.full(len(rows), self.sample_bytes)
 
     def read(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Copy raw samples, one after the other, to uint8 `out` [b · bytes]."""
-        sizes = np.full(len(rows), self.sample_bytes)
-        places = np.arange(len(rows)) * self.sample_bytes
-        self.check(kernel.read_ranges(*self.place, rows * self.sample_bytes, sizes, out, places), rows)
+        """Copy samples, one after the other, to uint8 `out`, which is as large as all of them."""
+        starts, sizes = self.ranges(rows)
+        self.check(kernel.read_ranges(*self.place, starts, sizes, out, np.cumsum(sizes) - sizes), rows)
 
     def everything(self) -> np.ndarray:
         """Return all of the images' bytes, uint8 [bytes]."""
         out = np.empty(self._size, np.uint8)
-        starts = np.arange(0, self._size, _PIECE)
-        sizes = np.minimum(_PIECE, self._size - starts)
+        firsts = self.place[2]
+        starts = np.concatenate([np.arange(a, b, _PIECE) for a, b in pairwise(firsts)])
+        sizes = np.diff(np.append(starts, self._size))
         self.check(kernel.read_ranges(*self.place, starts, sizes, out, starts), starts // max(1, self.sample_bytes))
         return out
 
@@ -54,13 +72,10 @@ class SampleReader:
 
     def encoded(self, rows: np.ndarray) -> list[np.ndarray]:
         """Return encoded samples, uint8 [bytes] each."""
-        assert self._offsets is not None
-        starts = self._offsets[rows]
-        sizes = self._offsets[rows + 1] - starts
-        places = np.cumsum(sizes) - sizes
+        sizes = self.ranges(rows)[1]
         out = np.empty(int(sizes.sum()), np.uint8)
-        self.check(kernel.read_ranges(*self.place, starts, sizes, out, places), rows)
-        return [out[place : place + size] for place, size in zip(places, sizes, strict=True)]
+        self.read(rows, out)
+        return np.split(out, np.cumsum(sizes)[:-1])
 
     def check(self, failed: int, rows: np.ndarray) -> None:
         """Raise DataError unless `failed`, a kernel's index into `rows`, is -1."""
@@ -72,11 +87,67 @@ class SampleReader:
             "disk failed while it was in use. Restore it, and resume from the last checkpoint"
         )
 
+    def cached(self, starts: np.ndarray) -> bool:
+        """Whether the bytes at `starts` can be read without waiting for a disk."""
+        buffer = bytearray(1)
+        for start in starts:
+            part = int(np.searchsorted(self.place[2], start, side="right")) - 1
+            offset = int(self.place[1][part] + start - self.place[2][part])
+            try:
+                os.preadv(int(self.place[0][part]), [buffer], offset, os.RWF_NOWAIT)
+            except OSError:  # not there yet, or a file system that cannot say
+                return False
+        return True
+
     def close(self) -> None:
-        """Give the descriptor back. Safe to call twice; nothing may be read any more."""
-        if self.place[0] >= 0:
-            os.close(self.place[0])
-            self.place = (-1, 0)
+        """Give the descriptors back. Safe to call twice; nothing may be read any more."""
+        descriptors, self.place = self.place[0], _CLOSED
+        for descriptor in descriptors:
+            os.close(int(descriptor))
 
     def __del__(self) -> None:
         self.close()
+
+
+class ReadAhead:
+    """Asks the system to begin reading what an order wants next, a window of bytes ahead of who makes the batches.
+
+    Only where it does not lie in the page cache yet (a few spread samples tell): asking costs as much as reading from
+    there. Rows that follow each other in the file are asked for together, so `"block"` reads in long runs.
+
+    Arguments:
+        reader: whose samples. order: of the positions. window: bytes to be ahead.
+    """
+
+    PROBES = 8
+
+    def __init__(self, reader: SampleReader, order: Order, mean_bytes: int, window: int) -> None:
+        self._reader, self._order = reader, order
+        self._step = max(1, window // 2 // max(1, mean_bytes))  # positions that are asked for at once
+        self._reached = -1
+        self._lock = threading.Lock()
+
+    def want(self, start: int, count: int) -> None:
+        """Say that the positions start … start + count - 1 are about to be read."""
+        with self._lock:
+            if not start <= self._reached <= start + 3 * self._step + 8 * count:  # the first call, or a jump
+                self._reached = start
+            begin, end = self._reached, start + count + 2 * self._step
+            if end - begin < self._step:
+                return
+            self._reached = end
+        for first in range(begin, end, self._step):
+            self._ask(first, min(self._step, end - first))
+
+    def _ask(self, start: int, count: int) -> None:
+        rows = np.unique(self._order.rows(start, count)[0])
+        starts, sizes = self._reader.ranges(rows)
+        probes = np.linspace(0, len(rows) - 1, min(self.PROBES, len(rows))).astype(np.int64)
+        if self._reader.cached(starts[probes]):
+            return
+        breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+        first, last = np.append(0, breaks), np.append(breaks, len(rows)) - 1
+        firsts = self._reader.place[2]
+        # A run may cross from one file into the next: it is asked for as far as its first file goes.
+        ends = np.minimum(starts[last] + sizes[last], firsts[np.searchsorted(firsts, starts[first], side="right")])
+        kernel.advise_ranges(*self._reader.place, starts[first], ends - starts[first])

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from packs import noise_images, write_pair, write_raw
 
 from fastload import Augment, DataError, TwoPhaseLoader, UsageError
-from fastload.loader import swap_step
 from fastload.order import FAST, FINE_TUNE
 from fastload.packed import PackedFile
+from fastload.swap import planned_swap
 
 STEPS, SWAP, BATCH = 30, 12, 16
 
@@ -42,6 +42,7 @@ def make(pair, **changes):
         "device": "cpu",
         "with_ids": True,
         "seed": 5,
+        "resident_budget": 0,  # streamed, small as it is
     }
     return TwoPhaseLoader(pair[0], pair[1], **(settings | changes))
 
@@ -223,13 +224,13 @@ def test_a_resumed_run_swaps_once_only(pair):
     ("swap", "expected"), [(0.5, 50), (0.0, 0), (1.0, 100), (0, 0), (1, 1), (100, 100), (0.333, 33)]
 )
 def test_a_float_is_a_share_and_an_int_a_step(swap, expected):
-    assert swap_step(swap, 100) == expected
+    assert planned_swap(swap, 100) == expected
 
 
 @pytest.mark.parametrize("swap", [-0.1, 1.5, -1, 101, True, "0.5", float("nan")])
 def test_other_swaps_are_usage_errors(swap):
     with pytest.raises(UsageError, match="swap="):
-        swap_step(swap, 100)
+        planned_swap(swap, 100)
 
 
 def test_one_phase_needs_one_file(pair):
@@ -389,7 +390,7 @@ def test_numbers_of_numpy_give_a_state_of_plain_ones(pair, run):
 
 
 def test_a_share_of_numpy_is_a_share():
-    assert swap_step(np.float32(0.5), 100) == swap_step(np.float64(0.5), 100) == 50
+    assert planned_swap(np.float32(0.5), 100) == planned_swap(np.float64(0.5), 100) == 50
 
 
 @pytest.mark.parametrize("change", [{"step": "4"}, {"step": 4.5}, {"step": -1}, {"seconds": "x"}, {"step": None}])
@@ -513,14 +514,14 @@ def test_an_exception_inside_a_feed_reaches_the_loop_with_its_cause(pair, monkey
     with make(pair) as loader:
         batches = iter(loader)
         next(batches)
-        made = loader._fine.feed.make
+        made = loader._fine.prepare().make
 
         def failing(start, count):
             if start >= 4 * BATCH:
                 raise ZeroDivisionError("planted")
             return made(start, count)
 
-        monkeypatch.setattr(loader._fine.feed, "make", failing)
+        monkeypatch.setattr(loader._fine.prepare(), "make", failing)
         with pytest.raises(RuntimeError, match="planted") as error:
             list(batches)
         assert isinstance(error.value.__cause__, ZeroDivisionError)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fastload.augment import Augment, checked
 from fastload.errors import UsageError
-from fastload.packed import PackedFile
+from fastload.packed_set import Packed
 
 ENGINES = ("auto", "fused", "dali")
 
 
-def choose_engine(engine: str, file: PackedFile, augment: Augment) -> str:
+def choose_engine(engine: str, file: Packed, augment: Augment) -> str:
     """Return "fused" or "dali" for a file; "auto" takes DALI only where images must be decoded or resized.
 
     Raises UsageError where the fused engine is asked for what it does not do, or the crop does not fit.

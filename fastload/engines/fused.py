@@ -11,6 +11,7 @@ from fastload.augment import Augment, kernel_settings
 from fastload.kernels import augment as kernel
 from fastload.kernels.cuda_target import cuda, device_array, launch_stream
 from fastload.order import Order
+from fastload.reading import Place
 
 _KINDS = {torch.float32: kernel.FLOAT32, torch.float16: kernel.FLOAT16, torch.bfloat16: kernel.BFLOAT16}
 _compiled: dict[str, Any] = {}
@@ -46,10 +47,10 @@ class FusedEngine:
         kernel.augment_batch(data, rows, *self._arguments(ids, epochs, out))
 
     def on_cpu_stream(
-        self, file: tuple[int, int], rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray
+        self, place: Place, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray
     ) -> int:
-        """Augment images read from `file`, (descriptor, byte of image 0); return the first unreadable one, or -1."""
-        return kernel.augment_stream(*file, rows, *self._arguments(ids, epochs, out))
+        """Augment images read from files, a `SampleReader`'s `place`; return the first unreadable one, or -1."""
+        return kernel.augment_stream(*place, rows, *self._arguments(ids, epochs, out))
 
     def _arguments(self, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray) -> tuple[object, ...]:
         return (
