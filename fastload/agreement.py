@@ -50,9 +50,10 @@ class Alone:
             decision.end = step
         return decision
 
-    def request_swap(self) -> bool:
-        """Ask for the swap; returns whether the caller itself has to want it from now on."""
-        return True
+    def request_swap(self, step: int, decision: Decision) -> bool:
+        """Ask for the swap, before the batch of `step`; returns whether the caller has to want it from now on."""
+        self.decide(step, decision, True, False)
+        return False
 
     def restart(self) -> None:
         """Forget what was announced: the loader goes on from another state."""
@@ -81,7 +82,7 @@ class Together:
     def _key(self, name: str) -> str:
         return f"{self._prefix}/{self._generation}/{name}"
 
-    def request_swap(self) -> bool:
+    def request_swap(self, step: int, decision: Decision) -> bool:
         if self._rank != 0:
             self._store.set(self._key("request"), "swap")
         return self._rank == 0

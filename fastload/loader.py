@@ -332,6 +332,8 @@ class TwoPhaseLoader:
         between = 0.0 if self._last_delivery is None else asked - self._last_delivery
         self._decide(self._seconds + between)
         if self._finished:
+            self._seconds += between  # or a resumed run would have that much time again
+            self._last_delivery = None
             return None
         if self._swapped_at is None and self._step >= self._swap_step:
             self._swap_over()
@@ -417,7 +419,7 @@ class TwoPhaseLoader:
                     "swap_now(): these ranks have no means to agree on a step; initialize torch.distributed, or give "
                     "store="
                 )
-            self._wants_swap = self._agreement.request_swap() or self._wants_swap
+            self._wants_swap |= self._agreement.request_swap(self._step, self._decision)
 
     def report_loss(self, loss: float | torch.Tensor) -> None:
         """Tell `Swap.on_plateau` the loss of a step: a number, or a tensor of one, which is read only now and then.

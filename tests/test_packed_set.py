@@ -1,0 +1,185 @@
+"""Several packed files as one set: one order over all, equal to one file of the same samples."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from packs import noise_images, write_encoded, write_pair, write_raw
+from samples import encode
+
+from fastload import Augment, DataError, TwoPhaseLoader, UsageError
+from fastload.packed import PackedFile
+from fastload.packed_set import open_packed
+from fastload.reading import ReadAhead, SampleReader
+
+SIZES = (70, 1, 129)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return noise_images(sum(SIZES), seed=3)
+
+
+@pytest.fixture(scope="module")
+def labels():
+    return np.random.default_rng(3).integers(0, 10, sum(SIZES))
+
+
+@pytest.fixture(scope="module")
+def shards(images, labels, tmp_path_factory):
+    """Three files of one set, whose ids are those of the whole."""
+    folder = tmp_path_factory.mktemp("shards")
+    bounds = np.cumsum([0, *SIZES])
+    for number, (first, last) in enumerate(pairwise(bounds)):
+        write_raw(folder / f"{number}.h5", images[first:last], labels[first:last], ids=np.arange(first, last))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(images, labels, tmp_path_factory):
+    return write_raw(tmp_path_factory.mktemp("one") / "full.h5", images, labels)
+
+
+def batches(full, **changes):
+    settings = {
+        "batch_size": 32, "steps": 15, "swap": 0, "augment": Augment(crop=24), "device": "cpu", "with_ids": True,
+        "seed": 5,
+    }  # fmt: skip
+    with TwoPhaseLoader(full, **(settings | changes)) as loader:
+        return list(loader)
+
+
+def same(one, other):
+    return len(one) == len(other) and all(
+        all(torch.equal(x, y) for x, y in zip(a, b, strict=True)) for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("shuffle", [True, "block", False])
+@pytest.mark.parametrize("budget", [0, None])
+def test_a_set_gives_the_batches_of_one_file_with_the_same_samples(shards, one, shuffle, budget):
+    whole = batches(one, shuffle=shuffle, resident_budget=budget)
+    assert same(batches(f"{shards}/*.h5", shuffle=shuffle, resident_budget=budget), whole)
+    listed = [shards / f"{number}.h5" for number in range(3)]
+    assert same(batches(listed, shuffle=shuffle, resident_budget=budget), whole)
+
+
+def test_dali_gives_the_set_s_samples_too(shards, one):
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    options = {"engine": "dali", "resident_budget": 0}
+    assert same(batches(f"{shards}/*.h5", **options), batches(one, **options))
+
+
+def test_encoded_files_join_as_well(images, labels, tmp_path):
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    files = [encode(image) for image in images[:30]]
+    write_encoded(tmp_path / "a.h5", files[:11], labels[:11])
+    write_encoded(tmp_path / "b.h5", files[11:], labels[11:30])
+    write_encoded(tmp_path / "whole.hdf5", files, labels[:30])
+    options = {"batch_size": 8, "steps": 6}
+    assert same(batches(f"{tmp_path}/*.h5", **options), batches(tmp_path / "whole.hdf5", **options))
+
+
+def test_files_packed_apart_get_ids_of_their_own(images, labels, tmp_path):
+    for number in range(3):
+        write_raw(tmp_path / f"{number}.h5", images[number : number + 5], labels[number : number + 5])
+    with open_packed(f"{tmp_path}/*.h5") as found:
+        assert found.ids.tolist() == list(range(15)) and len(found) == 15
+        assert found.read(7) == images[3].tobytes()  # the third of the second file
+
+
+def test_the_fingerprint_is_that_of_the_files_in_their_order(shards):
+    paths = [shards / f"{number}.h5" for number in range(3)]
+    with open_packed(paths) as forwards, open_packed(paths[::-1]) as backwards, open_packed(str(shards / "*")) as again:
+        assert forwards.fingerprint == again.fingerprint != backwards.fingerprint
+    with open_packed([paths[0]]) as single, PackedFile(paths[0]) as file:
+        assert single.fingerprint == file.fingerprint
+
+
+def test_files_that_do_not_fit_together_are_named(shards, images, labels, tmp_path):
+    other = write_raw(tmp_path / "small.h5", images[:5, :16], labels[:5])
+    with pytest.raises(DataError, match=r"small\.h5: has images of shape \(16, 32, 3\), but .*0\.h5"):
+        open_packed([shards / "0.h5", other])
+    named = write_raw(tmp_path / "named.h5", images[:5], labels[:5], classes=["a", "b"])
+    with pytest.raises(DataError, match=r"named\.h5: has classes"):
+        open_packed([shards / "0.h5", named])
+    _, subset = write_pair(tmp_path)
+    with pytest.raises(DataError, match="is a subset"):
+        open_packed([shards / "0.h5", subset])
+    with pytest.raises(DataError, match="no file matches"):
+        open_packed(f"{shards}/*.hdf5")
+    with pytest.raises(UsageError, match="twice"):
+        open_packed([shards / "0.h5", shards / "0.h5"])
+    with pytest.raises(UsageError, match="empty list"):
+        open_packed([])
+
+
+def test_a_file_of_the_set_that_is_truncated_in_mid_run_is_an_error(images, labels, tmp_path):
+    for number in range(2):
+        write_raw(tmp_path / f"{number}.h5", images, labels)
+    with TwoPhaseLoader(
+        f"{tmp_path}/*.h5", batch_size=16, steps=500, swap=0, augment=Augment(crop=24), device="cpu", resident_budget=0
+    ) as loader:
+        stream = iter(loader)
+        next(stream)
+        with open(tmp_path / "1.h5", "r+b") as file:
+            file.truncate(8192)
+        with pytest.raises(DataError, match=r"row .* can no longer be read"):
+            list(stream)
+
+
+def _bytes(starts, sizes):
+    return np.concatenate([np.arange(start, start + size) for start, size in zip(starts, sizes, strict=True)])
+
+
+class _Order:
+    def __init__(self, rows):
+        self._rows = rows
+
+    def rows(self, start, count):
+        return self._rows[start : start + count], np.zeros(count, np.int64)
+
+
+@pytest.mark.parametrize("kind", ["raw", "encoded"])
+def test_what_is_asked_for_ahead_is_each_sample_s_bytes_once_and_in_runs(images, labels, tmp_path, monkeypatch, kind):
+    """The advice itself is not seen from outside, so the kernel that gives it is replaced by one that notes it."""
+    for number, (first, last) in enumerate(((0, 80), (80, 200))):
+        path = tmp_path / f"{number}.h5"
+        if kind == "raw":
+            write_raw(path, images[first:last], labels[first:last])
+        else:
+            write_encoded(path, [encode(image) for image in images[first:last]], labels[first:last])
+    asked = []
+    monkeypatch.setattr(
+        "fastload.kernels.augment.advise_ranges", lambda d, b, f, starts, sizes: asked.append((starts, sizes))
+    )
+    monkeypatch.setattr(SampleReader, "cached", lambda self, starts: False)
+    rows = np.concatenate([np.arange(60, 130)[::-1], np.arange(0, 60), np.arange(130, 200)])  # blocks, as "block" has
+    with open_packed(f"{tmp_path}/*.h5") as found:
+        reader = SampleReader(found)
+        ahead = ReadAhead(reader, _Order(rows), found.nbytes // len(found), window=70 * (found.nbytes // len(found)))
+        for start in range(0, 100, 10):
+            ahead.want(start, 10)
+        covered = np.concatenate(
+            [np.arange(a, a + n) for starts, sizes in asked for a, n in zip(starts, sizes, strict=True)]
+        )
+        assert len(np.unique(covered)) == len(covered)
+        starts, sizes = reader.ranges(rows[:100])
+        wanted = _bytes(starts, sizes)
+        runs = sum(len(starts) for starts, _ in asked)
+        assert runs < 20
+        # A run that crosses into the second file is asked for up to there.
+        missing = np.setdiff1d(wanted, covered)
+        assert len(missing) <= 50 * sizes.max() and len(missing) < len(wanted) / 2
+        reader.close()
+
+
+def test_what_lies_in_the_page_cache_is_not_asked_for(one, monkeypatch):
+    one.read_bytes()
+    asked = []
+    monkeypatch.setattr("fastload.kernels.augment.advise_ranges", lambda *arguments: asked.append(arguments))
+    batches(one, resident_budget=0)
+    assert not asked
