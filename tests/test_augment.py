@@ -81,6 +81,35 @@ def test_every_output_type_and_layout_meets_the_reference(dtype, channels_last, 
     check(awkward_images(), Augment(crop=24), dtype=dtype, channels_last=channels_last, planar=planar)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_half_precision_outputs_are_the_float32_output_rounded_once(channels, planar, channels_last):
+    images = awkward_images(channels=channels)
+    ids, epochs = np.arange(len(images)), np.zeros(len(images), np.int64)
+    layout = {"planar": planar, "channels_last": channels_last}
+    exact = torch.from_numpy(fused(images, Augment(crop=(24, 21)), ids, epochs, **layout)).float()
+    for name in ("float16", "bfloat16"):
+        rounded = fused(images, Augment(crop=(24, 21)), ids, epochs, dtype=name, **layout)
+        assert torch.equal(torch.from_numpy(rounded), exact.to(DTYPES[name]).double())
+
+
+@pytest.mark.parametrize("width", [1, 5, 15, 16, 17, 21, 22, 31, 64, 65, 100])
+def test_rows_of_any_length_are_copied_whole_and_no_further(width):
+    # The last row of the last image ends the array; every block that is copied too far would show in the pixels.
+    images = np.random.default_rng(3).integers(0, 256, (3, 6, width, 3)).astype(np.uint8)
+    for planar in (False, True):
+        for flip in (0.0, 1.0):
+            augment = Augment(crop=(6, width), flip=flip, brightness=0.0, contrast=(1.0, 1.0), standardize=None)
+            got = fused(images, augment, np.arange(3), np.zeros(3, np.int64), planar=planar)
+            assert np.array_equal(got, images[:, :, ::-1] if flip else images)
+
+
+def test_an_empty_batch_is_left_alone():
+    none = np.zeros(0, np.int64)
+    assert fused(awkward_images()[:0], Augment(crop=24), none, none).shape == (0, 24, 24, 3)
+
+
 @pytest.mark.parametrize("standardize", ["stddev", "variance", None])
 @pytest.mark.parametrize("clamp", [True, False])
 @pytest.mark.parametrize("centre", [True, False])

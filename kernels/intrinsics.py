@@ -1,4 +1,4 @@
-"""Instructions that Numba has no name for on a CPU: copies in registers, reads begun ahead, float32 to float16."""
+"""Instructions that Numba has no name for: copies in registers and reads begun ahead on a CPU, float32 to float16."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _has_half() -> bool:
 
 
 HAS_HALF = _has_half()
-"""Whether `to_half` is an instruction here; where not, LLVM would call a function that Numba does not link."""
+"""Whether `to_half` is an instruction on this CPU; where not, LLVM would call a function that Numba does not link."""
 
 
 def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any, to: ir.Type) -> Any:
