@@ -352,6 +352,38 @@ def _work(settings, channels):
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+def _augment_images(
+    descriptor, begin, data, rows, strides, shape, ids, epochs, seed, phase, settings, out, channels_last, kind
+):
+    """Augment a batch out of `data`, or, where `descriptor` is one, image by image through it; see the two below.
+
+    One function for both: compiled apart, their sums could be taken in another order, and a sample's bits would differ.
+    """
+    work = _work(settings, shape[2])
+    address, size = np.uint64(data.ctypes.data), np.uint64(strides[0])
+    span = min(_PREFETCHED, (settings[0] - 1) * strides[1] + settings[1] * strides[2])
+    in_memory = descriptor < 0
+    drawn, first = draw(np.uint64(0), np.uint64(0), seed, phase, settings), np.int64(0)
+    for k in range(-1, rows.size):  # one image behind: the crop that comes next is known, and on its way
+        n = min(k + 1, rows.size - 1)
+        if n < 0:
+            break
+        drawn_next = draw(np.uint64(ids[n]), np.uint64(epochs[n]), seed, phase, settings)
+        first_next = _place(drawn_next, strides, shape, settings)
+        if in_memory:
+            first_next += rows[n] * strides[0]
+            for c in range(shape[2] if strides[2] == 1 else 1):
+                prefetch(data, first_next + c * strides[3], span)
+        if k >= 0:
+            if not in_memory and _pread(descriptor, address, size, begin + rows[k] * strides[0]) != strides[0]:
+                return k
+            _augment_one(
+                data, first, drawn, strides, shape[2], settings, work, out, np.uint64(k), channels_last, kind,
+            )  # fmt: skip
+        drawn, first = drawn_next, first_next
+    return -1
+
+
 def augment_batch(data, rows, strides, shape, ids, epochs, seed, phase, settings, out, channels_last, kind):
     """Augment a batch on one CPU thread, out of images in memory.
 
@@ -365,25 +397,11 @@ def augment_batch(data, rows, strides, shape, ids, epochs, seed, phase, settings
     random places (0.97 µs an image without, 0.65 with; AMD EPYC, 32² → 24²). Then by arithmetic: three passes over
     the crop's bytes, which stay in the first-level cache.
     """
-    if rows.size == 0:
-        return
-    work = _work(settings, shape[2])
-    last = rows.size - 1
-    span = min(_PREFETCHED, (settings[0] - 1) * strides[1] + settings[1] * strides[2])
-    drawn = draw(np.uint64(ids[0]), np.uint64(epochs[0]), seed, phase, settings)
-    first = rows[0] * strides[0] + _place(drawn, strides, shape, settings)
-    for i in range(rows.size):
-        n = min(i + 1, last)
-        drawn_next = draw(np.uint64(ids[n]), np.uint64(epochs[n]), seed, phase, settings)
-        first_next = rows[n] * strides[0] + _place(drawn_next, strides, shape, settings)
-        prefetch(data, first_next, span)
-        _augment_one(
-            data, first, drawn, strides, shape[2], settings, work, out, np.uint64(i), channels_last, kind,
-        )  # fmt: skip
-        drawn, first = drawn_next, first_next
+    _augment_images(
+        -1, 0, data, rows, strides, shape, ids, epochs, seed, phase, settings, out, channels_last, kind,
+    )  # fmt: skip
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
 def augment_stream(
     descriptor, begin, rows, strides, shape, ids, epochs, seed, phase, settings, out, channels_last, kind
 ):
@@ -392,18 +410,10 @@ def augment_stream(
     Image `rows[i]` is read to one buffer that stays in the first-level cache (`begin` is the byte of image 0).
     Bound by the system call and the copy out of the page cache.
     """
-    work = _work(settings, shape[2])
     image = np.empty(strides[0], np.uint8)
-    address, size = np.uint64(image.ctypes.data), np.uint64(strides[0])
-    for i in range(rows.size):
-        if _pread(descriptor, address, size, begin + rows[i] * strides[0]) != strides[0]:
-            return i
-        drawn = draw(np.uint64(ids[i]), np.uint64(epochs[i]), seed, phase, settings)
-        _augment_one(
-            image, _place(drawn, strides, shape, settings), drawn, strides, shape[2], settings, work, out,
-            np.uint64(i), channels_last, kind,
-        )  # fmt: skip
-    return -1
+    return _augment_images(
+        descriptor, begin, image, rows, strides, shape, ids, epochs, seed, phase, settings, out, channels_last, kind,
+    )  # fmt: skip
 
 
 # -- CUDA ----------------------------------------------------------------------------------------------------------
