@@ -637,6 +637,26 @@ def _store_plane(address, word, read, contrast, offset, low, high, mean, scale, 
 
 
 @register_jitable
+def _store_interleaved(address, a, b, c, contrast, o0, o1, o2, low, high, mean, scale, step, kind):
+    """Store four pixels of three channels as neighbours: three stores, `step` bytes apart."""
+    r0 = _standardized(a, 0, contrast, o0, low, high, mean, scale)
+    g0 = _standardized(b, 0, contrast, o1, low, high, mean, scale)
+    b0 = _standardized(c, 0, contrast, o2, low, high, mean, scale)
+    r1 = _standardized(a, 1, contrast, o0, low, high, mean, scale)
+    _store_values(address, r0, g0, b0, r1, kind)
+    g1 = _standardized(b, 1, contrast, o1, low, high, mean, scale)
+    b1 = _standardized(c, 1, contrast, o2, low, high, mean, scale)
+    r2 = _standardized(a, 2, contrast, o0, low, high, mean, scale)
+    g2 = _standardized(b, 2, contrast, o1, low, high, mean, scale)
+    _store_values(address + step, g1, b1, r2, g2, kind)
+    b2 = _standardized(c, 2, contrast, o2, low, high, mean, scale)
+    r3 = _standardized(a, 3, contrast, o0, low, high, mean, scale)
+    g3 = _standardized(b, 3, contrast, o1, low, high, mean, scale)
+    b3 = _standardized(c, 3, contrast, o2, low, high, mean, scale)
+    _store_values(address + 2 * step, b2, r3, g3, b3, kind)
+
+
+@register_jitable
 def _block_sums(count, scratch, groups):
     """Sum `count` quantities of the block's threads, scratch[quantity · threads + thread], in a fixed order.
 
@@ -784,22 +804,9 @@ def _augment_crop(plan, found, factors, out):
         if item < items:
             a, b, c, d = _read_item(address + np.int64(np.int32(y * down + x * step)), across, channels, read, flip)
         if channels_last and read != _PIXEL:  # three channels
-            target = out + place * 3 * size
-            r0 = _standardized(a1, 0, contrast, o0, low, high, mean, scale)
-            g0 = _standardized(b1, 0, contrast, o1, low, high, mean, scale)
-            b0_ = _standardized(c1, 0, contrast, o2, low, high, mean, scale)
-            r1 = _standardized(a1, 1, contrast, o0, low, high, mean, scale)
-            _store_values(target, r0, g0, b0_, r1, kind)
-            g1 = _standardized(b1, 1, contrast, o1, low, high, mean, scale)
-            b1_ = _standardized(c1, 1, contrast, o2, low, high, mean, scale)
-            r2 = _standardized(a1, 2, contrast, o0, low, high, mean, scale)
-            g2 = _standardized(b1, 2, contrast, o1, low, high, mean, scale)
-            _store_values(target + 4 * size, g1, b1_, r2, g2, kind)
-            b2_ = _standardized(c1, 2, contrast, o2, low, high, mean, scale)
-            r3 = _standardized(a1, 3, contrast, o0, low, high, mean, scale)
-            g3 = _standardized(b1, 3, contrast, o1, low, high, mean, scale)
-            b3_ = _standardized(c1, 3, contrast, o2, low, high, mean, scale)
-            _store_values(target + 8 * size, b2_, r3, g3, b3_, kind)
+            _store_interleaved(
+                out + place * 3 * size, a1, b1, c1, contrast, o0, o1, o2, low, high, mean, scale, 4 * size, kind
+            )
         else:
             target, plane = out + place * size, np.int64(pixels) * size
             if channels_last:
