@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class FusedEngine:
         self._shape, self._strides = shape, strides
         self._channels_last, self._kind = channels_last, _KINDS[dtype]
         self._gathered: _Launcher | None = None
-        self._resident: tuple[ResidentStore, Order, _Launcher] | None = None
+        self._resident: tuple[weakref.ref[ResidentStore], Order, _Launcher] | None = None
 
     def on_cpu(self, data: np.ndarray, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray) -> None:
         """Augment images `rows` of uint8 `data` into `out` [b, C·h·w], without the GIL."""
@@ -77,13 +78,14 @@ class FusedEngine:
         ids: torch.Tensor,
     ) -> None:
         """Find, augment and write the batch at position `start` of `order`, on the current stream, in one launch."""
-        if self._resident is None or self._resident[0] is not store or self._resident[1] != order:
+        if self._resident is None or self._resident[0]() is not store or self._resident[1] is not order:
             plan = self._plan(
                 images=store.images.data_ptr(), ids=store.ids.data_ptr(), labels=store.labels.data_ptr(),
                 label_bytes=store.labels.shape[1] * store.labels.element_size(), n=order.n,
                 shuffled=order.shuffle is not False,
             )  # fmt: skip
-            self._resident = store, order, _Launcher("augment_resident", plan, out.device)
+            # The store is its feed's to drop: a reference here would keep the set in device memory.
+            self._resident = weakref.ref(store), order, _Launcher("augment_resident", plan, out.device)
         self._resident[2](len(ids), start, out.data_ptr(), labels.data_ptr(), ids.data_ptr())
 
     def _plan(self, **resident: int) -> np.ndarray:
