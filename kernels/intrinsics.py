@@ -19,7 +19,10 @@ def _has_half() -> bool:
         return False  # compiled for another processor than this one
     if platform.machine() in ("aarch64", "arm64"):
         return True
-    return bool(dict(get_host_cpu_features()).get("f16c", False))
+    try:
+        return bool(dict(get_host_cpu_features()).get("f16c", False))
+    except RuntimeError:  # LLVM does not know this system's way to ask
+        return False
 
 
 HAS_HALF = _has_half()
