@@ -15,7 +15,20 @@ import numpy as np
 from numba import njit, types
 from numba.extending import register_jitable
 
+from .cuda_memory import (
+    load_byte,
+    load_long,
+    load_word,
+    round_to_half,
+    store_byte,
+    store_four,
+    store_long,
+    store_short,
+    store_two,
+    store_word,
+)
 from .cuda_target import cuda
+from .intrinsics import HAS_HALF, copy16, copy64, prefetch, to_half
 from .permute import STREAM_ROWS, half_bits, permute, round_keys
 from .philox import MASK32, SHIFT32, bounded, philox4x32, unit_interval
 
@@ -76,6 +89,25 @@ def divisor(variance, count, standardize):
     if standardize == STDDEV:
         return max(math.sqrt(variance), 1.0 / math.sqrt(np.float64(count)))
     return max(variance, 1.0 / np.float64(count))
+
+
+@exact
+def pivot(total, pixels, brightness, clamp):
+    """Return about where a channel's augmented values lie, float64: about it squares are summed without cancellation.
+
+    Of the image, the mean of its channels' is taken: exact for flat ones, whose divisor magnifies every error.
+    """
+    mean = np.float64(total) / np.float64(pixels) + np.float64(brightness)
+    return min(max(mean, 0.0), 255.0) if clamp else mean
+
+
+@exact
+def standardization(total, squares, count, middle, standardize):
+    """Return (mean, scale), float32, from the float64 sums of v - middle and of its square over `count` values."""
+    excess = total / np.float64(count)
+    variance = max(squares / np.float64(count) - excess * excess, 0.0)
+    scale = 1.0 / divisor(variance, count, standardize)
+    return np.float32(np.float64(middle) + excess), np.float32(scale)
 
 
 @exact
@@ -167,169 +199,277 @@ def advise_ranges(descriptors, begins, firsts, starts, sizes):
         )
 
 
-# Rows and planes are sliced before they are walked, and an index that falls is unsigned: on an index that may be
-# negative Numba tests for that, and the loop is not vectorized (measured: 2.2 µs for what takes 0.24).
+# Indices are unsigned: on one that may be negative Numba tests for that, and the loop is not vectorized (measured:
+# 2.2 µs for what takes 0.24). Nor are planes sliced: each slice counts references.
+
+_RUN = 2048
+"""Values whose sum is kept in float32, in a vector's lanes, before it goes to float64."""
+
+_PREFETCHED = 8192
+"""Bytes of a crop that are asked for ahead; the rest is a sequence, which the processor sees by itself."""
 
 
 @loose
-def _load_crop(data, first, strides, height, width, channels, flip, values):
-    """Read a crop as float32 planes into `values` [channels · height · width], mirrored where `flip` says so."""
+def _copy_row(target, at, source, begin, size):
+    """Copy a row in blocks, the last one overlapping: a loop over bytes took 5 ns a row more for its remainder."""
+    if size >= 64:
+        for k in range(0, size - 63, 64):
+            copy64(target, at + np.uint64(k), source, begin + np.uint64(k))
+        copy64(target, at + np.uint64(size - 64), source, begin + np.uint64(size - 64))
+    elif size >= 16:
+        for k in range(0, size - 15, 16):
+            copy16(target, at + np.uint64(k), source, begin + np.uint64(k))
+        copy16(target, at + np.uint64(size - 16), source, begin + np.uint64(size - 16))
+    else:
+        for k in range(size):
+            target[at + np.uint64(k)] = source[begin + np.uint64(k)]
+
+
+@loose
+def _load_crop(data, first, strides, height, width, channels, flip, packed, planes):
+    """Read a crop into `planes`, uint8 [channels · height · width], mirrored where `flip` says so; scratch: `packed`.
+
+    Mirrored, the rows are packed from the last to the first, and all of that is then reversed: a single long loop.
+    """
     _, down, right, across = strides
     pixels = height * width
-    if channels == 3 and across == 1 and right == 3:  # interleaved RGB: constant strides are what LLVM vectorizes
-        red, green, blue = values[:pixels], values[pixels : 2 * pixels], values[2 * pixels :]
+    planar = right == 1
+    runs, size = (channels, width) if planar else (1, channels * width)
+    for c in range(runs):
         for y in range(height):
-            source = data[first + y * down : first + y * down + 3 * width]
-            a, b, c = red[y * width :], green[y * width :], blue[y * width :]
-            if flip:
-                for x in range(width):
-                    mirrored = np.uint64(width - 1 - x)
-                    a[mirrored] = source[3 * x]
-                    b[mirrored] = source[3 * x + 1]
-                    c[mirrored] = source[3 * x + 2]
-            else:
-                for x in range(width):
-                    a[x] = source[3 * x]
-                    b[x] = source[3 * x + 1]
-                    c[x] = source[3 * x + 2]
-        return
-    for c in range(channels):
-        for y in range(height):
-            source = data[first + c * across + y * down :]
-            target = values[c * pixels + y * width :]
-            if flip:
-                for x in range(width):
-                    target[np.uint64(width - 1 - x)] = source[x * right]
-            else:
-                for x in range(width):
-                    target[x] = source[x * right]
+            row = c * height + (height - 1 - y if flip else y)
+            begin = np.uint64(first + c * across + y * down)
+            _copy_row(planes if planar and not flip else packed, np.uint64(row * size), data, begin, size)
+    if planar:
+        if flip:
+            for c in range(channels):
+                start, last = np.uint64(c * pixels), np.uint64(c * pixels + pixels - 1)
+                for p in range(pixels):
+                    planes[start + np.uint64(p)] = packed[last - np.uint64(p)]
+    elif channels == 3:  # constant strides are what LLVM vectorizes
+        _split_three(packed, pixels, flip, planes)
+    else:
+        for c in range(channels):
+            for p in range(pixels):
+                place = pixels - 1 - p if flip else p
+                planes[np.uint64(c * pixels + place)] = packed[np.uint64(p * channels + c)]
 
 
 @loose
-def _sum(values):
-    """Sum float32 values exactly enough: runs of 512 in float32, which vectorizes, then float64."""
-    total = 0.0
-    for start in range(0, values.size, 512):
-        run = values[start : start + 512]
-        part = np.float32(0)
-        for k in range(run.size):
-            part += run[k]
-        total += np.float64(part)
+def _split_three(packed, pixels, flip, planes):
+    one, two, three = np.uint64(1), np.uint64(2), np.uint64(3)
+    green, blue = np.uint64(pixels), np.uint64(2 * pixels)
+    if flip:
+        last = np.uint64(pixels - 1)
+        for q in range(pixels):
+            p = np.uint64(q)
+            planes[last - p] = packed[three * p]
+            planes[green + last - p] = packed[three * p + one]
+            planes[blue + last - p] = packed[three * p + two]
+    else:
+        for q in range(pixels):
+            p = np.uint64(q)
+            planes[p] = packed[three * p]
+            planes[green + p] = packed[three * p + one]
+            planes[blue + p] = packed[three * p + two]
+
+
+@loose
+def _sum(planes, start, pixels):
+    """Return the sum of a plane, exactly."""
+    total = np.int64(0)
+    for run in range(0, pixels, _RUN):
+        part = np.uint32(0)
+        for k in range(run, min(pixels, run + _RUN)):
+            part += np.uint32(planes[start + np.uint64(k)])
+        total += np.int64(part)
     return total
 
 
 @loose
-def _adjust(values, contrast, offset, clamp, pivot):
-    """Apply v·contrast + offset and the clamp in place; return the sums of v - pivot and of its square, float64."""
+def _value(byte, contrast, offset, low, high):
+    value = np.float32(byte) * contrast + offset
+    value = value if value > low else low
+    return value if value < high else high
+
+
+@loose
+def _moments(planes, start, pixels, contrast, offset, low, high, pivot):
+    """Return the sums of v - pivot and of its square over a plane's augmented values v, float64."""
     total, squares = 0.0, 0.0
-    low, high = (np.float32(0), np.float32(255)) if clamp else (-np.float32(np.inf), np.float32(np.inf))
-    for start in range(0, values.size, 512):
-        run = values[start : start + 512]
+    for run in range(0, pixels, _RUN):
         part, square = np.float32(0), np.float32(0)
-        for k in range(run.size):
-            value = run[k] * contrast + offset
-            value = value if value > low else low
-            value = value if value < high else high
-            run[k] = value
-            part += value - pivot
-            square += (value - pivot) * (value - pivot)
+        for k in range(run, min(pixels, run + _RUN)):
+            away = _value(planes[start + np.uint64(k)], contrast, offset, low, high) - pivot
+            part += away
+            square += away * away
         total += np.float64(part)
         squares += np.float64(square)
     return total, squares
 
 
 @loose
-def _store(target, values, pixels, channels, mean, scale, channels_last, kind):
-    if channels_last:
-        for c in range(channels):
-            plane = values[c * pixels : (c + 1) * pixels]
-            for p in range(pixels):
-                value = (plane[p] - mean) * scale
-                if kind == FLOAT32:
-                    target[p * channels + c] = value
-                elif kind == FLOAT16:
-                    target[p * channels + c] = float16_bits(value)
-                else:
-                    target[p * channels + c] = bfloat16_bits(value)
-    elif kind == FLOAT32:
-        for k in range(values.size):
-            target[k] = (values[k] - mean) * scale
+def _store(planes, pixels, channels, contrast, offsets, low, high, mean, scale, out, i, channels_last, kind):
+    # A constant kind a call: LLVM takes a choice out of a loop with one store, but not out of one with three.
+    if kind == FLOAT32:
+        _store_as(planes, pixels, channels, contrast, offsets, low, high, mean, scale, out, i, channels_last, FLOAT32)
     elif kind == FLOAT16:
-        for k in range(values.size):
-            target[k] = float16_bits((values[k] - mean) * scale)
+        _store_as(planes, pixels, channels, contrast, offsets, low, high, mean, scale, out, i, channels_last, FLOAT16)
     else:
-        for k in range(values.size):
-            target[k] = bfloat16_bits((values[k] - mean) * scale)
+        _store_as(planes, pixels, channels, contrast, offsets, low, high, mean, scale, out, i, channels_last, BFLOAT16)
 
 
 @loose
-def _augment_one(data, start, drawn, strides, shape, settings, work, target, channels_last, kind):
-    """Augment the image at byte `start` into `target` [h·w·c]. `drawn`: what `draw` gave.
-
-    `work`: float32 planes [h·w·c], then 3·c statistics.
-    """
-    height, width, channels = shape
-    crop_height, crop_width = settings[0], settings[1]
-    pixels = crop_height * crop_width
-    count = pixels * channels
-    values, statistics = work
-    word0, word1, flip, brightness, contrast = drawn
-    top = corner(word0, height - crop_height, settings[2])
-    left = corner(word1, width - crop_width, settings[2])
-    first = start + top * strides[1] + left * strides[2]
-    _load_crop(data, first, strides, crop_height, crop_width, channels, flip, values)
-    grand = 0.0
+def _store_as(planes, pixels, channels, contrast, offsets, low, high, mean, scale, out, i, channels_last, kind):
+    if channels_last and channels == 3:
+        red, green, blue = offsets[0], offsets[1], offsets[2]
+        one, two, three = np.uint64(1), np.uint64(2), np.uint64(3)
+        for q in range(pixels):
+            p = np.uint64(q)
+            a = (_value(planes[p], contrast, red, low, high) - mean) * scale
+            b = (_value(planes[np.uint64(pixels) + p], contrast, green, low, high) - mean) * scale
+            c = (_value(planes[np.uint64(2 * pixels) + p], contrast, blue, low, high) - mean) * scale
+            out[i, three * p] = _stored(a, kind)
+            out[i, three * p + one] = _stored(b, kind)
+            out[i, three * p + two] = _stored(c, kind)
+        return
     for c in range(channels):
-        plane = values[c * pixels : (c + 1) * pixels]
-        total = _sum(plane)
-        # About a pivot near each channel's mean, one pass gives the variance without cancellation on flat images.
-        pivot = np.float32(total / pixels + np.float64(brightness))
-        if settings[8]:
-            pivot = min(max(pivot, np.float32(0)), np.float32(255))
-        offset = affine(total, pixels, brightness, contrast)
-        excess, squares = _adjust(plane, contrast, offset, settings[8], pivot)
-        statistics[3 * c] = np.float64(pivot)
-        statistics[3 * c + 1] = excess / pixels
-        statistics[3 * c + 2] = squares / pixels
-        grand += np.float64(pivot) + excess / pixels
+        start, offset = np.uint64(c * pixels), offsets[c]
+        if channels_last:
+            for p in range(pixels):
+                value = (_value(planes[start + np.uint64(p)], contrast, offset, low, high) - mean) * scale
+                out[i, np.uint64(p * channels + c)] = _stored(value, kind)
+        else:
+            for p in range(pixels):
+                value = (_value(planes[start + np.uint64(p)], contrast, offset, low, high) - mean) * scale
+                out[i, start + np.uint64(p)] = _stored(value, kind)
+
+
+@loose
+def _stored(value, kind):
+    """Return what an output of `kind` holds for a float32: itself or its bits."""
+    if kind == FLOAT32:
+        return value
+    if kind == FLOAT16:
+        return np.int16(to_half(value)) if HAS_HALF else np.int16(float16_bits(value))
+    return np.int16(bfloat16_bits(value))
+
+
+@loose
+def _place(drawn, strides, shape, settings):
+    """Return how far into its image a crop begins, in bytes."""
+    top = corner(drawn[0], shape[0] - settings[0], settings[2])
+    left = corner(drawn[1], shape[1] - settings[1], settings[2])
+    return top * strides[1] + left * strides[2]
+
+
+@loose
+def _augment_one(data, first, drawn, strides, channels, settings, work, out, i, channels_last, kind):
+    """Augment the crop at byte `first` into `out[i]`. `work`: uint8 [h·w·c] twice, float32 [c]."""
+    height, width = settings[0], settings[1]
+    pixels = height * width
+    count = pixels * channels
+    packed, planes, offsets = work
+    _, _, flip, brightness, contrast = drawn
+    low, high = (np.float32(0), np.float32(255)) if settings[8] else (-np.float32(np.inf), np.float32(np.inf))
+    _load_crop(data, first, strides, height, width, channels, flip, packed, planes)
+    centre = 0.0
+    for c in range(channels):
+        total = _sum(planes, np.uint64(c * pixels), pixels)
+        offsets[c] = affine(total, pixels, brightness, contrast)
+        centre += pivot(total, pixels, brightness, settings[8])
     mean, scale = np.float32(0), np.float32(1)
     if settings[9] != KEEP:
-        grand /= channels
-        variance = 0.0
+        middle = np.float32(centre / channels)
+        total, squares = 0.0, 0.0
         for c in range(channels):
-            away = statistics[3 * c] - grand
-            variance += statistics[3 * c + 2] + 2.0 * away * statistics[3 * c + 1] + away * away
-        mean = np.float32(grand)
-        scale = np.float32(1.0 / divisor(max(variance / channels, 0.0), count, settings[9]))
-    _store(target, values, pixels, channels, mean, scale, channels_last, kind)
+            part, square = _moments(planes, np.uint64(c * pixels), pixels, contrast, offsets[c], low, high, middle)
+            total += part
+            squares += square
+        mean, scale = standardization(total, squares, count, middle, settings[9])
+    _store(planes, pixels, channels, contrast, offsets, low, high, mean, scale, out, i, channels_last, kind)
 
 
 @loose
 def _work(settings, channels):
-    return np.empty(settings[0] * settings[1] * channels, np.float32), np.empty(3 * channels, np.float64)
+    count = settings[0] * settings[1] * channels
+    return np.empty(count, np.uint8), np.empty(count, np.uint8), np.empty(channels, np.float32)
 
 
 @njit(nogil=True, cache=True, fastmath=LOOSE)
+def _augment_images(
+    descriptors,
+    begins,
+    firsts,
+    data,
+    rows,
+    strides,
+    shape,
+    ids,
+    epochs,
+    seed,
+    phase,
+    settings,
+    out,
+    channels_last,
+    kind,
+):
+    """Augment a batch out of `data`, or, where there are `descriptors`, image by image through it; see the two below.
+
+    One function for both: compiled apart, their sums could be taken in another order, and a sample's bits would differ.
+    """
+    work = _work(settings, shape[2])
+    address = np.uint64(data.ctypes.data)
+    span = min(_PREFETCHED, (settings[0] - 1) * strides[1] + settings[1] * strides[2])
+    in_memory = descriptors.size == 0
+    down = strides[1]
+    interleaved = down > strides[3]
+    drawn, first = draw(np.uint64(0), np.uint64(0), seed, phase, settings), np.int64(0)
+    for k in range(-1, rows.size):  # one image behind: the crop that comes next is known, and on its way
+        n = min(k + 1, rows.size - 1)
+        if n < 0:
+            break
+        drawn_next = draw(np.uint64(ids[n]), np.uint64(epochs[n]), seed, phase, settings)
+        first_next = _place(drawn_next, strides, shape, settings)
+        if in_memory:
+            first_next += rows[n] * strides[0]
+            for c in range(shape[2] if strides[2] == 1 else 1):
+                prefetch(data, first_next + c * strides[3], span)
+        if k >= 0:
+            if not in_memory:
+                # Of interleaved images only the lines that the crop needs.
+                skip = first // down * down if interleaved else 0
+                size = settings[0] * down if interleaved else strides[0]
+                if not _read(descriptors, begins, firsts, rows[k] * strides[0] + skip, size, address + np.uint64(skip)):
+                    return k
+            _augment_one(
+                data, first, drawn, strides, shape[2], settings, work, out, np.uint64(k), channels_last, kind,
+            )  # fmt: skip
+        drawn, first = drawn_next, first_next
+    return -1
+
+
+_NO_FILES = (np.empty(0, np.int32), np.empty(0, np.int64), np.zeros(1, np.int64))
+
+
 def augment_batch(data, rows, strides, shape, ids, epochs, seed, phase, settings, out, channels_last, kind):
     """Augment a batch on one CPU thread, out of images in memory.
 
     Arguments:
-        data: uint8 [bytes]. rows: int64 [b], which image of it. strides: (image, row, column, channel) in bytes.
-        shape: (H, W, C). ids, epochs: int64 [b]. seed, phase: uint64. settings: see above.
+        data: uint8 [bytes]. rows: int64 [b], which image of it. strides: (image, row, column, channel) in bytes,
+        interleaved or planar. shape: (H, W, C). ids, epochs: int64 [b]. seed, phase: uint64. settings: see above.
         out: float32 [b, h·w·c], or int16 (the bits) for the other kinds, in NCHW or (`channels_last`) NHWC order.
         kind: FLOAT32, FLOAT16 or BFLOAT16.
 
-    Bound by arithmetic: the crop stays in the first-level cache through four short passes over it.
+    Bound by memory's latency, unless the next crop is asked for while this one is worked on: images of 3 KB lie at
+    random places (0.65 µs an image without, 0.53 with; AMD EPYC, 32² → 24²). Then by arithmetic: three passes over
+    the crop's bytes, which stay in the first-level cache.
     """
-    work = _work(settings, shape[2])
-    for i in range(rows.size):
-        drawn = draw(np.uint64(ids[i]), np.uint64(epochs[i]), seed, phase, settings)
-        _augment_one(
-            data, rows[i] * strides[0], drawn, strides, shape, settings, work, out[i], channels_last, kind
-        )  # fmt: skip
+    _augment_images(
+        *_NO_FILES, data, rows, strides, shape, ids, epochs, seed, phase, settings, out, channels_last, kind,
+    )  # fmt: skip
 
 
-@njit(nogil=True, cache=True, fastmath=LOOSE)
 def augment_stream(
     descriptors, begins, firsts, rows, strides, shape, ids, epochs, seed, phase, settings, out, channels_last, kind
 ):
@@ -338,177 +478,483 @@ def augment_stream(
     Of image `rows[i]` the lines that the crop needs are read to one buffer that stays in the first-level cache.
     Returns the first unreadable `i`, or -1. Bound by the system call and the copy out of the page cache.
     """
-    work = _work(settings, shape[2])
     image = np.empty(strides[0], np.uint8)
-    address = np.uint64(image.ctypes.data)
-    interleaved = strides[1] > strides[3]
-    for i in range(rows.size):
-        drawn = draw(np.uint64(ids[i]), np.uint64(epochs[i]), seed, phase, settings)
-        skip, size = 0, strides[0]
-        if interleaved:
-            skip = corner(drawn[0], shape[0] - settings[0], settings[2]) * strides[1]
-            size = settings[0] * strides[1]
-        start = rows[i] * strides[0] + skip
-        if not _read(descriptors, begins, firsts, start, size, address + np.uint64(skip)):
-            return i
-        _augment_one(image, 0, drawn, strides, shape, settings, work, out[i], channels_last, kind)
-    return -1
+    return _augment_images(
+        descriptors, begins, firsts, image, rows, strides, shape, ids, epochs, seed, phase, settings, out,
+        channels_last, kind,
+    )  # fmt: skip
 
 
 # -- CUDA ----------------------------------------------------------------------------------------------------------
 
-THREADS = 256
+THREADS = 384
+"""The most threads a block has: two blocks of up to 80 registers a thread share a multiprocessor's 65,536."""
+
 MAX_CHANNELS = 4
 
+# A plan: what every image of a feed shares, int64 in device memory. A launch then takes a few numbers.
+(
+    _HEIGHT, _WIDTH, _CENTRE, _FLIP, _BRIGHTNESS, _BRIGHTNESS_SPAN, _CONTRAST, _CONTRAST_SPAN, _CLAMP, _STANDARDIZE,
+    _IMAGE, _DOWN, _RIGHT, _ACROSS, _ROOM_DOWN, _ROOM_RIGHT, _CHANNELS, _SEED, _PHASE, _CHANNELS_LAST, _KIND, _READ,
+    _IMAGES, _IDS, _LABELS, _LABEL_BYTES, _ROWS, _SHUFFLED, _FIELDS,
+) = range(29)  # fmt: skip
 
-@exact
-def _block_sum(value, scratch):
-    """Return the block's sum of float64 `value`, on every thread. A power of two of threads, no warp operations."""
-    thread = cuda.threadIdx.x
-    cuda.syncthreads()  # nobody still reads the last sum
-    scratch[thread] = value
-    cuda.syncthreads()
-    half = cuda.blockDim.x // 2
-    while half > 0:
-        if thread < half:
-            scratch[thread] += scratch[thread + half]
-        cuda.syncthreads()
-        half //= 2
-    return scratch[0]
+# How a thread reads: one pixel, four neighbours of each plane, or four neighbours of red, green and blue interleaved.
+_PIXEL, _PLANES, _RGB = 0, 1, 2
+_GROUPS = 16
 
 
-@exact
-def _augment_image(images, image, sample, epoch, strides, shape, seed, phase, settings, out, channels_last, kind):
-    """Augment one image with one block: images[image] → out[block index]."""
-    scratch = cuda.shared.array(256, types.float64)
-    offsets = cuda.shared.array(4, types.float32)
-    thread, threads = cuda.threadIdx.x, cuda.blockDim.x
-    height, width, channels = shape
-    crop_height, crop_width = settings[0], settings[1]
-    pixels = crop_height * crop_width
-    count = pixels * channels
-    # Each thread draws for itself: twenty multiplications cost less than a barrier and a broadcast.
-    word0, word1, flip, brightness, contrast = draw(sample, epoch, seed, phase, settings)
-    top = corner(word0, height - crop_height, settings[2])
-    left = corner(word1, width - crop_width, settings[2])
-    first = image * strides[0] + top * strides[1] + left * strides[2]
-    down, right, across = strides[1], strides[2], strides[3]
-    if flip:
-        first += (crop_width - 1) * right
-        right = -right
-    for c in range(channels):
-        part = np.int64(0)
-        for p in range(thread, pixels, threads):
-            part += np.int64(images[first + (p // crop_width) * down + (p % crop_width) * right + c * across])
-        total = _block_sum(np.float64(part), scratch)
-        if thread == 0:
-            offsets[c] = affine(total, pixels, brightness, contrast)
-    cuda.syncthreads()
-    # float64 sums: a flat image's float32 sum drifts, and the divisor's floor would magnify that.
-    mean, scale = np.float32(0), np.float32(1)
-    if settings[9] != KEEP:
-        part_sum = np.float64(0)
-        for e in range(thread, count, threads):
-            part_sum += np.float64(
-                _pixel(images, first, e, pixels, crop_width, down, right, across, contrast, offsets, settings[8])
-            )
-        mean64 = _block_sum(part_sum, scratch) / count
-        part_squares = np.float64(0)
-        for e in range(thread, count, threads):
-            value = _pixel(images, first, e, pixels, crop_width, down, right, across, contrast, offsets, settings[8])
-            part_squares += (np.float64(value) - mean64) * (np.float64(value) - mean64)
-        variance = _block_sum(part_squares, scratch) / count
-        mean = np.float32(mean64)
-        scale = np.float32(1.0 / divisor(variance, count, settings[9]))
-    slot = cuda.blockIdx.x
-    for e in range(thread, count, threads):
-        planar = (e % channels) * pixels + e // channels if channels_last else e
-        value = _pixel(images, first, planar, pixels, crop_width, down, right, across, contrast, offsets, settings[8])
-        value = (value - mean) * scale
-        if kind == FLOAT32:
-            out[slot, e] = value
-        elif kind == FLOAT16:
-            out[slot, e] = np.int16(float16_bits(value))
-        else:
-            out[slot, e] = np.int16(bfloat16_bits(value))
-
-
-@exact
-def _pixel(images, first, planar, pixels, crop_width, down, right, across, contrast, offsets, clamp):
-    """Return the augmented, not yet standardized value at index `planar` of the crop's channel planes, float32."""
-    c = planar // pixels
-    p = planar % pixels
-    byte = images[first + (p // crop_width) * down + (p % crop_width) * right + c * across]
-    value = np.float32(np.float32(byte) * contrast + offsets[c])
-    if clamp:
-        value = min(max(value, np.float32(0)), np.float32(255))
-    return value
-
-
-def augment_resident(
-    images, strides, shape, ids, labels, start, n, seed, phase, shuffled, settings,
-    out, out_labels, out_ids, channels_last, kind,
+def plan(
+    settings, strides, shape, seed, phase, channels_last, kind, *,
+    images=0, ids=0, labels=0, label_bytes=0, n=0, shuffled=False,
 ):  # fmt: skip
-    """CUDA kernel, one block an image: a whole batch from its first position, out of device-resident images.
+    """Return the plan that the CUDA kernels take, int64; the resident one needs the keywords.
 
     Arguments:
-        images: uint8 [bytes]. ids: int64 [n]. labels: [n, L]. start: uint64, the batch's first position.
-        n, seed, phase: uint64, as in `permute.rows_at`. shuffled: whether rows come permuted.
-        out: float32 or int16 (the bits) [b, h·w·c]. out_labels: [b, L]. out_ids: int64 [b].
-    Bound by memory: crop read, output written; the passes between are served by the first-level cache.
+        settings: see above. strides: (image, row, column, channel) in bytes, interleaved or planar. shape: (H, W, C).
+        images, ids (int64 [n]), labels (n rows of `label_bytes`): addresses. shuffled: whether rows come permuted.
     """
-    slot = cuda.blockIdx.x
-    keys = cuda.shared.array(8, types.uint64)
-    found = cuda.shared.array(2, types.uint64)
-    if cuda.threadIdx.x == 0:
-        position = start + np.uint64(slot)
-        epoch = position // n
-        offset = position - epoch * n
-        row = offset
-        if shuffled:
-            last = phase * np.uint64(16) + np.uint64(STREAM_ROWS)
-            round_keys(seed, np.uint64(0), epoch & MASK32, last, keys)
-            row = permute(offset, n, half_bits(n), keys)
-        found[0] = row
-        found[1] = epoch
-    cuda.syncthreads()
-    row, epoch = np.int64(found[0]), found[1]
-    sample = ids[row]
-    for k in range(cuda.threadIdx.x, labels.shape[1], cuda.blockDim.x):
-        out_labels[slot, k] = labels[row, k]
-    if cuda.threadIdx.x == 0:
-        out_ids[slot] = sample
-    _augment_image(
-        images, row, np.uint64(sample), epoch, strides, shape, seed, phase, settings, out, channels_last, kind
+    height, width, channels = shape
+    last = bool(channels_last) and channels > 1
+    read = _PIXEL
+    if settings[1] % 4 == 0 and (not last or channels == 3):
+        read = _PLANES if strides[2] == 1 else _RGB if channels == 3 else _PIXEL
+    found = np.zeros(_FIELDS, np.int64)
+    found[[_HEIGHT, _WIDTH, _CENTRE, _CLAMP, _STANDARDIZE]] = [settings[k] for k in (0, 1, 2, 8, 9)]
+    found[_FLIP] = np.float64(settings[3]).view(np.int64)
+    found[_BRIGHTNESS : _CONTRAST_SPAN + 1] = np.array(settings[4:8], np.float32).view(np.uint32)
+    found[_IMAGE : _ACROSS + 1] = strides
+    found[_ROOM_DOWN], found[_ROOM_RIGHT] = height - settings[0], width - settings[1]
+    found[_SEED] = np.uint64(seed).view(np.int64)
+    found[[_CHANNELS, _PHASE, _CHANNELS_LAST, _KIND, _READ]] = channels, phase, last, kind, read
+    found[_IMAGES : _SHUFFLED + 1] = images, ids, labels, label_bytes, n, shuffled
+    return found
+
+
+def launch_size(plan):
+    """Return (threads a block, bytes of shared memory) for a plan: few threads for few pixels, their barriers cheap."""
+    items = plan[_HEIGHT] * plan[_WIDTH] // (1 if plan[_READ] == _PIXEL else 4)
+    threads = min(THREADS, -(-int(items) // 32) * 32)
+    return threads, threads * MAX_CHANNELS * 8
+
+
+@exact
+def _int32(plan, field):
+    """Return a field that is small: half of the registers, which set how many blocks a multiprocessor takes."""
+    return np.int32(load_word(plan + 8 * field))
+
+
+@exact
+def _float32(plan, field):
+    return np.uint32(load_word(plan + 8 * field)).view(np.float32)
+
+
+@exact
+def _find_crop(plan, image, sample, epoch, found, factors):
+    """Draw the parameters of a sample whose image lies at address `image`: by one thread, for its block."""
+    settings = (
+        load_long(plan + 8 * _HEIGHT), load_long(plan + 8 * _WIDTH), load_long(plan + 8 * _CENTRE),
+        load_long(plan + 8 * _FLIP).view(np.float64),
+        _float32(plan, _BRIGHTNESS), _float32(plan, _BRIGHTNESS_SPAN), _float32(plan, _CONTRAST),
+        _float32(plan, _CONTRAST_SPAN),
+    )  # fmt: skip
+    seed, phase = np.uint64(load_long(plan + 8 * _SEED)), np.uint64(load_long(plan + 8 * _PHASE))
+    word0, word1, flip, brightness, contrast = draw(sample, epoch, seed, phase, settings)
+    top = corner(word0, load_long(plan + 8 * _ROOM_DOWN), settings[2])
+    left = corner(word1, load_long(plan + 8 * _ROOM_RIGHT), settings[2])
+    found[0] = image + top * load_long(plan + 8 * _DOWN) + left * load_long(plan + 8 * _RIGHT)
+    found[1] = np.int64(flip)
+    factors[0] = brightness
+    factors[1] = contrast
+
+
+@exact
+def _unaligned(address):
+    """Return the word at any address. An aligned word that holds a byte of ours can be read whole."""
+    place = address & ~np.int64(3)
+    shift = np.uint64((address & 3) * 8)
+    low, high = np.uint64(load_word(place)), np.uint64(0)
+    if shift > np.uint64(0):
+        high = np.uint64(load_word(place + 4))
+    return np.uint32((((high << np.uint64(32)) | low) >> shift) & np.uint64(0xFFFFFFFF))
+
+
+@exact
+def _three_words(address):
+    """Return the three words at any address, from at most four loads."""
+    place = address & ~np.int64(3)
+    shift, up = np.uint64((address & 3) * 8), np.uint64(32)
+    w0, w1, w2 = np.uint64(load_word(place)), np.uint64(load_word(place + 4)), np.uint64(load_word(place + 8))
+    w3 = np.uint64(0)
+    if shift > np.uint64(0):
+        w3 = np.uint64(load_word(place + 12))
+    mask = np.uint64(0xFFFFFFFF)
+    return (
+        np.uint32((((w1 << up) | w0) >> shift) & mask),
+        np.uint32((((w2 << up) | w1) >> shift) & mask),
+        np.uint32((((w3 << up) | w2) >> shift) & mask),
     )
 
 
-def augment_gathered(images, strides, shape, ids, epochs, seed, phase, settings, out, channels_last, kind):
-    """CUDA kernel, one block an image: a batch whose images, ids and epochs (int64 [b]) were gathered in order."""
-    slot = cuda.blockIdx.x
-    _augment_image(
-        images, np.int64(slot), np.uint64(ids[slot]), np.uint64(epochs[slot]), strides, shape, seed, phase,
-        settings, out, channels_last, kind,
-    )  # fmt: skip
+@exact
+def _four_bytes(a, b, c, d, shift_a, shift_b, shift_c, shift_d):
+    """Return the word of one byte each of four words, each word shifted right first."""
+    mask = np.uint32(0xFF)
+    low = np.uint32(((a >> np.uint32(shift_a)) & mask) | (((b >> np.uint32(shift_b)) & mask) << np.uint32(8)))
+    high = np.uint32(((c >> np.uint32(shift_c)) & mask) | (((d >> np.uint32(shift_d)) & mask) << np.uint32(8)))
+    return np.uint32(low | np.uint32(high << np.uint32(16)))
 
 
-def _cuda_signatures():
-    i8, u8 = types.int64, types.uint64
-    settings = types.Tuple([i8, i8, i8, types.float64, *[types.float32] * 4, i8, i8])
-    strides, shape = types.UniTuple(i8, 4), types.UniTuple(i8, 3)
-    images, ids = types.uint8[::1], types.int64[::1]
-    for pixel in (types.float32, types.int16):
-        out = pixel[:, ::1]
-        yield (
-            "augment_resident", augment_resident,
-            (images, strides, shape, ids, types.int64[:, ::1], u8, u8, u8, u8, types.boolean, settings,
-             out, types.int64[:, ::1], ids, types.boolean, i8),
-        )  # fmt: skip
-        yield (
-            "augment_gathered", augment_gathered,
-            (images, strides, shape, ids, ids, u8, u8, settings, out, types.boolean, i8),
-        )  # fmt: skip
+@exact
+def _read_item(address, across, channels, read, flip):
+    """Return a word a channel of uint8 pixels, the output's first in the lowest byte: four of them or (_PIXEL) one."""
+    a, b, c, d = np.uint32(0), np.uint32(0), np.uint32(0), np.uint32(0)
+    if read == _RGB:
+        x, y, z = _three_words(address)
+        a = _four_bytes(x, x, y, z, 0, 24, 16, 8)
+        b = _four_bytes(x, y, y, z, 8, 0, 24, 16)
+        c = _four_bytes(x, y, z, z, 16, 8, 0, 24)
+    elif read == _PLANES:
+        a = _unaligned(address)
+        if channels > 1:
+            b = _unaligned(address + across)
+        if channels > 2:
+            c = _unaligned(address + 2 * across)
+        if channels > 3:
+            d = _unaligned(address + 3 * across)
+    else:
+        a = load_byte(address)
+        if channels > 1:
+            b = load_byte(address + across)
+        if channels > 2:
+            c = load_byte(address + 2 * across)
+        if channels > 3:
+            d = load_byte(address + 3 * across)
+    if flip and read != _PIXEL:
+        a = _four_bytes(a, a, a, a, 24, 16, 8, 0)
+        b = _four_bytes(b, b, b, b, 24, 16, 8, 0)
+        c = _four_bytes(c, c, c, c, 24, 16, 8, 0)
+        d = _four_bytes(d, d, d, d, 24, 16, 8, 0)
+    return a, b, c, d
 
 
-CUDA_KERNELS = list(_cuda_signatures())
+@exact
+def _byte_sum(word):
+    pairs = np.uint32((word & np.uint32(0x00FF00FF)) + ((word >> np.uint32(8)) & np.uint32(0x00FF00FF)))
+    return np.uint32((pairs & np.uint32(0xFFFF)) + (pairs >> np.uint32(16)))
+
+
+@exact
+def _augmented(word, lane, contrast, offset, low, high):
+    """Return the augmented value of byte `lane` of a word. 2^23 + byte is a float32 by its bits: no conversion."""
+    byte = np.uint32((word >> np.uint32(8 * lane)) & np.uint32(0xFF))
+    value = np.uint32(byte | np.uint32(0x4B000000)).view(np.float32) - np.float32(8388608)
+    return min(max(np.float32(value * contrast + offset), low), high)
+
+
+@exact
+def _item_moments(word, read, contrast, offset, low, high, middle):
+    """Return the sums of v - middle and of its square over the pixels of a channel's word, float32."""
+    first = _augmented(word, 0, contrast, offset, low, high) - middle
+    total, squares = first, first * first
+    if read != _PIXEL:
+        for lane in (1, 2, 3):
+            away = _augmented(word, lane, contrast, offset, low, high) - middle
+            total += away
+            squares += away * away
+    return total, squares
+
+
+@exact
+def _bits(value, kind):
+    if kind == FLOAT32:
+        return np.uint32(np.float32(value).view(np.uint32))
+    if kind == FLOAT16:
+        return np.uint32(round_to_half(np.float32(value)))
+    return np.uint32(bfloat16_bits(value))
+
+
+@exact
+def _store_values(address, a, b, c, d, kind):
+    """Store four neighbours with one instruction: 16 bytes of float32, or 8."""
+    p, q, r, s = _bits(a, kind), _bits(b, kind), _bits(c, kind), _bits(d, kind)
+    if kind == FLOAT32:
+        store_four(address, p, q, r, s)
+    else:
+        store_two(address, np.uint32(p | np.uint32(q << np.uint32(16))), np.uint32(r | np.uint32(s << np.uint32(16))))
+
+
+@exact
+def _standardized(word, lane, contrast, offset, low, high, mean, scale):
+    return np.float32(_augmented(word, lane, contrast, offset, low, high) - mean) * scale
+
+
+@exact
+def _store_plane(address, word, read, contrast, offset, low, high, mean, scale, kind):
+    """Store the pixels of a channel's word as neighbours."""
+    a = _standardized(word, 0, contrast, offset, low, high, mean, scale)
+    if read == _PIXEL:
+        if kind == FLOAT32:
+            store_word(address, _bits(a, kind))
+        else:
+            store_short(address, np.uint16(_bits(a, kind)))
+        return
+    b = _standardized(word, 1, contrast, offset, low, high, mean, scale)
+    c = _standardized(word, 2, contrast, offset, low, high, mean, scale)
+    d = _standardized(word, 3, contrast, offset, low, high, mean, scale)
+    _store_values(address, a, b, c, d, kind)
+
+
+@exact
+def _store_interleaved(address, a, b, c, contrast, o0, o1, o2, low, high, mean, scale, step, kind):
+    """Store four pixels of three channels as neighbours: three stores, `step` bytes apart."""
+    r0 = _standardized(a, 0, contrast, o0, low, high, mean, scale)
+    g0 = _standardized(b, 0, contrast, o1, low, high, mean, scale)
+    b0 = _standardized(c, 0, contrast, o2, low, high, mean, scale)
+    r1 = _standardized(a, 1, contrast, o0, low, high, mean, scale)
+    _store_values(address, r0, g0, b0, r1, kind)
+    g1 = _standardized(b, 1, contrast, o1, low, high, mean, scale)
+    b1 = _standardized(c, 1, contrast, o2, low, high, mean, scale)
+    r2 = _standardized(a, 2, contrast, o0, low, high, mean, scale)
+    g2 = _standardized(b, 2, contrast, o1, low, high, mean, scale)
+    _store_values(address + step, g1, b1, r2, g2, kind)
+    b2 = _standardized(c, 2, contrast, o2, low, high, mean, scale)
+    r3 = _standardized(a, 3, contrast, o0, low, high, mean, scale)
+    g3 = _standardized(b, 3, contrast, o1, low, high, mean, scale)
+    b3 = _standardized(c, 3, contrast, o2, low, high, mean, scale)
+    _store_values(address + 2 * step, b2, r3, g3, b3, kind)
+
+
+@exact
+def _block_sums(count, scratch, groups):
+    """Sum `count` quantities of the block's threads, scratch[quantity · threads + thread], in a fixed order.
+
+    Leaves _GROUPS partial sums of each in `groups`. Two barriers in all, where halving takes one a level.
+    """
+    thread, threads = cuda.threadIdx.x, cuda.blockDim.x
+    cuda.syncthreads()
+    for g in range(thread, count * _GROUPS, threads):
+        total = np.float64(0)
+        base = (g // _GROUPS) * threads
+        for k in range(g % _GROUPS, threads, _GROUPS):
+            total += scratch[base + k]
+        groups[g] = total
+    cuda.syncthreads()
+
+
+@exact
+def _group_sum(groups, quantity):
+    total = np.float64(0)
+    for g in range(_GROUPS):
+        total += groups[quantity * _GROUPS + g]
+    return total
+
+
+@exact
+def _augment_crop(plan, found, factors, out):
+    """Augment the crop that `_find_crop` found with the threads of a block; `out`: the address of its first value.
+
+    A thread's item is four neighbouring pixels, or one where a row does not divide by four. It reads the next item
+    before it works on this one; the first stays in registers, so that a small crop is read once.
+    """
+    scratch = cuda.shared.array(0, types.float64)
+    groups = cuda.shared.array(4 * 16, types.float64)
+    offsets = cuda.shared.array(8, types.float32)
+    thread, threads = np.int32(cuda.threadIdx.x), np.int32(cuda.blockDim.x)
+    width, down, across = _int32(plan, _WIDTH), _int32(plan, _DOWN), _int32(plan, _ACROSS)
+    channels, read, kind = _int32(plan, _CHANNELS), _int32(plan, _READ), _int32(plan, _KIND)
+    channels_last = _int32(plan, _CHANNELS_LAST)
+    address, flip, brightness, contrast = found[0], np.int32(found[1]), factors[0], factors[1]
+    shift = np.int32(0 if read == _PIXEL else 2)  # an item has 1 << shift pixels
+    pixels = np.int32(_int32(plan, _HEIGHT) * width)
+    items, across_row = np.int32(pixels >> shift), np.int32(width >> shift)
+    # From one item of a thread to its next: so many rows and columns on, without a division.
+    rows_on = np.int32(np.uint32(threads) // np.uint32(across_row))
+    columns_on = np.int32(threads - rows_on * across_row)
+    step = np.int32(_int32(plan, _RIGHT) << shift)
+    if flip:
+        address += np.int64(across_row - 1) * np.int64(step)
+        step = np.int32(-step)
+    first_y = np.int32(np.uint32(thread) // np.uint32(across_row))
+    first_x = np.int32(thread - first_y * across_row)
+    a0, b0, c0, d0 = np.uint32(0), np.uint32(0), np.uint32(0), np.uint32(0)
+    if thread < items:
+        a0, b0, c0, d0 = _read_item(
+            address + np.int64(np.int32(first_y * down + first_x * step)), across, channels, read, flip
+        )
+
+    # The channels' means, exactly.
+    s0, s1, s2, s3 = np.uint32(0), np.uint32(0), np.uint32(0), np.uint32(0)
+    a, b, c, d, x, y = a0, b0, c0, d0, first_x, first_y
+    item = thread
+    while item < items:
+        item = np.int32(item + threads)
+        x, y = np.int32(x + columns_on), np.int32(y + rows_on)
+        if x >= across_row:
+            x, y = np.int32(x - across_row), np.int32(y + 1)
+        a1, b1, c1, d1 = a, b, c, d
+        if item < items:
+            a, b, c, d = _read_item(address + np.int64(np.int32(y * down + x * step)), across, channels, read, flip)
+        s0, s1 = np.uint32(s0 + _byte_sum(a1)), np.uint32(s1 + _byte_sum(b1))
+        s2, s3 = np.uint32(s2 + _byte_sum(c1)), np.uint32(s3 + _byte_sum(d1))
+    scratch[thread], scratch[threads + thread] = np.float64(s0), np.float64(s1)
+    scratch[2 * threads + thread], scratch[3 * threads + thread] = np.float64(s2), np.float64(s3)
+    _block_sums(channels, scratch, groups)
+    for k in range(thread, channels, threads):
+        total = _group_sum(groups, k)
+        offsets[k] = affine(total, pixels, brightness, contrast)
+        offsets[4 + k] = np.float32(pivot(total, pixels, brightness, load_long(plan + 8 * _CLAMP)))
+    cuda.syncthreads()
+    o0, o1, o2, o3 = offsets[0], np.float32(0), np.float32(0), np.float32(0)
+    middle = offsets[4]
+    if channels > 1:
+        o1, middle = offsets[1], middle + offsets[5]
+    if channels > 2:
+        o2, middle = offsets[2], middle + offsets[6]
+    if channels > 3:
+        o3, middle = offsets[3], middle + offsets[7]
+    middle = np.float32(middle / np.float32(channels))
+    low, high = -np.float32(np.inf), np.float32(np.inf)
+    if load_long(plan + 8 * _CLAMP):
+        low, high = np.float32(0), np.float32(255)
+
+    mean, scale = np.float32(0), np.float32(1)
+    standardize = load_long(plan + 8 * _STANDARDIZE)
+    if standardize != KEEP:
+        total, squares = np.float64(0), np.float64(0)
+        part, square = np.float32(0), np.float32(0)
+        a, b, c, d, x, y = a0, b0, c0, d0, first_x, first_y
+        item = thread
+        run = 0
+        while item < items:
+            item = np.int32(item + threads)
+            x, y = np.int32(x + columns_on), np.int32(y + rows_on)
+            if x >= across_row:
+                x, y = np.int32(x - across_row), np.int32(y + 1)
+            a1, b1, c1, d1 = a, b, c, d
+            if item < items:
+                a, b, c, d = _read_item(address + np.int64(np.int32(y * down + x * step)), across, channels, read, flip)
+            more, more_squares = _item_moments(a1, read, contrast, o0, low, high, middle)
+            part, square = part + more, square + more_squares
+            if channels > 1:
+                more, more_squares = _item_moments(b1, read, contrast, o1, low, high, middle)
+                part, square = part + more, square + more_squares
+            if channels > 2:
+                more, more_squares = _item_moments(c1, read, contrast, o2, low, high, middle)
+                part, square = part + more, square + more_squares
+            if channels > 3:
+                more, more_squares = _item_moments(d1, read, contrast, o3, low, high, middle)
+                part, square = part + more, square + more_squares
+            run += 1
+            if run == 32:  # float32 sums stay short, and float64 out of the way where it is slow
+                total, squares = total + np.float64(part), squares + np.float64(square)
+                part, square, run = np.float32(0), np.float32(0), 0
+        scratch[thread] = total + np.float64(part)
+        scratch[threads + thread] = squares + np.float64(square)
+        _block_sums(2, scratch, groups)
+        if thread == 0:
+            mean, scale = standardization(
+                _group_sum(groups, 0), _group_sum(groups, 1), np.int64(pixels) * channels, middle, standardize
+            )
+            offsets[0], offsets[1] = mean, scale
+        cuda.syncthreads()
+        mean, scale = offsets[0], offsets[1]
+
+    size = np.int64(4 if kind == FLOAT32 else 2)
+    a, b, c, d, x, y = a0, b0, c0, d0, first_x, first_y
+    item = thread
+    while item < items:
+        place = np.int64(item) << np.int64(shift)
+        item = np.int32(item + threads)
+        x, y = np.int32(x + columns_on), np.int32(y + rows_on)
+        if x >= across_row:
+            x, y = np.int32(x - across_row), np.int32(y + 1)
+        a1, b1, c1, d1 = a, b, c, d
+        if item < items:
+            a, b, c, d = _read_item(address + np.int64(np.int32(y * down + x * step)), across, channels, read, flip)
+        if channels_last and read != _PIXEL:  # three channels
+            _store_interleaved(
+                out + place * 3 * size, a1, b1, c1, contrast, o0, o1, o2, low, high, mean, scale, 4 * size, kind
+            )
+        else:
+            target, plane = out + place * size, np.int64(pixels) * size
+            if channels_last:
+                target, plane = out + place * channels * size, size
+            _store_plane(target, a1, read, contrast, o0, low, high, mean, scale, kind)
+            if channels > 1:
+                _store_plane(target + plane, b1, read, contrast, o1, low, high, mean, scale, kind)
+            if channels > 2:
+                _store_plane(target + 2 * plane, c1, read, contrast, o2, low, high, mean, scale, kind)
+            if channels > 3:
+                _store_plane(target + 3 * plane, d1, read, contrast, o3, low, high, mean, scale, kind)
+
+
+@exact
+def _output_place(plan, out, slot):
+    """Return the address of image `slot` of the output."""
+    count = load_long(plan + 8 * _HEIGHT) * load_long(plan + 8 * _WIDTH) * load_long(plan + 8 * _CHANNELS)
+    return out + slot * count * (4 if load_long(plan + 8 * _KIND) == FLOAT32 else 2)
+
+
+def augment_resident(plan, start, out, out_labels, out_ids):
+    """CUDA kernel, one block an image: a whole batch from its first position, out of device-resident images.
+
+    Arguments, int64, addresses but for the second:
+        plan: see `plan`; blocks and shared memory: `launch_size`. start: the batch's first position.
+        out: float32 or 16 bits each [b, h·w·c], aligned to 16 bytes. out_labels: b rows of the plan's `label_bytes`.
+        out_ids: int64 [b].
+
+    Reasoned from counted bytes and instructions, not measured. 32² → 24², float32, batch of 1,024: 9 MB, 3 µs of
+    an H200's memory; eight blocks a multiprocessor, all at once, so that what counts is one block's latency (the
+    permutation and Philox by one thread, three barriers a sum), 5 to 10 µs, and that the host takes longer to launch.
+    256² → 224², float16: 0.45 MB an image, of which two thirds are written: bound by memory; the second and third
+    reading of the crop are served by the second-level cache.
+    """
+    found = cuda.shared.array(4, types.int64)
+    factors = cuda.shared.array(2, types.float32)
+    keys = cuda.shared.array(8, types.uint64)
+    slot, thread = np.int64(cuda.blockIdx.x), np.int64(cuda.threadIdx.x)
+    if thread == 0:
+        n = np.uint64(load_long(plan + 8 * _ROWS))
+        position = np.uint64(start) + np.uint64(slot)
+        epoch = position // n
+        offset = position - epoch * n
+        row = offset
+        seed, phase = np.uint64(load_long(plan + 8 * _SEED)), np.uint64(load_long(plan + 8 * _PHASE))
+        if load_long(plan + 8 * _SHUFFLED):
+            round_keys(seed, np.uint64(0), epoch & MASK32, phase * np.uint64(16) + np.uint64(STREAM_ROWS), keys)
+            row = permute(offset, n, half_bits(n), keys)
+        sample = load_long(load_long(plan + 8 * _IDS) + 8 * np.int64(row))
+        image = load_long(plan + 8 * _IMAGES) + np.int64(row) * load_long(plan + 8 * _IMAGE)
+        store_long(out_ids + 8 * slot, sample)
+        found[2] = np.int64(row)
+        _find_crop(plan, image, np.uint64(sample), epoch, found, factors)
+    cuda.syncthreads()
+    size = load_long(plan + 8 * _LABEL_BYTES)
+    label = load_long(plan + 8 * _LABELS) + found[2] * size
+    for k in range(thread, size, cuda.blockDim.x):
+        store_byte(out_labels + slot * size + k, np.uint8(load_byte(label + k)))
+    _augment_crop(plan, found, factors, _output_place(plan, out, slot))
+
+
+def augment_gathered(plan, images, ids, epochs, out):
+    """CUDA kernel, one block an image: a batch whose images, ids and epochs (int64 [b]) were gathered in order.
+
+    Arguments: addresses, int64. The same bits as from `augment_resident`, and bound by the same.
+    """
+    found = cuda.shared.array(4, types.int64)
+    factors = cuda.shared.array(2, types.float32)
+    slot = np.int64(cuda.blockIdx.x)
+    if cuda.threadIdx.x == 0:
+        sample, epoch = load_long(ids + 8 * slot), load_long(epochs + 8 * slot)
+        image = images + slot * load_long(plan + 8 * _IMAGE)
+        _find_crop(plan, image, np.uint64(sample), np.uint64(epoch), found, factors)
+    cuda.syncthreads()
+    _augment_crop(plan, found, factors, _output_place(plan, out, slot))
+
+
+CUDA_KERNELS = [
+    ("augment_resident", augment_resident, (types.int64,) * 5),
+    ("augment_gathered", augment_gathered, (types.int64,) * 5),
+]
 """(name, function, argument types) of each kernel, for compiling them without a GPU."""

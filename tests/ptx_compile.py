@@ -44,15 +44,17 @@ def main() -> None:
     capability = (int(sys.argv[1]), int(sys.argv[2]))
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
     for module in pkgutil.iter_modules(fastload.kernels.__path__):
-        kernels = getattr(importlib.import_module(f"fastload.kernels.{module.name}"), "CUDA_KERNELS", [])
-        for name, function, signature in kernels:
+        imported = importlib.import_module(f"fastload.kernels.{module.name}")
+        for name, function, signature in getattr(imported, "CUDA_KERNELS", []):
             ptx, _ = cuda.compile(function, signature, cc=capability, device=False, abi="numba")
             found = {
                 "module": module.name,
                 "name": name,
                 "function": function.__name__,
                 "signature": str(signature),
+                "threads": getattr(imported, "THREADS", None),
                 "targets": re.findall(r"^\.target\s+(\S+)", ptx, re.M),
+                "accesses": sorted(set(re.findall(r"\b((?:ld|st)\.global[\w.]*|ld\.[bu]\d+|st\.[bu]\d+)", ptx))),
                 "entries": re.findall(r"\.visible\s+\.entry\s+(\w+)", ptx),
                 **ptxas_report(ptx, f"sm_{capability[0]}{capability[1]}"),
             }

@@ -18,8 +18,10 @@ from packs import noise_images, write_raw
 from fastload.augment import Augment, draw_parameters
 from fastload.engines.fused import FusedEngine
 from fastload.errors import UsageError
+from fastload.feeds import Output, open_feed
 from fastload.kernels.augment import bfloat16_bits, float16_bits
-from fastload.order import FAST, FINE_TUNE
+from fastload.order import FAST, FINE_TUNE, Order
+from fastload.packed import PackedFile
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -85,6 +87,50 @@ def check(images, augment, *, ids=None, epochs=None, seed=7, phase=FAST, dtype="
 @pytest.mark.parametrize("planar", [False, True])
 def test_every_output_type_and_layout_meets_the_reference(dtype, channels_last, planar):
     check(awkward_images(), Augment(crop=24), dtype=dtype, channels_last=channels_last, planar=planar)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_half_precision_outputs_are_the_float32_output_rounded_to_the_nearest(channels, planar, channels_last):
+    images = np.random.default_rng(5).integers(0, 256, (20, 32, 32, channels)).astype(np.uint8)
+    ids, epochs = np.arange(len(images)), np.zeros(len(images), np.int64)
+    layout = {"planar": planar, "channels_last": channels_last}
+    exact = torch.from_numpy(fused(images, Augment(crop=(24, 21)), ids, epochs, **layout)).float()
+    for name in ("float16", "bfloat16"):
+        rounded = fused(images, Augment(crop=(24, 21)), ids, epochs, dtype=name, **layout)
+        # Compiled for another output, a sum may differ in its last bit, and a value by a tie go the other way.
+        assert (torch.from_numpy(rounded) == exact.to(DTYPES[name]).double()).double().mean() > 0.999
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("crop", [24, (24, 21), (32, 8)])
+def test_a_sample_has_the_same_bits_from_memory_and_from_a_file_in_any_batch(tmp_path, dtype, crop):
+    images = np.random.default_rng(6).integers(0, 256, (300, 32, 32, 3)).astype(np.uint8)
+    with PackedFile(write_raw(tmp_path / "noise.h5", images, np.arange(300))) as file:
+        order, output = Order(300, 7, FAST), Output(200, torch.device("cpu"), DTYPES[dtype])
+        feeds = [open_feed(file, Augment(crop=crop), order, output, resident=one) for one in (True, False)]
+        resident, streamed = (feed.make(250, 200).images for feed in feeds)
+        assert torch.equal(resident, streamed)
+        assert torch.equal(feeds[0].make(300, 9).images, resident[50:59])
+        for feed in feeds:
+            feed.close()
+
+
+@pytest.mark.parametrize("width", [1, 5, 15, 16, 17, 21, 22, 31, 64, 65, 100])
+def test_rows_of_any_length_are_copied_whole_and_no_further(width):
+    # The last row of the last image ends the array; every block that is copied too far would show in the pixels.
+    images = np.random.default_rng(3).integers(0, 256, (3, 6, width, 3)).astype(np.uint8)
+    for planar in (False, True):
+        for flip in (0.0, 1.0):
+            augment = Augment(crop=(6, width), flip=flip, brightness=0.0, contrast=(1.0, 1.0), standardize=None)
+            got = fused(images, augment, np.arange(3), np.zeros(3, np.int64), planar=planar)
+            assert np.array_equal(got, images[:, :, ::-1] if flip else images)
+
+
+def test_an_empty_batch_is_left_alone():
+    none = np.zeros(0, np.int64)
+    assert fused(awkward_images()[:0], Augment(crop=24), none, none).shape == (0, 24, 24, 3)
 
 
 @pytest.mark.parametrize("standardize", ["stddev", "variance", None])

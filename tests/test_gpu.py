@@ -147,12 +147,54 @@ def test_fused_takes_planar_storage_and_labels_of_several_floats(planar, residen
         assert_meets_reference(batch, file, augment, order, 2**33)
 
 
+@pytest.mark.parametrize("crop", [(24, 24), (24, 21), (32, 8), (3, 2)], ids=["24", "24×21", "32×8", "3×2"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_fused_gives_a_sample_the_same_bits_resident_and_streamed(pair, layout, crop):
+    with PackedFile(pair[0]) as file:
+        order = Order(len(file), SEED, FAST)
+        settings = {"start": 1400, "count": 300, "dtype": "float32", "layout": layout}
+        resident, streamed = (
+            batch_of(file, Augment(crop=crop), order, resident=one, **settings) for one in (True, False)
+        )
+        again = batch_of(file, Augment(crop=crop), order, **(settings | {"start": 1500, "count": 7}))
+    assert torch.equal(resident.images, streamed.images) and torch.equal(resident.ids, streamed.ids)
+    assert torch.equal(resident.images[100:107], again.images)  # whatever batch it is in
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("first", [False, True], ids=["interleaved", "planar"])
+@pytest.mark.parametrize("width", [24, 22])
+def test_fused_takes_any_number_of_channels_and_any_width(tmp_path, channels, first, width):
+    # Widths that divide by four are read and written four pixels at a time, from any byte of a row.
+    images = np.random.default_rng(4).integers(0, 256, (40, 31, 33, channels)).astype(np.uint8)
+    with h5py.File(tmp_path / "own.h5", "w") as out:
+        out["x"] = np.ascontiguousarray(images.transpose(0, 3, 1, 2)) if first else images
+        out["y"] = np.arange(40)
+    augment = Augment(crop=(17, width))
+    with PackedFile(tmp_path / "own.h5", images="x", labels="y") as file:
+        order = Order(40, SEED, FAST)
+        for layout in LAYOUTS:
+            for dtype in DTYPES:
+                batch = batch_of(file, augment, order, dtype=dtype, layout=layout)
+                assert_meets_reference(batch, file, augment, order, 0, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_fused_rounds_half_precision_once(pair, dtype):
+    with PackedFile(pair[0]) as file:
+        order = Order(len(file), SEED, FAST)
+        exact = batch_of(file, Augment(crop=24), order, count=300).images
+        assert torch.equal(
+            batch_of(file, Augment(crop=24), order, count=300, dtype=dtype).images, exact.to(DTYPES[dtype])
+        )
+
+
 def test_fused_takes_large_images(tmp_path):
-    augment = Augment(crop=500)
     images = awkward_images(520, 510)[[0, 4, 6]]
     with PackedFile(write_raw(tmp_path / "large.h5", images, np.arange(3))) as file:
         order = Order(3, SEED, FAST)
-        assert_meets_reference(batch_of(file, augment, order), file, augment, order, 0)
+        for augment in (Augment(crop=500), Augment(crop=(511, 499))):
+            assert_meets_reference(batch_of(file, augment, order), file, augment, order, 0)
 
 
 @pytest.mark.parametrize("resident", [True, False], ids=["resident", "stream"])

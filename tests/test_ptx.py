@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,24 @@ def test_no_kernel_spills_registers_or_uses_a_stack(compiled, capability):
             pytest.skip(f"ptxas's report cannot be had here: {found['linker']}")
         assert found["spill_stores"] == found["spill_loads"] == found["stack"] == 0, found
         assert found["registers"] <= 255 and found["registers"] * 256 <= 65_536, found
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+def test_the_augmentation_stores_16_bytes_and_reads_words_that_nobody_writes(compiled, capability):
+    for found in compiled[capability]:
+        if found["module"] == "augment":
+            accesses = {re.sub(r"\.b(\d+)$", r".u\1", access) for access in found["accesses"]}
+            assert {"st.global.v4.u32", "st.global.v2.u32", "ld.global.nc.u32"} <= accesses, found
+            # A load or store that is not told its memory asks for it each time.
+            assert all(".global" in access for access in accesses), found
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+def test_two_blocks_of_large_images_share_a_multiprocessor(compiled, capability):
+    for found in compiled[capability]:
+        if found["module"] == "augment" and not found["linker"]:
+            registers = -(-found["registers"] // 8) * 8  # as they are given out
+            assert 2 * found["threads"] * registers <= 65_536, found
 
 
 def kernels_in(source: str) -> set[str]:

@@ -5,6 +5,7 @@ The kernels run by themselves over awkward images, then through the feeds that a
 
 import sys
 import tempfile
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,18 @@ def stored(images, planar):
     return images.reshape(-1).copy(), (size, width * channels, channels, 1)
 
 
+def address(array):
+    return array.ctypes.data
+
+
+def aligned(shape, dtype):
+    """Memory as torch gives it on a GPU, where wide stores need it so: from a multiple of 16 bytes."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    room = np.empty(size + 16, np.uint8)
+    skipped = -room.ctypes.data % 16
+    return room[skipped : skipped + size].view(dtype).reshape(shape)
+
+
 def as_hwc(out, dtype, channels_last, augment, channels):
     """Kernel output [b, h·w·c], values or bits, as float64 [b, h, w, c]."""
     values = torch.from_numpy(out)
@@ -65,17 +78,40 @@ def compare(got, image, sample, epoch, phase, augment, dtype):
     reference.assert_close(got, want, divisor, dtype)
 
 
+def run_resident(augment, images, *, start, count, dtype, last, planar, shuffled=True, threads=8):
+    """The resident kernel's (output, labels, ids)."""
+    data, strides = stored(images, planar)
+    height, width = augment.size
+    out = aligned((count, height * width * images.shape[3]), np.float32 if dtype == "float32" else np.int16)
+    out_labels, out_ids = np.empty((count, 1), np.int64), np.empty(count, np.int64)
+    plan = kernel.plan(
+        kernel_settings(augment), strides, images.shape[1:], SEED, FINE_TUNE, last, KINDS[dtype],
+        images=address(data), ids=address(IDS), labels=address(LABELS), label_bytes=8, n=len(images),
+        shuffled=shuffled,
+    )  # fmt: skip
+    resident[count, threads, 0, 32 * threads](address(plan), start, address(out), address(out_labels), address(out_ids))
+    return out, out_labels, out_ids
+
+
+def run_gathered(augment, images, ids, epochs, *, phase=FAST, dtype, last, planar, threads=8):
+    """The gathered kernel's output."""
+    data, strides = stored(images, planar)
+    height, width = augment.size
+    out = aligned((len(images), height * width * images.shape[3]), np.float32 if dtype == "float32" else np.int16)
+    plan = kernel.plan(kernel_settings(augment), strides, images.shape[1:], SEED, phase, last, KINDS[dtype])
+    gathered[len(images), threads, 0, 32 * threads](
+        address(plan), address(data), address(ids), address(epochs), address(out)
+    )
+    return out
+
+
 def check_resident(
     augment, *, start=3, count=4, dtype="float32", last=False, planar=False, shuffled=True, threads=8, images=IMAGES
 ):
     n, channels = len(images), images.shape[3]
-    data, strides = stored(images, planar)
-    height, width = augment.size
-    out = np.empty((count, height * width * channels), np.float32 if dtype == "float32" else np.int16)
-    out_labels, out_ids = np.empty((count, 1), np.int64), np.empty(count, np.int64)
-    resident[count, threads](
-        data, strides, images.shape[1:], IDS[:n], LABELS[:n], np.uint64(start), np.uint64(n), np.uint64(SEED),
-        np.uint64(FINE_TUNE), shuffled, kernel_settings(augment), out, out_labels, out_ids, last, KINDS[dtype],
+    out, out_labels, out_ids = run_resident(
+        augment, images, start=start, count=count, dtype=dtype, last=last, planar=planar, shuffled=shuffled,
+        threads=threads,
     )  # fmt: skip
     values = as_hwc(out, dtype, last, augment, channels)
     for i in range(count):
@@ -87,17 +123,19 @@ def check_resident(
 
 
 def check_gathered(augment, *, dtype="float32", last=False, planar=False, threads=8, images=IMAGES):
-    data, strides = stored(images, planar)
     ids, epochs = IDS[: len(images)], np.array([0, 1, 2, 2**31, 2**32 - 1], np.int64)[: len(images)]
-    channels, (height, width) = images.shape[3], augment.size
-    out = np.empty((len(images), height * width * channels), np.float32 if dtype == "float32" else np.int16)
-    gathered[len(images), threads](
-        data, strides, images.shape[1:], ids, epochs, np.uint64(SEED), np.uint64(FAST), kernel_settings(augment),
-        out, last, KINDS[dtype],
-    )  # fmt: skip
-    values = as_hwc(out, dtype, last, augment, channels)
+    out = run_gathered(augment, images, ids, epochs, dtype=dtype, last=last, planar=planar, threads=threads)
+    values = as_hwc(out, dtype, last, augment, images.shape[3])
     for i, image in enumerate(images):
         compare(values[i], image, int(ids[i]), int(epochs[i]), FAST, augment, dtype)
+
+
+def check_both_give_the_same_bits(augment, dtype, last, planar):
+    layout = {"dtype": dtype, "last": last, "planar": planar}
+    out, _, ids = run_resident(augment, IMAGES, start=6, count=5, **layout)
+    places = [reference.row_at(6 + i, len(IMAGES), SEED, FINE_TUNE) for i in range(5)]
+    rows, epochs = (np.array(column, np.int64) for column in zip(*places, strict=True))
+    assert np.array_equal(out, run_gathered(augment, IMAGES[rows], ids, epochs, phase=FINE_TUNE, **layout))
 
 
 def check_feed(kind, path, augment, order, *, start, count, dtype, last):
@@ -120,7 +158,9 @@ def check_feed(kind, path, augment, order, *, start, count, dtype, last):
             assert ids[i] == file.ids[row]
             assert torch.equal(labels[i], torch.from_numpy(np.asarray(file.labels[row])))
             compare(values[i], file.image(row), int(ids[i]), epoch, order.phase, augment, dtype)
+        store = weakref.ref(feed._store) if kind is _FusedResidentFeed else lambda: None
         feed.close()
+        assert store() is None  # its memory is given back, though the feed is still there
 
 
 whole, cropped = Augment(crop=(10, 9)), Augment(crop=(7, 6))
@@ -152,6 +192,29 @@ check_resident(Augment(crop=(7, 6), flip=1.0, contrast=(0.0, 3.0), brightness=20
 check_gathered(cropped, images=np.ascontiguousarray(IMAGES[..., :1]))
 four = np.concatenate([IMAGES, IMAGES[..., :1]], axis=3)
 check_gathered(Augment(crop=(2, 3)), images=four[:2], threads=16, last=True)
+
+# Four pixels at a time: from any byte, mirrored or not, in every output type, layout and storage, with one to four
+# channels; where channels lie between each other and are not three, one at a time.
+wide = Augment(crop=(6, 4))
+for dtype in KINDS:
+    for last in (False, True):
+        for planar in (False, True):
+            check_gathered(wide, dtype=dtype, last=last, planar=planar)
+check_gathered(Augment(crop=(2, 8), flip=1.0))
+check_gathered(Augment(crop=(2, 8), flip=0.0, standardize=None), dtype="float16", last=True)
+check_resident(wide, dtype="bfloat16", last=True)
+for channels in (1, 2, 4):
+    for planar, last in ((True, False), (False, False), (True, True)):
+        check_gathered(wide, images=np.ascontiguousarray(four[:2, ..., :channels]), planar=planar, last=last)
+
+# Many items a thread: sums in several runs, on noise and where the divisor's floor magnifies every rounding.
+large = np.stack([rng.integers(0, 256, (30, 45, 3)), np.full((30, 45, 3), 77)]).astype(np.uint8)
+check_gathered(Augment(crop=(29, 43)), images=large, threads=4)
+check_gathered(Augment(crop=(30, 44)), images=large, threads=2, dtype="float16")
+
+# A sample's bits are the same from both kernels.
+check_both_give_the_same_bits(wide, "float32", False, False)
+check_both_give_the_same_bits(cropped, "float16", True, True)
 
 # The host's side: packed files → the feeds that a GPU uses.
 cuda_stand_ins.install(threads=8)

@@ -46,6 +46,7 @@ def install(threads):
 
     torch.empty = empty
     torch.Tensor.pin_memory = lambda self: self
+    torch.Tensor.record_stream = lambda self, stream: None
     torch.cuda.Stream, torch.cuda.Event = Stream, Event
     torch.cuda.current_stream = lambda device=None: only
     torch.cuda.stream = torch.cuda.device = lambda which: nullcontext()
