@@ -1,4 +1,4 @@
-"""Files for what reads from the disk: written without going through memory twice, evicted from the cache, read through."""
+"""Files for what reads from the disk: written, evicted from the system's cache, read through."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def _cached(descriptor: int, buffer: bytearray, offset: int) -> bool:
     return True
 
 
-def read_through(path: Path) -> int:
-    """Read a file from start to end; return its bytes."""
+def read_through(path: Path, size: int | None = None) -> int:
+    """Read a file from start to end, or until at least `size` bytes are read; return how many were."""
     buffer, total = bytearray(READ_BYTES), 0
     with path.open("rb", buffering=0) as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        while count := file.readinto(buffer):
+        while (size is None or total < size) and (count := file.readinto(buffer)):
             total += count
     return total
