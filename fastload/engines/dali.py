@@ -157,9 +157,10 @@ class DaliEngine:
     def _finish(
         self, crops: np.ndarray, parameters: Parameters, values: np.ndarray, channels_last: bool, kind: int
     ) -> None:
+        flat = crops.reshape(len(crops), math.prod(crops.shape[1:]))
         finish.finish_batch(
-            crops.reshape(len(crops), math.prod(crops.shape[1:])), crops.shape[1:], parameters.flip, parameters.brightness,
-            parameters.contrast, *self._settings[-2:], values, channels_last, kind,
+            flat, crops.shape[1:], parameters.flip, parameters.brightness, parameters.contrast, *self._settings[-2:],
+            values, channels_last, kind,
         )  # fmt: skip
 
     # -- what is fed: only what varies, as a value costs about a microsecond ------------------------------------
