@@ -6,6 +6,7 @@ JPEG files. What the project promises of them is compared with what was found in
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import tempfile
 import time
@@ -122,6 +123,10 @@ def cold(setting: parts.Setting, scratch: Path | None) -> Outcome:
     """A file that no cache holds, in blocks from start to end, and for information in random order: reading is all."""
     batch, count = setting.pick(1024, 16), setting.pick(COLD_IMAGES, 200)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        needed, free = count * 32 * 32 * 3, shutil.disk_usage(folder).free
+        if needed > 0.9 * free:
+            found = f"it takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there"
+            return Outcome(notes=[f"stream, raw, cold: not measured: {found}; --scratch names another folder"])
         path = write_tiled_noise(Path(folder) / "cold.h5", count, 32)
         running, reads = zip(
             _cold(setting, path, "block", batch, count // batch),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,12 @@ def test_a_file_is_read_through_or_as_far_as_is_asked(tmp_path, monkeypatch):
     assert storage.read_through(path) == 4500
     assert storage.read_through(path, 1500) == 2000
     assert 0 <= storage.evict(path) <= 1
+
+
+def test_a_disk_that_is_too_small_for_the_cold_case_is_named_and_it_is_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(streams.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    found = streams.cold(quick(), tmp_path)
+    assert found.results == [] and "not measured: it takes" in found.notes[0] and "--scratch" in found.notes[0]
 
 
 # -- the swap ------------------------------------------------------------------------------------------------------
