@@ -21,13 +21,12 @@ from typing import Any
 
 import torch
 
-from fastload.bench import parts, plot, rivals, select_grid
+from fastload.bench import parts, plot, rivals, select_grid, streams
 from fastload.bench.measure import Deadline, describe, machine, print_table, versions
 from fastload.bench.peers import install
 from fastload.bench.rivals import Outcome
 from fastload.errors import FastloadError, UsageError
 from fastload.feeds import resolve_device
-from fastload.packed import PackedFile
 
 WHAT = ("resident", "stream", "select")
 RESULTS = Path(__file__).parent / "results"
@@ -36,15 +35,13 @@ RESULTS = Path(__file__).parent / "results"
 def bench(what: str, setting: parts.Setting, peers: str = "all", grid: select_grid.Grid | None = None) -> Outcome:
     """Run one of WHAT, or "all"; without DALI its parts are left out, and so are rivals that are not installed."""
     engines = ("fused", "dali") if parts.has_dali() else ("fused",)
-    encoded = _is_encoded(setting.file)
+    encoded = setting.file is not None and streams.is_encoded(setting.file)
     outcome = Outcome(notes=[] if "dali" in engines else ["dali: not installed"])
     if what in ("resident", "all") and not encoded:
-        outcome += rivals.resident(setting, engines, install.chosen(peers))
+        chosen = [peer for peer in install.chosen(peers) if "resident" in peer.cases]
+        outcome += rivals.resident(setting, engines, chosen)
     if what in ("stream", "all"):
-        if not encoded:
-            outcome.results += parts.stream_raw(setting, engines)
-        if (encoded or setting.file is None) and "dali" in engines:
-            outcome.results += parts.stream_encoded(setting)
+        outcome += streams.stream(setting, engines, install.chosen(peers), grid.scratch if grid else None)
     if what in ("select", "all"):
         outcome += select_grid.select(setting, grid or select_grid.Grid(), rivals=peers != "none")
     if not outcome.results and encoded:
@@ -53,13 +50,6 @@ def bench(what: str, setting: parts.Setting, peers: str = "all", grid: select_gr
     if short:
         outcome.notes.append(f"fewer than {setting.rounds} rounds for want of time (--minutes): {', '.join(short)}")
     return outcome
-
-
-def _is_encoded(path: Path | None) -> bool:
-    if path is None:
-        return False
-    with PackedFile(path) as file:
-        return file.shape is None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -94,7 +84,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     only.add_argument("--sizes", help="ROWSxDIMS or ROWSxDIMS:disk")
     only.add_argument("--orders", help="random, ascending, descending")
     only.add_argument("--k", help="how many of each column")
-    only.add_argument("--scratch", type=Path, metavar="FOLDER", help="where the files to read from disk are written")
+    parser.add_argument("--scratch", type=Path, metavar="FOLDER", help="where the files to read from disk are written")
     return parser.parse_args(arguments)
 
 

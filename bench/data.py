@@ -1,13 +1,16 @@
-"""Data for the benchmarks and checks, generated: nothing is downloaded or looked for."""
+"""Data for the benchmarks and checks: generated, but for photographs where they are at hand; nothing is downloaded."""
 
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
 
 from fastload.packed import PackedFile, PackedWriter, SelectionTable
+
+PHOTOGRAPHS = "imagenet-250.tar"
 
 
 def write_noise(path: Path, count: int, side: int, *, seed: int = 0) -> Path:
@@ -63,6 +66,22 @@ def write_encoded(path: Path, count: int, side: int, *, seed: int = 0) -> Path:
     with PackedWriter(path, sizes=sizes, labels=of_rows, source={"kind": "digits"}) as out:
         for row, file in enumerate(files):
             out.write(row, file)
+    return path
+
+
+def photographs() -> Path | None:
+    """Return the archive of 250 ImageNet photographs from $FASTLOAD_DATA or ../shared/data, None without it."""
+    for folder in (os.environ.get("FASTLOAD_DATA"), Path(__file__).resolve().parents[2] / "shared" / "data"):
+        if folder and (Path(folder) / PHOTOGRAPHS).is_file():
+            return Path(folder) / PHOTOGRAPHS
+    return None
+
+
+def write_photographs(path: Path, archive: Path) -> Path:
+    """Pack the photographs with their files' own bytes."""
+    from fastload.packing import pack
+
+    pack(archive, path, encoded=True)
     return path
 
 

@@ -138,15 +138,28 @@ def compare(results: Sequence[Result], name: str) -> None:
             one.against, one.ratio = name, statistics.median(ours / other for ours, other in pairs)
 
 
+def result_of(name: str, unit: str, rounds: list[float], **settings: Any) -> Result:
+    """Return the result of measured rounds; a `limit` among the settings gives the share of it."""
+    median = statistics.median(rounds)
+    quartiles = statistics.quantiles(rounds, n=4) if len(rounds) > 1 else [median] * 3
+    found = Result(name, unit, median, (quartiles[2] - quartiles[0]) / median, rounds, **settings)
+    found.of_limit = median / found.limit if found.limit else None
+    return found
+
+
+def verdict(what: str, found: float, *, least: float | None = None, most: float | None = None) -> str:
+    """Return a target, what was found, and whether the one was met: at least `least`, or at most `most`."""
+    met = (least is None or found >= least) and (most is None or found <= most)
+    target = f"at least {least:g}" if least is not None else f"at most {most:g}"
+    return f"target: {what}: {found:.3g}, {target} was wanted: {'met' if met else 'NOT met'}"
+
+
 def _result(one: Contestant, times: list[float], limits: list[float]) -> Result:
     speeds = [one.work / taken for taken in times]
-    median = statistics.median(speeds)
-    quartiles = statistics.quantiles(speeds, n=4) if len(speeds) > 1 else [median] * 3
-    found = Result(one.name, one.unit, median, (quartiles[2] - quartiles[0]) / median, speeds, details=one.details)
-    if limits:
-        found.limit_name, found.limit = one.limit_name, one.work / statistics.median(limits)
-        found.of_limit = median / found.limit
-    return found
+    if not limits:
+        return result_of(one.name, one.unit, speeds, details=one.details)
+    limit = one.work / statistics.median(limits)
+    return result_of(one.name, one.unit, speeds, details=one.details, limit_name=one.limit_name, limit=limit)
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -19,12 +19,12 @@ import torch
 from fastload.bench.measure import Contestant, compare, race
 from fastload.bench.parts import Setting
 from fastload.bench.rivals import Outcome
+from fastload.bench.storage import evict, read_through
 from fastload.errors import UsageError
 from fastload.kernels.topk import TopK
 from fastload.selection.embeddings import as_embeddings
 
 ORDERS = ("random", "ascending", "descending")
-READ_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -237,35 +237,6 @@ def _file(size: Size, order: str, scratch: Path | None) -> Iterator[Path]:
             out.flush()
             os.fsync(out.fileno())  # what is not yet on the disk cannot be evicted
         yield path
-
-
-def evict(path: Path) -> float:
-    """Ask the system to drop a file's pages from its cache; return the share of 256 spread pages that stayed."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        buffer, size = bytearray(1), os.fstat(descriptor).st_size
-        return sum(_cached(descriptor, buffer, size * place // 256) for place in range(256)) / 256
-    finally:
-        os.close(descriptor)
-
-
-def _cached(descriptor: int, buffer: bytearray, offset: int) -> bool:
-    try:
-        os.preadv(descriptor, [buffer], offset, os.RWF_NOWAIT)
-    except OSError:  # not there without waiting, or a file system that cannot say
-        return False
-    return True
-
-
-def read_through(path: Path) -> int:
-    """Read a file from start to end; return its bytes."""
-    buffer, total = bytearray(READ_BYTES), 0
-    with path.open("rb", buffering=0) as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        while count := file.readinto(buffer):
-            total += count
-    return total
 
 
 class _AnonymousMemory:

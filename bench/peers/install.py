@@ -8,6 +8,7 @@ removed. A rival whose requirements the running environment meets already runs t
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import importlib.metadata
 import os
@@ -42,6 +43,14 @@ class Peer:
     @property
     def requirements(self) -> Path:
         return self.folder / "requirements.txt"
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """In which benches it runs. Read, not imported: that would take its environment."""
+        for line in ast.parse(self.adapter.read_text("utf-8")).body:
+            if isinstance(line, ast.Assign) and [ast.unparse(target) for target in line.targets] == ["CASES"]:
+                return tuple(ast.literal_eval(line.value))
+        return ("resident",)
 
     @property
     def environment(self) -> Path:
@@ -146,9 +155,10 @@ def install(peer: Peer) -> float:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _call(peer.name, [sys.executable, "-m", "venv", str(folder)], "python3-venv may be missing: ")
         python = folder / "bin" / "python"
-        # torch first: a version that a later package asks for must not pull another build of it.
+        # torch first: a version that a later package asks for must not pull another build of it. torchvision with it,
+        # as each of its releases imports beside one release of torch only.
         lines = peer.requirements.read_text("utf-8").split()
-        torch = [line for line in lines if re.match(r"torch\b", line)]
+        torch = [line for line in lines if re.match(r"torch(vision)?\b", line)]
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         if torch:
             _call(peer.name, [*pip, *torch])

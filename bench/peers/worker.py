@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 PR_SET_PDEATHSIG = 1
@@ -77,7 +78,11 @@ def synchronize(device: str) -> None:
 
 
 def load(path: str) -> Any:
-    """Import an adapter from its file, under a name that no installed package has."""
+    """Import an adapter from its file, under a name that no installed package has.
+
+    It finds what adapters share, behind all that is installed.
+    """
+    sys.path.append(str(Path(__file__).with_name("shared")))
     spec = importlib.util.spec_from_file_location("fastload_peer_adapter", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

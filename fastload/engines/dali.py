@@ -1,7 +1,9 @@
 """The DALI engine: decode, resize and augment a batch with one DALI pipeline, on the CPU or a GPU.
 
 The pipeline has no reader, no randomness and no epochs: samples and parameters are fed, one batch a run.
-Its steps are those of `fastload.augment.Augment`; what the settings make constant is left out of the graph.
+Its steps are those of `fastload.augment.Augment`; what the settings make constant is left out of the graph. For encoded
+images on the CPU it ends with the crop, and a kernel of ours does the rest: DALI's operators took 0.6 to 1.1 ms for an
+image of 224², each a pass over a batch that no cache holds, where decoding and resizing took 1.5, and the kernel 0.1.
 """
 
 from __future__ import annotations
@@ -14,10 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastload.augment import Augment, Parameters
+from fastload.augment import Augment, Parameters, kernel_settings
 from fastload.errors import DataError, UsageError
+from fastload.kernels import augment as kernel
+from fastload.kernels import finish
 
 Samples = np.ndarray | torch.Tensor | Sequence[np.ndarray]
+
+_STORED = {torch.float32: kernel.FLOAT32, torch.float16: kernel.FLOAT16, torch.bfloat16: kernel.BFLOAT16}
+_NO_PARAMETERS = Parameters(
+    np.empty(0, np.uint32), np.empty(0, np.uint32), np.empty(0, np.bool_), np.empty(0, np.float32),
+    np.empty(0, np.float32),
+)  # fmt: skip
 
 
 def resized(augment: Augment, sides: tuple[int, int]) -> tuple[int, int]:
@@ -84,6 +94,12 @@ class DaliEngine:
             self._device_id = torch.cuda.current_device() if device.index is None else device.index
         self._threads = threads or min(8, len(os.sched_getaffinity(0)))
         self._closed = False
+        self._finishes = shape is None and self._device_id is None
+        if self._finishes:
+            self._settings = kernel_settings(augment)
+            for kind in _STORED.values():  # compiles the kernel
+                nothing = np.empty((0, 1), np.float32 if kind == kernel.FLOAT32 else np.int16)
+                self._finish(np.empty((0, 1, 1, 3), np.uint8), _NO_PARAMETERS, nothing, False, kind)
         self._pipeline = self._build()
 
     def __call__(self, samples: Samples, parameters: Parameters, out: torch.Tensor) -> None:
@@ -92,8 +108,8 @@ class DaliEngine:
         Arguments:
             samples: raw: uint8 [b, H, W, C], NumPy or torch, on any device; encoded: b uint8 [bytes].
             parameters: of the b samples, drawn with the same `augment`.
-            out: [b, C, h, w] on the engine's device, float32, float16 or bfloat16, in any memory format; the pipeline
-                computes in float32, and the copy into `out` rounds once.
+            out: [b, C, h, w] on the engine's device, float32, float16 or bfloat16, in any memory format; all is
+                computed in float32 and rounded once.
 
         Raises SampleError for a sample that cannot be decoded or is too small; the engine stays usable.
         """
@@ -114,8 +130,11 @@ class DaliEngine:
             if self._shape is None:
                 self._explain(samples, error)
             raise
-        images = torch.from_dlpack(result.as_tensor())
-        out.copy_(images.permute(0, 3, 1, 2) if self._channels_last else images)
+        if self._finishes:
+            self._finish_into(out, np.asarray(result.as_tensor()), parameters)
+        else:
+            images = torch.from_dlpack(result.as_tensor())
+            out.copy_(images.permute(0, 3, 1, 2) if self._channels_last else images)
         if stream is not None:
             stream.synchronize()  # DALI may reuse the result's memory
         self._pipeline = None if self._closed else pipeline
@@ -124,6 +143,25 @@ class DaliEngine:
         """Free the pipeline, with its threads and memory. Safe to call twice."""
         self._closed = True
         self._pipeline = None
+
+    def _finish_into(self, out: torch.Tensor, crops: np.ndarray, parameters: Parameters) -> None:
+        """Flip, recolour and standardize crops, uint8 [b, h, w, C], into `out`."""
+        last = not out.is_contiguous() and out.is_contiguous(memory_format=torch.channels_last)
+        target = out if last or out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
+        stored = target.permute(0, 2, 3, 1) if last else target
+        bits = stored if out.dtype == torch.float32 else stored.view(torch.int16)
+        self._finish(crops, parameters, bits.reshape(len(out), -1).numpy(), last, _STORED[out.dtype])
+        if target is not out:
+            out.copy_(target)
+
+    def _finish(
+        self, crops: np.ndarray, parameters: Parameters, values: np.ndarray, channels_last: bool, kind: int
+    ) -> None:
+        flat = crops.reshape(len(crops), math.prod(crops.shape[1:]))
+        finish.finish_batch(
+            flat, crops.shape[1:], parameters.flip, parameters.brightness, parameters.contrast, *self._settings[-2:],
+            values, channels_last, kind,
+        )  # fmt: skip
 
     # -- what is fed: only what varies, as a value costs about a microsecond ------------------------------------
 
@@ -142,6 +180,8 @@ class DaliEngine:
         if not self._augment.centre:
             words = np.stack([parameters.top, parameters.left], axis=1).astype(np.int64)
             inputs["corner"] = words if self._shape is None else self._corners(words)
+        if self._finishes:
+            return inputs
         if self._augment.flip:
             inputs["flip"] = parameters.flip.astype(np.int32)
         if self._recolours:
@@ -168,7 +208,7 @@ class DaliEngine:
         )
         with pipeline:
             crops = self._encoded_crops() if self._shape is None else self._raw_crops(self._shape)
-            pipeline.set_outputs(self._pixels(crops))
+            pipeline.set_outputs(crops if self._finishes else self._pixels(crops))
         pipeline.build()
         return pipeline
 
