@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastload.bench.paper.figure4 import COLUMNS, Row, splits
-from fastload.bench.paper.findings import Accuracies, Findings, Noise, better
+from fastload.bench.paper.figure4 import COLUMNS, Row, measure_noise, splits
+from fastload.bench.paper.findings import Accuracies, Findings, better
 from fastload.bench.paper.subsets import choose, chosen_ids, encode
 from fastload.bench.paper.workplace import Workplace
 
@@ -23,12 +23,12 @@ def autoencoder_length(place: Workplace) -> Findings:
         rows.append(row)
         facts = place.attempt(name, lambda length=length: _facts(place, length, lengths[-1]))
         found.rows.append((*row.texts(), *(facts or ("not yet", "not yet"))))
-    noise = Noise.of((row.accuracies for row in rows), len(place.test))
+    noise = measure_noise(place, rows)
     first, last = (row.accuracies if row.results else Accuracies(()) for row in (rows[0], rows[-1]))
     found.data = {"rows": [row.data() for row in rows]}
     found.verdicts = [
         better(f"{lengths[-1]} of training choose better than {lengths[0]}", "trains for 40,000 steps, compares none",
-               last, first, noise)
+               last, first, noise, own=True)
     ]  # fmt: skip
     return found
 

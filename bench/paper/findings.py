@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 REPEATED, NOT_REPEATED, DEPENDS, UNTESTED = "repeated", "not repeated", "depends", "not tested"
+HOLDS, FAILS = "holds", "does not hold"
+"""Verdicts on what the paper does not claim."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Noise:
         return 2 * math.sqrt(runs + 2 * mean * (1 - mean) / self.test)
 
 
-RULE = "a difference counts when it is more than two standard errors (pooled between runs, and of the test images)"
+RULE = "a difference counts when it is more than two standard errors (between runs, pooled, and of the test images)"
 
 
 def compare(first: Accuracies, second: Accuracies, noise: Noise) -> int:
@@ -100,13 +102,16 @@ def compare(first: Accuracies, second: Accuracies, noise: Noise) -> int:
     return 0 if abs(difference) <= noise.margin(first, second) else 1 if difference > 0 else -1
 
 
-def better(claim: str, paper: str, first: Accuracies, second: Accuracies, noise: Noise) -> Verdict:
-    """Return the verdict on a claim that the first is better than the second."""
+def better(claim: str, paper: str, first: Accuracies, second: Accuracies, noise: Noise, own: bool = False) -> Verdict:
+    """Return the verdict on a claim that the first is better than the second; `own`: the claim is not the paper's."""
     if not first or not second:
         return Verdict(claim, paper, "not yet", UNTESTED, RULE)
     found = compare(first, second, noise)
-    ours = f"{first.text()} against {second.text()} (counts from {100 * noise.margin(first, second):.1f} points)"
-    return Verdict(claim, paper, ours, REPEATED if found > 0 else NOT_REPEATED, RULE)
+    said = ("no difference beyond chance", "better", "worse")[found]
+    counts = f"a difference counts from {100 * noise.margin(first, second):.1f} points"
+    ours = f"{first.text()} against {second.text()}: {said} ({counts})"
+    yes, no = (HOLDS, FAILS) if own else (REPEATED, NOT_REPEATED)
+    return Verdict(claim, paper, ours, yes if found > 0 else no, RULE)
 
 
 def all_of(verdicts: Sequence[str]) -> str:

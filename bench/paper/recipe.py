@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastload.bench.paper.figure4 import COLUMNS, Row, fresh, full_only, splits
+from fastload.bench.paper.figure4 import COLUMNS, Row, fresh, full_only, measure_noise, splits
 from fastload.bench.paper.findings import (
     NOT_REPEATED,
     REPEATED,
@@ -30,7 +30,7 @@ def recipe(place: Workplace) -> Findings:
             for row in splits(place, strategy, _SHARES, place.few, schedule=schedule, name=name):
                 rows[schedule, strategy, row.share] = row
         rows[schedule, "RS2", None] = fresh(place, place.few, schedule)
-    noise = Noise.of((row.accuracies for row in rows.values()), len(place.test))
+    noise = measure_noise(place, list(rows.values()))
     found = Findings("recipe", "The recipe: the paper's constant rate against a decaying one", COLUMNS)
     found.rows = [row.texts() for row in rows.values()]
     found.data = {"rows": [{"schedule": key[0], **row.data()} for key, row in rows.items()]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from fastload.bench.paper.figure4 import COLUMNS, Row, full_only, splits
+from fastload.bench.paper.figure4 import COLUMNS, Row, full_only, measure_noise, splits
 from fastload.bench.paper.findings import DEPENDS, NOT_REPEATED, REPEATED, UNTESTED, Findings, Noise, Verdict, compare
 from fastload.bench.paper.scale import LARGE, split_name
 from fastload.bench.paper.workplace import Workplace
@@ -23,7 +23,7 @@ def smaller_claims(place: Workplace) -> Findings:
     (chosen,) = splits(place, "top-activations", (1.0,), place.many)
     (drawn,) = splits(place, "random", (1.0,), place.many)
     rows = [full, *large, chosen, drawn]
-    noise = Noise.of((row.accuracies for row in rows), len(place.test))
+    noise = measure_noise(place, rows)
     found = Findings("smaller", "Smaller claims", COLUMNS, [row.texts() for row in rows])
     found.data = {"rows": [row.data() for row in rows]}
     found.verdicts = [_alike(full, large, noise), _variance(chosen, drawn)]

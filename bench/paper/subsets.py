@@ -1,4 +1,4 @@
-"""The subsets that trainings run on, made once: autoencoders of several lengths, their embeddings, and what is chosen."""
+"""The subsets that trainings run on, made once: autoencoders of several lengths, embeddings, what is chosen."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +18,9 @@ from fastload.bench.paper.scale import SIZE
 from fastload.bench.paper.subsets import Subset
 from fastload.bench.paper.throttle import Throttle
 from fastload.bench.paper.told_feed import ToldFeed
-from fastload.bench.paper.trainee import LEARNING_RATE, Trainee
+from fastload.bench.paper.trainee import LEARNING_RATE, Trainee, rehearse
 from fastload.bench.paper.workplace import AUGMENT, Workplace
+from fastload.errors import UsageError
 from fastload.feeds import Output, open_feed, run_feed
 from fastload.loader import TwoPhaseLoader
 from fastload.subset import parse_size
@@ -70,7 +72,7 @@ class Timed:
     accuracies: Sequence[float]
     steps: int
     distinct: int
-    curve: Sequence[tuple[float, float]] = field(default_factory=list)
+    curve: Sequence[Sequence[float]] = field(default_factory=list)
     pruned: float | None = None
 
 
@@ -110,7 +112,10 @@ def train_for(place: Workplace, run: TimedRun) -> Timed:
     settings = run.settings(place)
     found = place.state.find("timed", settings)
     if found is None:
-        place.check_time(run.budget + _MARGIN_SECONDS)  # what is timed cannot be interrupted and go on
+        needed = run.budget + _MARGIN_SECONDS  # what is timed cannot be interrupted and go on
+        if needed > place.options.seconds:
+            raise UsageError(f"--minutes is too short: a run of a fixed budget takes {needed / 60:.1f} minutes at a go")
+        place.check_time(needed)
         found = vars(_train_for(place, run))
         place.state.record("timed", settings, found)
     return Timed(**found)
@@ -118,8 +123,7 @@ def train_for(place: Workplace, run: TimedRun) -> Timed:
 
 def _train_for(place: Workplace, run: TimedRun) -> Timed:
     trainee, device = Trainee(place, run.seed), place.device
-    # Compile what the first step and the first test would, on a model that is thrown away.
-    _rehearse(place, run.seed)
+    rehearse(place)
     seen, by_id = np.zeros(len(place.full), bool), np.argsort(place.full.ids, kind="stable")
     accuracies: list[float] = []
     curve: list[tuple[float, float]] = []
@@ -150,17 +154,10 @@ def _train_for(place: Workplace, run: TimedRun) -> Timed:
     return Timed(accuracies, steps, int(seen.sum()), _thinned(curve), source.pruned)
 
 
-def _thinned(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def _thinned(curve: list[tuple[float, float]]) -> list[list[float]]:
     """Return a curve of no more points than a plot needs, each the mean of its neighbours."""
     parts = np.array_split(np.array(curve).reshape(-1, 2), max(1, min(_CURVE_POINTS, len(curve))))
-    return [(round(float(part[-1, 0]), 4), float(part[:, 1].mean())) for part in parts if len(part)]
-
-
-def _rehearse(place: Workplace, seed: int) -> None:
-    trainee, batch = Trainee(place, seed), place.scale.batch
-    images = torch.zeros(batch, 3, *AUGMENT.size, device=place.device).contiguous(memory_format=torch.channels_last)
-    for _ in range(2):
-        trainee.step(images, torch.zeros(batch, dtype=torch.int64, device=place.device), LEARNING_RATE)
+    return [[round(float(part[-1, 0]), 4), float(part[:, 1].mean())] for part in parts if len(part)]
 
 
 def _flush(
@@ -174,6 +171,10 @@ def _flush(
     ids = torch.cat([ids for _, ids in pending]).cpu().numpy()
     seen[by_id[np.searchsorted(place.full.ids, ids, sorter=by_id)]] = True
     pending.clear()
+
+
+def _learn(rule: InfoBatch, rows: np.ndarray, losses: torch.Tensor) -> None:
+    rule.learn(rows, losses.cpu().numpy())
 
 
 class _Source:
@@ -252,7 +253,7 @@ class _Source:
                 for batch, which in feed.epoch(rows):
                     yield Delivered(
                         *batch, weights=factors[which], streamed=True,
-                        learn=lambda losses, which=which: rule.learn(rows[which], losses.cpu().numpy()),
+                        learn=partial(_learn, rule, rows[which]),
                     )  # fmt: skip
 
         generator = batches()

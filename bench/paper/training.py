@@ -16,7 +16,7 @@ from fastload.bench.paper.fresh_subsets import FreshSubsets
 from fastload.bench.paper.scale import SIZE
 from fastload.bench.paper.state import key_of
 from fastload.bench.paper.subsets import Subset
-from fastload.bench.paper.trainee import Trainee, learning_rate
+from fastload.bench.paper.trainee import Trainee, learning_rate, rehearse
 from fastload.bench.paper.workplace import AUGMENT, OutOfTime, Workplace
 from fastload.feeds import Output, open_feed, run_feed
 from fastload.loader import TwoPhaseLoader
@@ -82,6 +82,7 @@ def train(place: Workplace, run: Run, keep: tuple[int, ...] = ()) -> Trained:
 
 def _train(place: Workplace, run: Run, keep: tuple[int, ...]) -> Trained:
     steps, batch, own = place.scale.steps, place.scale.batch, key_of(run.settings(place))
+    rehearse(place)
     trainee = Trainee(place, run.seed)
     losses = torch.full((steps,), torch.nan, device=place.device)
     first, seconds = _resume(place, run, keep, trainee, losses, own)

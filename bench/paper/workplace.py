@@ -33,7 +33,7 @@ class OutOfTime(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """What the command was asked for."""
+    """What the command was asked for; `seconds` are all that this call has, `deadline` their end."""
 
     full: Path
     test: Path
@@ -41,6 +41,7 @@ class Options:
     device: torch.device
     scale: float
     seeds: int
+    seconds: float
     deadline: Deadline
 
 
@@ -51,6 +52,7 @@ class Workplace:
         self.options, self.device, self.deadline, self.say = options, options.device, options.deadline, say
         self.state = State(options.folder)
         self.unfinished: list[str] = []
+        self.rehearsed = False
         self._stack = ExitStack()
         try:
             self.full = self._stack.enter_context(PackedFile(options.full))
