@@ -35,7 +35,7 @@ def recipe(place: Workplace) -> Findings:
     found.rows = [row.texts() for row in rows.values()]
     found.data = {"rows": [{"schedule": key[0], **row.data()} for key, row in rows.items()]}
     found.verdicts = [
-        _by_schedule("trained on the subset alone, embeddings choose better than chance", rows, noise,
+        _by_schedule("trained on the subset alone, embeddings choose better than at random", rows, noise,
                      ("top-activations", 1.0), ("random", 1.0)),
         _by_schedule("half of the steps on the subset are not worse than the full set only", rows, noise,
                      ("top-activations", 0.5), ("full", 0.0), or_equal=True),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -244,17 +244,15 @@ class _Source:
         self._closing.append(feed.close)
         rule = InfoBatch(len(self._place.full), self._run.seed)
 
-        def batches() -> Iterator[Delivered]:
+        def batches() -> Generator[Delivered, None, None]:
             while True:
                 rows, weights = rule.next_epoch(self._progress())
                 self._offered += len(rule.losses)
                 self._kept += len(rows)
                 factors = torch.from_numpy(weights).to(self._place.device)
                 for batch, which in feed.epoch(rows):
-                    yield Delivered(
-                        *batch, weights=factors[which], streamed=True,
-                        learn=partial(_learn, rule, rows[which]),
-                    )  # fmt: skip
+                    learn = partial(_learn, rule, rows[which])
+                    yield Delivered(batch.images, batch.labels, batch.ids, factors[which], learn, streamed=True)
 
         generator = batches()
         self._closing.append(generator.close)

@@ -62,7 +62,7 @@ class Trainee:
 
     def state(self) -> dict[str, Any]:
         """Return what `restore` takes."""
-        parts = {"model": self.model, "optimizer": self.optimizer, "average": self.average}
+        parts: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer, "average": self.average}
         return {name: part.state_dict() for name, part in parts.items()}
 
     def restore(self, state: dict[str, Any]) -> None:
