@@ -339,6 +339,10 @@ def test_every_experiment_runs_resumes_and_tells_at_a_tiny_scale(few_cifar, test
     contests = next(one for one in report["experiments"] if one["name"] == "budget")["data"]["contests"]
     assert len(contests) == 12 and all(one["runs"] and "R = 1" in one["accuracy_by_sharing"] for one in contests)
     assert all(one["verdicts"] for one in report["experiments"] if one["name"] != "figure3")
+    verdicts = next(one for one in report["experiments"] if one["name"] == "budget")["verdicts"]
+    pruned = any(run["pruned"] for one in contests if one["setting"] == "dear" for run in one["runs"])
+    (on_infobatch,) = (one for one in verdicts if "InfoBatch" in one["claim"])
+    assert (on_infobatch["verdict"] == "not tested") == (not pruned), "a rival that pruned nothing was not a rival"
     assert (folder / "figure3.png").stat().st_size > 1000
     assert not list((folder / "checkpoints").iterdir()), "nothing is left to do, so no state is kept"
 
