@@ -186,6 +186,6 @@ def _verdicts(contests: list[Contest], noise: Noise) -> list[Verdict]:
         for name in (f"{TWO_PHASE}, random", RESIDENT, RS2, INFOBATCH)
     ]  # fmt: skip
     if infobatch.results and not any(result.pruned for result in infobatch.results):
-        ours = f"{rivals[-1].ours}; it left nothing out in this time, so it was full-only training"
-        rivals[-1] = dataclasses.replace(rivals[-1], ours=ours, verdict=UNTESTED)
+        text = f"{rivals[-1].ours}; it left nothing out in this time, so it was full-only training"
+        rivals[-1] = dataclasses.replace(rivals[-1], ours=text, verdict=UNTESTED)
     return singles + rivals
