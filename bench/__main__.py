@@ -3,6 +3,8 @@
     python -m fastload.bench [resident|stream|select|all] [--quick] [--json [FILE]] [--plot FILE.png]
                              [--peers all|none|NAME,…] [--device cpu|cuda] [--data FILE.h5]
     python -m fastload.bench peers [install [NAME…]]
+    python -m fastload.bench paper --full FULL.h5 --test TEST.h5 [--scale S] [--only NAME,…] …
+    python -m fastload.bench advise --full FULL.h5 --step-ms T [--split S] …
 
 Each figure is the median of interleaved rounds after one that does not count, with half the distance of the quartiles;
 beside it the limit: a copy of the output's size for feeds, reading the matrix once for the selection; and how many
@@ -21,8 +23,9 @@ from typing import Any
 
 import torch
 
-from fastload.bench import parts, plot, rivals, select_grid, streams
+from fastload.bench import advise, parts, plot, rivals, select_grid, streams
 from fastload.bench.measure import Deadline, describe, machine, print_table, versions
+from fastload.bench.paper import command
 from fastload.bench.peers import install
 from fastload.bench.rivals import Outcome
 from fastload.errors import FastloadError, UsageError
@@ -58,6 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if arguments[:1] == ["peers"]:
             return install.main(arguments[1:])
+        if arguments[:1] == ["paper"]:
+            return command.main(arguments[1:])
+        if arguments[:1] == ["advise"]:
+            return advise.main(arguments[1:])
         return _measure(_options(arguments))
     except FastloadError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -69,7 +76,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fastload.bench", description=__doc__.split("\n\n")[0])
-    parser.add_argument("what", nargs="?", default="all", choices=[*WHAT, "all"], help="or `peers`: list and install")
+    parser.add_argument(
+        "what", nargs="?", default="all", choices=[*WHAT, "all"], help="or peers, paper, advise (each with --help)"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that all runs, measures nothing")
     parser.add_argument("--json", nargs="?", const=Path(), type=Path, metavar="FILE",
                         help="write the results there too; without a name, below bench/results")  # fmt: skip

@@ -98,7 +98,12 @@ def pack(
 def build_subset(
     full: Annotated[Path, typer.Argument(help="The packed full set.", metavar="FULL.h5")],
     out: Annotated[Path, typer.Argument(help="The subset to write.", metavar="OUT.h5")],
-    strategy: Annotated[str, typer.Option(metavar="top-activations|random", help="How to rank.")] = "top-activations",
+    strategy: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="How to rank: top-activations, random, combinations, kmeans, pca or penalized."
+        ),
+    ] = "top-activations",
     size: Annotated[str | None, typer.Option(help="How many: 4320, or a share; 8.64% by default.")] = None,
     per_dimension: Annotated[
         int | None, typer.Option(metavar="K", help="In place of --size: the union of each dimension's K strongest.")

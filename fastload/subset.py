@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from pathlib import Path
@@ -122,7 +122,8 @@ def build_subset(
         full: the packed full set, or the user's own HDF5 file with `images` and `labels`, its datasets' names.
         out: the subset to write, raw; replaced only when complete.
 
-        strategy: "top-activations", or "random" for comparison, which needs no embeddings.
+        strategy: "top-activations"; "random" for comparison, which needs no embeddings; or one of the paper's
+            suggestions, "combinations", "kmeans", "pca" and "penalized" (docs/strategies.md).
         size: how many samples: a number, a share like "8.64%", or a float in (0, 1). The default is "8.64%".
         per_dimension: instead of `size`, this many for each dimension: the plain union, of at most
             per_dimension × dimensions samples.
@@ -567,21 +568,22 @@ class _Builder:
             "ids": np.asarray(selection.ids, np.int64), "dimension": np.asarray(selection.dimension, np.int32),
             "rank": np.asarray(selection.rank, np.int32), "score": np.asarray(selection.score, np.float32),
         }  # fmt: skip
-        facts = self._selection_facts(chosen, vectors)
+        facts = self._selection_facts(chosen, vectors, selection.report)
         seconds = time.monotonic() - began
         save_tensors(path, {name: torch.from_numpy(array) for name, array in chosen.items()}, {"key": _hash(settings)})
         self.work.record("analyse", settings, seconds, facts)
         self._report("analyse", "done", seconds, self.choice.strategy)
         return chosen, facts
 
-    def _selection_facts(self, chosen: dict[str, np.ndarray], vectors: np.ndarray | None) -> dict[str, Any]:
+    def _selection_facts(
+        self, chosen: dict[str, np.ndarray], vectors: np.ndarray | None, report: Mapping[str, Any]
+    ) -> dict[str, Any]:
         if vectors is None:
             return {"dimensions": 0, "dead": [], "filled": 0, "overlap": None}
-        dimensions = vectors.shape[1]
-        k = self.choice.per_dimension or math.ceil(len(chosen["ids"]) / dimensions)
+        k = self.choice.per_dimension or math.ceil(len(chosen["ids"]) / vectors.shape[1])
         overlap, dead = measure_lists(vectors, self.file.ids, k, self.threads)
         return {
-            "dimensions": dimensions, "dead": dead, "filled": int((chosen["dimension"] < 0).sum()),
+            "dimensions": report["dimensions"], "dead": dead, "filled": int((chosen["dimension"] < 0).sum()),
             "overlap": dataclasses.asdict(overlap),
         }  # fmt: skip
 

@@ -364,7 +364,7 @@ def _place(drawn, strides, shape, settings):
 
 
 @loose
-def _augment_one(data, first, drawn, strides, channels, settings, work, out, i, channels_last, kind):
+def augment_one(data, first, drawn, strides, channels, settings, work, out, i, channels_last, kind):
     """Augment the crop at byte `first` into `out[i]`. `work`: uint8 [h·w·c] twice, float32 [c]."""
     height, width = settings[0], settings[1]
     pixels = height * width
@@ -391,7 +391,7 @@ def _augment_one(data, first, drawn, strides, channels, settings, work, out, i, 
 
 
 @loose
-def _work(settings, channels):
+def work_space(settings, channels):
     count = settings[0] * settings[1] * channels
     return np.empty(count, np.uint8), np.empty(count, np.uint8), np.empty(channels, np.float32)
 
@@ -418,7 +418,7 @@ def _augment_images(
 
     One function for both: compiled apart, their sums could be taken in another order, and a sample's bits would differ.
     """
-    work = _work(settings, shape[2])
+    work = work_space(settings, shape[2])
     address = np.uint64(data.ctypes.data)
     span = min(_PREFETCHED, (settings[0] - 1) * strides[1] + settings[1] * strides[2])
     in_memory = descriptors.size == 0
@@ -442,7 +442,7 @@ def _augment_images(
                 size = settings[0] * down if interleaved else strides[0]
                 if not _read(descriptors, begins, firsts, rows[k] * strides[0] + skip, size, address + np.uint64(skip)):
                     return k
-            _augment_one(
+            augment_one(
                 data, first, drawn, strides, shape[2], settings, work, out, np.uint64(k), channels_last, kind,
             )  # fmt: skip
         drawn, first = drawn_next, first_next

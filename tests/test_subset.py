@@ -443,7 +443,11 @@ def test_an_old_output_stays_until_the_new_one_is_complete(few_cifar, tmp_path, 
         ({"embedding_size": 10**9}, r"MB of memory are needed"),
         ({"per_dimension": 401}, r"--per-dimension 401: .* the 400 samples of"),
         ({"per_dimension": 2, "strategy": "random"}, r"random has no dimensions; give --size"),
-        ({"strategy": "best"}, r"'best' is unknown; choose one of random, top-activations"),
+        (
+            {"strategy": "best"},
+            r"'best' is unknown; choose one of combinations, kmeans, pca, penalized, random, "
+            "top-activations",
+        ),
         ({"preset": "fast"}, r"--preset fast: there is one, 'paper'"),
         ({"preset": "paper", "epochs": 2}, r"--preset paper sets steps and batch size"),
         ({"epochs": 0}, r"--epochs 0: it must be positive"),

@@ -7,11 +7,22 @@ from typing import Any
 
 from fastload.errors import DataError, UsageError
 from fastload.selection.base import Embeddings, Request, Samples, Selection, Strategy
+from fastload.selection.combinations import combinations
 from fastload.selection.embeddings import as_embeddings
+from fastload.selection.kmeans import kmeans
+from fastload.selection.pca import pca
+from fastload.selection.penalized import penalized
 from fastload.selection.random import random
 from fastload.selection.top_activations import top_activations
 
-STRATEGIES: dict[str, Strategy] = {"top-activations": top_activations, "random": random}
+STRATEGIES: dict[str, Strategy] = {
+    "top-activations": top_activations,
+    "random": random,
+    "combinations": combinations,
+    "kmeans": kmeans,
+    "pca": pca,
+    "penalized": penalized,
+}
 
 
 def select(

@@ -1,0 +1,78 @@
+"""`kmeans`: clusters in place of dimensions, nearest to each centre first; the paper's second suggestion."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastload.order import permutation
+from fastload.selection.base import Embeddings, Request, Samples, Selection
+from fastload.selection.exact import LEVELS, Grid, measure_grid, pieces, rank_columns
+
+ITERATIONS = 25
+"""Passes over the embeddings at most; 25 over 50,000 × 216 take four seconds on two cores."""
+
+
+def kmeans(embeddings: Embeddings | None, samples: Samples, request: Request) -> Selection:
+    """Rank samples by clusters of the embeddings: each cluster in turn gives its sample nearest to its centre.
+
+    There are as many clusters as embedding dimensions (samples, where those are fewer), whatever the size asked for,
+    so that every prefix is a smaller selection. Lloyd's algorithm on all samples, from samples that the seed draws,
+    until no centre moves or 25 passes are done. `dimension` is the cluster, `score` 1 / (1 + distance), the distance
+    in shares of the widest dimension's extent. All else is as for top-activations, with clusters for dimensions: a
+    cluster ranks only its own samples, and `per_dimension` counts for each cluster.
+
+    Raises as top-activations does.
+    """
+    grid = measure_grid(embeddings, samples, request, "kmeans", shared=True)
+    assert embeddings is not None
+    centres = _drawn(embeddings, samples, request, grid)
+    iterations, moving = 0, True
+    while moving and iterations < ITERATIONS:
+        totals, counts = _sums(embeddings, samples, request, grid, centres)
+        moved = np.where(counts[:, None] > 0, np.rint(totals / np.maximum(counts, 1)[:, None]), centres)
+        moving = bool((moved != centres).any())
+        centres, iterations = moved, iterations + 1
+
+    def activations(rows: np.ndarray) -> np.ndarray:
+        whole = grid.whole(rows)
+        nearest, squared = _nearest(whole, centres)
+        out = np.zeros((len(rows), len(centres)), np.float32)
+        out[np.arange(len(rows)), nearest] = 1.0 / (1.0 + np.sqrt(squared) / LEVELS)
+        return out
+
+    facts = {"clusters": len(centres), "empty_clusters": int((counts == 0).sum()), "iterations": iterations}
+    return rank_columns("kmeans", embeddings, samples, request, len(centres), activations, facts, iterations + 2)
+
+
+def _drawn(embeddings: Embeddings, samples: Samples, request: Request, grid: Grid) -> np.ndarray:
+    """Return the first centres, whole numbers [clusters, dims]: the samples first in the seed's permuted order."""
+    dims = embeddings.shape[1]
+    clusters = min(dims, len(samples))
+    place = np.full(len(samples), -1)
+    place[permutation(len(samples), request.seed)[:clusters]] = np.arange(clusters)
+    centres = np.empty((clusters, dims))
+    for start, rows in pieces(embeddings, samples, request):
+        places = place[samples.positions[start : start + len(rows)]]
+        centres[places[places >= 0]] = grid.whole(rows[places >= 0])
+    return centres
+
+
+def _sums(
+    embeddings: Embeddings, samples: Samples, request: Request, grid: Grid, centres: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Make a pass; return each cluster's sum [clusters, dims] and number of samples [clusters]."""
+    totals, counts = np.zeros_like(centres), np.zeros(len(centres))
+    for _, rows in pieces(embeddings, samples, request):
+        whole = grid.whole(rows)
+        member = np.zeros((len(rows), len(centres)))
+        member[np.arange(len(rows)), _nearest(whole, centres)[0]] = 1.0
+        totals += member.T @ whole
+        counts += member.sum(axis=0)
+    return totals, counts
+
+
+def _nearest(whole: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each row's nearest centre, the first of equals, and the squared distance: exact, as all are whole."""
+    squared = (centres**2).sum(axis=1) - 2.0 * (whole @ centres.T)
+    nearest = squared.argmin(axis=1)
+    return nearest, squared[np.arange(len(whole)), nearest] + (whole**2).sum(axis=1)
