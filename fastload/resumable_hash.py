@@ -73,7 +73,7 @@ class ResumableHash:
         """Return the digest of all so far, as `xxhash.xxh3_128(…).hexdigest()` does."""
         length = self._length
         if length <= _SHORT:
-            return xxhash.xxh3_128_hexdigest(self._rest)
+            return xxhash.xxh3_128_hexdigest(self._rest.tobytes())
         sums = self._sums.copy()
         _add(sums, self._rest[-_STRIPE:].view("<u8"), _LAST)
         low = _merge(sums, 11, length * _PRIME64_1)
