@@ -23,6 +23,7 @@ from fastload.autoencoder import VIEW, Autoencoder, reproducible
 from fastload.errors import DataError, UsageError
 from fastload.evaluation import EvaluationLoader
 from fastload.packed import PackedFile, checked_dataset, open_hdf5
+from fastload.read_ahead import FileRows
 
 CHUNK = 1024
 """Rows that an encoder sees at once, counted from row 0 whoever computes them, so that its rounding never differs."""
@@ -298,9 +299,14 @@ def hash_start(shape: tuple[int, ...]) -> bytes:
 def hash_rows(embeddings: np.ndarray) -> str:
     """Return the xxh3-128 of float32 [N, D], shape and values, hex."""
     hasher = xxhash.xxh3_128(hash_start(embeddings.shape))
-    rows = max(1, _HASHED_BYTES // max(1, embeddings.shape[1] * 4))
-    for start in range(0, len(embeddings), rows):
-        hasher.update(np.ascontiguousarray(embeddings[start : start + rows], dtype="<f4").data)
+    in_file = FileRows.of(embeddings)
+    if in_file is not None and in_file.dtype == np.dtype("<f4"):
+        for _, rows in in_file.chunks():
+            hasher.update(rows.data)
+        return hasher.hexdigest()
+    step = max(1, _HASHED_BYTES // max(1, embeddings.shape[1] * 4))
+    for start in range(0, len(embeddings), step):
+        hasher.update(np.ascontiguousarray(embeddings[start : start + step], dtype="<f4").data)
     return hasher.hexdigest()
 
 
