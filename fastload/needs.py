@@ -21,6 +21,7 @@ from fastload.evaluation import EvaluationLoader
 from fastload.feeds import stream
 from fastload.order import AUTOENCODER
 from fastload.packed import PackedFile
+from fastload.read_ahead import BUFFERS, CHUNK_BYTES
 
 TRIAL_SECONDS = 1.5
 _TRIAL_ROWS = 128
@@ -215,6 +216,11 @@ def layer_bytes(model: nn.Module, images: Tensor, combine: Callable[[list[int]],
 def lists_memory(entries: int, threads: int) -> int:
     """Return the bytes that lists of so many entries take: each thread's, those merged, and a copy to choose from."""
     return entries * ENTRY_BYTES * (threads + 3)
+
+
+def reading_memory(stored_bytes: int) -> int:
+    """Return the bytes of the buffers through which stored embeddings are read."""
+    return min(stored_bytes, BUFFERS * CHUNK_BYTES)
 
 
 def lists_disk(entries: int) -> int:

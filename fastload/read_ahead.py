@@ -14,11 +14,15 @@ import numpy as np
 
 from fastload.errors import DataError
 
-CHUNK_BYTES = 32 << 20
-_BUFFERS = 3
-"""One is worked on, one is full, one is being filled: 96 MiB."""
+CHUNK_BYTES = 128 << 20
+"""Each chunk of ascending rows costs a top-k the same renewal of its lists, 13 ms, however long it is."""
+
+BUFFERS = 3
+"""One is worked on, one is full, one is being filled."""
 
 _PIECE = 8 << 20
+_ASKED = 32 << 20
+"""How far ahead of each read the disk is asked for what follows: 2.7 instead of 1.7 GB/s on a virtual disk."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class FileRows:
         return True
 
     def chunks(self, chunk_rows: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (first row, rows), `chunk_rows` at a time, 32 MiB by default; a chunk holds until the next is wanted.
+        """Yield (first row, rows), `chunk_rows` at a time, 128 MiB by default; a chunk holds until the next is wanted.
 
         Raises DataError for a file that cannot be read or is too short.
         """
@@ -66,7 +70,7 @@ class FileRows:
         step = min(rows, chunk_rows or max(1, CHUNK_BYTES // row_bytes))
         empty: queue.Queue[np.ndarray | None] = queue.Queue()
         filled: queue.Queue[tuple[int, np.ndarray] | BaseException | None] = queue.Queue()
-        for _ in range(min(_BUFFERS, -(-rows // step))):
+        for _ in range(min(BUFFERS, -(-rows // step))):
             empty.put(np.empty((step, dims), self.dtype))
 
         def read() -> None:
@@ -102,6 +106,7 @@ class FileRows:
     def _fill(self, descriptor: int, chunk: np.ndarray, position: int) -> None:
         view = chunk.data.cast("B")
         while view:
+            os.posix_fadvise(descriptor, position + _ASKED, _PIECE, os.POSIX_FADV_WILLNEED)
             count = os.preadv(descriptor, [view[:_PIECE]], position)
             if count == 0:
                 raise DataError(f"{self.path}: ends at byte {position:,}, before its {self.shape[0]:,} rows do")

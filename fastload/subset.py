@@ -428,7 +428,7 @@ class _Builder:
             if not fused and not self.work.file("embeddings.npy").exists():
                 found.disk += count * columns * 4
         size = self.choice.size or min(count, (self.choice.per_dimension or 0) * max(1, columns))
-        found.memory += count * needs.SAMPLE_BYTES
+        found.memory += count * needs.SAMPLE_BYTES + (0 if fused else needs.reading_memory(count * columns * 4))
         if columns and self._streams:
             length = list_length(self._request(), self._samples, columns)
             entries = columns * (length * len(self._samples.group_sizes) + self._report_length(columns))

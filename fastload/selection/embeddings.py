@@ -61,7 +61,7 @@ def as_embeddings(source: Any, chunk_rows: int | None = None) -> Embeddings:
     Arguments:
         source: NumPy array or memory map, h5py dataset, CPU tensor; or an object with `shape` and `chunks()`, which
             is returned as it is.
-        chunk_rows: rows at a time; by default what makes a chunk of 32 MiB read ahead from a memory map's file, 64 MiB
+        chunk_rows: rows at a time; by default what makes a chunk of 128 MiB read ahead from a memory map's file, 64 MiB
             read from what else is no array, or 1 GiB looked at in memory.
 
     Raises DataError for what is not a non-empty matrix of real numbers.
