@@ -15,7 +15,7 @@ import numpy as np
 from fastload.errors import DataError
 
 CHUNK_BYTES = 128 << 20
-"""Each chunk of ascending rows costs a top-k the same renewal of its lists, 13 ms, however long it is."""
+"""Long, since ascending rows renew a top-k's lists in each chunk, at about the same cost whatever its length."""
 
 BUFFERS = 3
 """One is worked on, one is full, one is being filled."""

@@ -216,7 +216,7 @@ def _any_hit(high, limit, first):
 
 @register_jitable
 def _id_of(samples, first_id, row):
-    """Return a row's id: ids that follow each other are not written out, which takes 2 ms for a million."""
+    """Return a row's id; ids that follow each other are not written out, which would take 8 bytes a row."""
     return samples[row] if samples.size else first_id + row
 
 
@@ -246,7 +246,8 @@ def _scan_rows(
     """Offer every `stride`-th eight rows of order[first … last - 1] (of x where `order` is empty) to heaps.
 
     Bound by memory while hits are rare: two passes in the first-level cache cost less than fetching the rows does.
-    Ascending rows are bound by the heaps, which are renewed on each level of samples. Values below `floor` are passed over: k others are known to be as high.
+    Ascending rows are bound by the heaps, which are renewed on each level of samples. Values below `floor` are passed
+    over: k others are known to be as high.
     """
     dims, k = values.shape
     lowest_id = _NO_ID
