@@ -469,7 +469,8 @@ def merge_slabs(
     """CUDA kernel: one block a (group, column): the slabs' lists and the state's list become the state's list.
 
     Entries go to shared memory as long as there is room, are sorted there (a bitonic network on the total order of
-    values and ids, so that the arrival order does not show), the best k stay, and the next ones follow.
+    values and ids, so that the arrival order does not show), the best k stay, and the next ones follow. Bound by the
+    barriers of the network, not by memory: it reads lists, of which a level has far fewer bytes than rows.
 
     Arguments:
         groups, first_slab, last_slab: int64 [Q], the groups of this launch and their slabs; the grid is (Q, D).
