@@ -347,7 +347,8 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
     hasher = xxhash.xxh3_128(text.encode())
     for name in sorted(tensors):
         hasher.update(f"{name}{tuple(tensors[name].shape)}".encode())
-        hasher.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+        if tensors[name].numel():  # torch gives an empty array a stride of 0, which cannot be viewed as bytes
+            hasher.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()
 
 

@@ -130,7 +130,9 @@ def build_subset(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     engine: Annotated[str, typer.Option(metavar="auto|fused|dali", help="What makes the batches.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="On the CPU; one for each CPU by default.")] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep OUT.h5.work/ with weights and embeddings.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Store embeddings and weights in OUT.h5.work/ for other sizes.")
+    ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, whatever OUT.h5.work/ holds.")] = False,
     images: Images = None,
     labels: Labels = None,

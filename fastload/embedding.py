@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
@@ -23,6 +23,7 @@ from fastload.autoencoder import VIEW, Autoencoder, reproducible
 from fastload.errors import DataError, UsageError
 from fastload.evaluation import EvaluationLoader
 from fastload.packed import PackedFile, checked_dataset, open_hdf5
+from fastload.read_ahead import FileRows
 
 CHUNK = 1024
 """Rows that an encoder sees at once, counted from row 0 whoever computes them, so that its rounding never differs."""
@@ -158,7 +159,7 @@ def embed_chunk(encoder: Encoder, images: Tensor) -> np.ndarray:
 def embed(
     file: PackedFile,
     encoder: Encoder,
-    path: Path,
+    out: Path | Sink,
     *,
     device: str = "cpu",
     engine: str = "auto",
@@ -168,15 +169,16 @@ def embed(
     on_saved: Callable[[int], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Write the embeddings of a whole packed file as float32 [N, D] in NumPy's format; row i belongs to row i.
+    """Pass the embeddings of a whole packed file on, or write them as float32 [N, D] in NumPy's format.
 
-    Images are centre-cropped and standardized, and pass in chunks of `chunk_rows` counted from row 0.
+    Images are centre-cropped and standardized, and pass in chunks of `chunk_rows` counted from row 0. Row i of the
+    embeddings belongs to row i of the file.
 
     Arguments:
         file: the full set. encoder: see `Encoder`.
-        path: the .npy file. device, engine: as for EvaluationLoader.
-        first_row: rows that an interrupted call has written already, a multiple of the chunk.
-        on_chunk: called after each chunk with the rows that are written.
+        out: the .npy file, or what takes the chunks; it is not closed. device, engine: as for EvaluationLoader.
+        first_row: rows that an interrupted call has passed on already, a multiple of the chunk.
+        on_chunk: called after each chunk with the rows that are passed on.
         on_saved: called each `seconds_between` seconds with the rows that are safe on disk.
         should_stop: asked after each chunk; True saves, calls `on_saved` and raises KeyboardInterrupt.
 
@@ -188,22 +190,25 @@ def embed(
         file, encoder.view, batch_size=chunk_rows(encoder.view), device=device, engine=engine, first_row=first_row
     )
     row, saved = first_row, time.monotonic()
+    sink: Sink | None = None if isinstance(out, Path) else out
     writer: RowWriter | None = None
     batches = iter(loader)
     try:
         with reproducible(device):
             for images, *_ in batches:
                 embeddings = embed_chunk(encoder, images)
-                if writer is None:
-                    writer = RowWriter(path, len(file), embeddings.shape[1], keep=first_row > 0)
-                writer.write(row, embeddings)
+                if isinstance(out, Path) and sink is None:
+                    sink = writer = RowWriter(out, len(file), embeddings.shape[1], keep=first_row > 0)
+                assert sink is not None
+                sink.write(row, embeddings)
                 row += len(embeddings)
                 if on_chunk is not None:
                     on_chunk(row)
                 stop = should_stop()
-                if on_saved is not None and (stop or time.monotonic() - saved >= seconds_between):
-                    writer.sync()
-                    on_saved(row)
+                if stop or time.monotonic() - saved >= seconds_between:
+                    sink.sync()
+                    if on_saved is not None:
+                        on_saved(row)
                     saved = time.monotonic()
                 if stop and row < len(file):
                     raise KeyboardInterrupt
@@ -213,6 +218,18 @@ def embed(
             close()
         if writer is not None:
             writer.close()
+
+
+class Sink(Protocol):
+    """Takes embeddings chunk by chunk."""
+
+    def write(self, row: int, values: np.ndarray) -> None:
+        """Take float32 [b, D], of the rows from `row` on."""
+        ...
+
+    def sync(self) -> None:
+        """Make safe on disk what was taken."""
+        ...
 
 
 class RowWriter:
@@ -274,12 +291,22 @@ def saved_shape(path: Path) -> tuple[int, ...] | None:
         return None
 
 
+def hash_start(shape: tuple[int, ...]) -> bytes:
+    """Return what is hashed before the values: the shape as text."""
+    return repr(tuple(int(extent) for extent in shape)).encode()
+
+
 def hash_rows(embeddings: np.ndarray) -> str:
     """Return the xxh3-128 of float32 [N, D], shape and values, hex."""
-    hasher = xxhash.xxh3_128(repr(tuple(embeddings.shape)).encode())
-    rows = max(1, _HASHED_BYTES // max(1, embeddings.shape[1] * 4))
-    for start in range(0, len(embeddings), rows):
-        hasher.update(np.ascontiguousarray(embeddings[start : start + rows], dtype="<f4").data)
+    hasher = xxhash.xxh3_128(hash_start(embeddings.shape))
+    in_file = FileRows.of(embeddings)
+    if in_file is not None and in_file.dtype == np.dtype("<f4"):
+        for _, rows in in_file.chunks():
+            hasher.update(rows.data)
+        return hasher.hexdigest()
+    step = max(1, _HASHED_BYTES // max(1, embeddings.shape[1] * 4))
+    for start in range(0, len(embeddings), step):
+        hasher.update(np.ascontiguousarray(embeddings[start : start + step], dtype="<f4").data)
     return hasher.hexdigest()
 
 

@@ -48,8 +48,21 @@ from fastload.embedding import (
 )
 from fastload.errors import DataError, UsageError
 from fastload.feeds import resolve_device
+from fastload.fused_pass import FusedPass
+from fastload.kernels.topk import TopKState
 from fastload.packed import PackedFile, PackedWriter, SelectionTable
 from fastload.packed_writer import check_target, digest
+from fastload.selection import (
+    STRATEGIES,
+    STREAMING,
+    Pass,
+    Request,
+    Samples,
+    Selection,
+    as_embeddings,
+    select,
+)
+from fastload.selection.top_activations import list_length, read, strongest
 from fastload.sizing import decode_rows, output_shape
 from fastload.subset_report import Overlap, StepReport, SubsetReport, count_classes, measure_lists
 from fastload.work import WorkFolder
@@ -143,7 +156,8 @@ def build_subset(
         seed: 64-bit; decides weights, order, augmentation and selection.
         device: "cpu" or "cuda". engine: of the feeds, "auto", "fused" or "dali".
         threads: of torch and the kernels; all processors by default.
-        keep: leave the work folder, so that another call reuses its weights and embeddings.
+        keep: store the embeddings and leave the work folder, so that another call, of another size say, reuses its
+            weights and embeddings. Without it the embeddings of `top-activations` pass by once and need no space.
         fresh: begin anew whatever the work folder holds.
         listener: hears of progress.
 
@@ -184,7 +198,7 @@ def build_subset(
             builder = _Builder(
                 file=file, out=out, work=work, listener=listener, choice=choice, training=training,
                 encoder=loaded, brought=brought, resize=resize, device=resolved, engine=engine,
-                threads=threads or needs.processors(),
+                threads=threads or needs.processors(), keep=keep,
             )  # fmt: skip
             try:
                 report = builder.build()
@@ -213,8 +227,6 @@ class _Choice:
     def parse(
         cls, file: PackedFile, strategy: str, size: Any, per_dimension: int | None, balance: bool, seed: int
     ) -> _Choice:
-        from fastload.selection import STRATEGIES
-
         if strategy not in STRATEGIES:
             raise UsageError(f"strategy {strategy!r} is unknown; choose one of {', '.join(sorted(STRATEGIES))}")
         if size is not None and per_dimension is not None:
@@ -345,6 +357,7 @@ class _Builder:
     device: str
     engine: str
     threads: int
+    keep: bool
 
     def __post_init__(self) -> None:
         self.steps: list[StepReport] = []
@@ -356,6 +369,12 @@ class _Builder:
             "fastload": __version__, "fingerprint": self.file.fingerprint, "samples": len(self.file),
             "ids": xxhash.xxh3_128_hexdigest(self.file.ids.data),
         }  # fmt: skip
+        balance = self.choice.balance
+        self._samples = Samples.of(self.file.ids, self.file.labels if balance else None)
+        self._labels_hash = (
+            {"labels": xxhash.xxh3_128_hexdigest(np.ascontiguousarray(self.file.labels).data)} if balance else {}
+        )
+        self._streams = self.choice.strategy in STREAMING
         self._train_settings = {**self._data, **self.training.state(), "view": VIEW.state()}
 
     def build(self) -> SubsetReport:
@@ -364,11 +383,11 @@ class _Builder:
         self._shape = output_shape(self.file, self.resize)
         self._announce()
         encoder = self._train() if self.trains else self._skip("train", self.encoder)
-        vectors, hashed = self._embed(encoder) if encoder is not None else self._own_embeddings()
-        chosen, facts = self._analyse(vectors, hashed)
+        embedded = self._embed(encoder) if encoder is not None else self._own_embeddings()
+        chosen, facts = self._analyse(embedded)
         rows = self._filter(chosen["ids"])
-        self._write(rows, chosen, hashed)
-        return self._summary(chosen, facts, rows, hashed)
+        self._write(rows, chosen, embedded.hashed)
+        return self._summary(chosen, facts, rows, embedded.hashed)
 
     # -- before -----------------------------------------------------------------------------------
 
@@ -380,6 +399,7 @@ class _Builder:
         model = self._saved_model() if self.trains else None
         columns = 0 if self.brought is None else self.brought.shape[1]
         train_left = embed_rows = 0
+        fused = False
         if self.trains:
             if model is not None:
                 found.reused.append("train")
@@ -394,26 +414,29 @@ class _Builder:
             encoder = self.encoder
             if encoder is None:
                 encoder = autoencoder_encoder(model or _untrained(file, training))
-            settings = self._embed_settings(encoder)
-            if self.encoder is None and model is None:
-                settings = {}
+            plan = self._plan(encoder if self.encoder is not None or model is not None else None)
             columns = training.embedding_size if self.encoder is None else 0
-            done, first = self._embeddings_on_disk(settings)
-            if done:
+            if plan.done:
                 found.reused.append("embed")
-                columns = saved_shape(self.work.file("embeddings.npy"))[1]  # type: ignore[index]
+                columns = plan.columns
             else:
                 chunk = chunk_rows(encoder.view)
                 trial = needs.try_embedding(file, encoder, min(chunk, count), device=self.device, engine=self.engine)
-                embed_rows, columns = count - first, trial.columns
+                embed_rows, columns = count - plan.first, trial.columns
                 found.seconds["embed"] = trial.seconds * embed_rows
                 _add_memory(found, trial)
-                if not self.work.file("embeddings.npy").exists():
-                    found.disk += count * columns * 4
+            fused = plan.fused is not None
+            if not fused and not self.work.file("embeddings.npy").exists():
+                found.disk += count * columns * 4
         size = self.choice.size or min(count, (self.choice.per_dimension or 0) * max(1, columns))
-        classes = len(np.unique(file.labels)) if self.choice.balance else 1
-        found.memory += needs.selection_bytes(columns, size, classes)
-        found.seconds["analyse"] = count * columns * 4 / 1e9
+        found.memory += count * needs.SAMPLE_BYTES + (0 if fused else needs.reading_memory(count * columns * 4))
+        if columns and self._streams:
+            length = list_length(self._request(), self._samples, columns)
+            entries = columns * (length * len(self._samples.group_sizes) + self._report_length(columns))
+            found.memory += needs.lists_memory(entries, self.threads)
+            # The state before stays until the new one is whole.
+            found.disk += 2 * needs.lists_disk(entries) if fused else 0
+        found.seconds["analyse"] = count * needs.CHOOSE_SECONDS + (0 if fused else count * columns * 4 / 1e9)
         height, width, channels = self._shape
         subset = size * height * width * channels
         found.disk += subset + size * (64 + file.labels.dtype.itemsize * int(np.prod(file.labels.shape[1:])))
@@ -492,58 +515,108 @@ class _Builder:
         begun = self.work.unfinished("embed", settings)
         return False, int(begun.get("rows", 0)) if begun and whole else 0
 
-    def _embed(self, encoder: Encoder) -> tuple[np.ndarray, str]:
-        settings = self._embed_settings(encoder)
-        path = self.work.file("embeddings.npy")
+    def _plan(self, encoder: Encoder | None) -> _EmbedPlan:
+        """Decide whether embeddings are stored or pass by, and how far that is; `encoder` is None while untrained.
+
+        What an earlier call stored, or began to, is used; else only --keep and strategies that look at embeddings more
+        than once need them stored.
+        """
+        settings = self._embed_settings(encoder) if encoder is not None else {}
         done, first = self._embeddings_on_disk(settings)
-        if done:
+        if done or first or self.keep or not self._streams:
+            shape = saved_shape(self.work.file("embeddings.npy")) if done else None
+            return _EmbedPlan(settings, done, first, shape[1] if shape else 0, None)
+        settings |= {"strategy": self.choice.strategy, **self.choice.state(), **self._labels_hash}
+        fused = FusedPass(self.work.file("lists.safetensors"), _hash(settings), len(self.file), self._begin_pass)
+        done = fused.complete and self.work.finished("embed", settings) is not None
+        return _EmbedPlan(settings, done, fused.rows, fused.columns, fused)
+
+    def _embed(self, encoder: Encoder) -> _Embedded:
+        plan = self._plan(encoder)
+        settings, path = plan.settings, self.work.file("embeddings.npy" if plan.fused is None else "lists.safetensors")
+        if plan.done:
             facts = self.work.finished("embed", settings) or {}
             self._report("embed", "reused", self.work.seconds("embed"), "")
-            return np.load(path, mmap_mode="r"), str(facts["hash"])
+            return self._embedded(plan, str(facts["hash"]))
         if self.work.finished("embed", settings) is not None:
             self.listener.note(f"{path} is damaged, so embedding is done again")
         self._say_changed("embed", settings)
-        before = self.work.seconds("embed") if first else 0.0
+        if plan.fused is not None:
+            self.work.file("embeddings.npy").unlink(missing_ok=True)  # of other settings, and large
+        before = self.work.seconds("embed") if plan.first else 0.0
         began = time.monotonic()
-        self.listener.begin("embed", len(self.file), first)
 
         def on_saved(rows: int) -> None:
             self.work.record("embed", settings, before + time.monotonic() - began, {"rows": rows}, done=False)
 
-        self.work.record("embed", settings, before, {"rows": first}, done=False)
-        with deferred_interrupt() as should_stop:
+        def run(first: int) -> None:
+            self.listener.begin("embed", len(self.file), first)
+            self.work.record("embed", settings, before + time.monotonic() - began, {"rows": first}, done=False)
             embed(
-                self.file, encoder, path, device=self.device, engine=self.engine, first_row=first,
+                self.file, encoder, plan.fused or path, device=self.device, engine=self.engine, first_row=first,
                 on_chunk=self.listener.advance, on_saved=on_saved, should_stop=should_stop,
             )  # fmt: skip
-            vectors = np.load(path, mmap_mode="r")
-            hashed = hash_rows(vectors)
+
+        with deferred_interrupt() as should_stop:
+            if plan.fused is None:
+                run(plan.first)
+                vectors = np.load(path, mmap_mode="r")
+                hashed, columns, passes = hash_rows(vectors), vectors.shape[1], 1
+            else:
+                self._pass_by(plan.fused, run)
+                hashed, columns, passes = plan.fused.hexdigest(), plan.fused.columns, plan.fused.passes
             seconds = before + time.monotonic() - began
             self.work.record("embed", settings, seconds, {"hash": hashed})
-        how = f"resumed at row {first:,}" if first else "done"
-        self._report("embed", how, seconds, f"{len(vectors):,} × {vectors.shape[1]}")
-        return vectors, hashed
+        how = f"resumed at row {plan.first:,}" if plan.first else "done"
+        repeated = f", {passes} passes" if passes > 1 else ""
+        self._report("embed", how, seconds, f"{len(self.file):,} × {columns}{repeated}")
+        return self._embedded(plan, hashed)
 
-    def _own_embeddings(self) -> tuple[np.ndarray | None, str]:
+    def _pass_by(self, fused: FusedPass, run: Callable[[int], None]) -> None:
+        """Repeat the encoder's pass, each time with longer lists, until they are long enough to choose from."""
+        while True:
+            if not fused.complete:
+                run(fused.rows)
+                fused.sync()
+            if fused.strategy.selection() is not None:
+                return
+            fused.again()
+            self.listener.note(f"lists were too short for this overlap, so pass {fused.passes} has longer ones")
+
+    def _embedded(self, plan: _EmbedPlan, hashed: str) -> _Embedded:
+        if plan.fused is not None:
+            return _Embedded(hashed, None, plan.fused.strategy)
+        return _Embedded(hashed, np.load(self.work.file("embeddings.npy"), mmap_mode="r"), None)
+
+    def _own_embeddings(self) -> _Embedded:
         if self.brought is None:
             self._skip("embed", None)
-            return None, ""
+            return _Embedded("", None, None)
         began = time.monotonic()
         hashed = hash_rows(self.brought)
         self._report("embed", "brought", time.monotonic() - began, f"{len(self.brought):,} × {self.brought.shape[1]}")
-        return self.brought, hashed
+        return _Embedded(hashed, self.brought, None)
 
     # -- analyse, filter, write -------------------------------------------------------------------
 
-    def _analyse(self, vectors: np.ndarray | None, hashed: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        from fastload.selection import select
+    def _request(self, device: str = "cpu") -> Request:
+        return Request(self.choice.size, self.choice.per_dimension, self.choice.seed, device, self.threads)
 
+    def _report_length(self, columns: int) -> int:
+        """Return how many of each dimension's strongest samples the report looks at: those that a plain union takes."""
+        return self.choice.per_dimension or math.ceil((self.choice.size or 1) / columns)
+
+    def _begin_pass(self, columns: int, device: str = "cpu") -> Pass:
+        # On the CPU unless said otherwise: the encoder's chunks come there to be hashed, and listing takes 0.3 ms each.
+        return STREAMING[self.choice.strategy](
+            self._samples, self._request(device), columns, report=self._report_length(columns)
+        )
+
+    def _analyse(self, embedded: _Embedded) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         settings = {
             **self._data, **self.choice.state(), "strategy": self.choice.strategy, "seed": self.choice.seed,
-            "embeddings": hashed,
+            "embeddings": embedded.hashed, **self._labels_hash,
         }  # fmt: skip
-        if self.choice.balance:
-            settings["labels"] = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(self.file.labels).data)
         path = self.work.file("selection.safetensors")
         facts = self.work.finished("analyse", settings)
         found = load_tensors(path) if facts is not None else None
@@ -555,37 +628,46 @@ class _Builder:
         self._say_changed("analyse", settings)
         self.listener.begin("analyse", len(self.file))
         began = time.monotonic()
-        count = len(self.file)
-        # A strategy that looks at no embeddings gets a column of zeros that takes no memory.
-        seen = np.broadcast_to(np.float32(0), (count, 1)) if vectors is None else vectors
-        selection = select(
-            self.choice.strategy, seen, self.file.ids, size=self.choice.size,
-            per_dimension=self.choice.per_dimension, labels=self.file.labels if self.choice.balance else None,
-            seed=self.choice.seed, device=self.device, threads=self.threads,
-            progress=lambda done, total: self.listener.advance(done),
-        )  # fmt: skip
+        selection, strongest = self._select(embedded)
         chosen: dict[str, np.ndarray] = {
             "ids": np.asarray(selection.ids, np.int64), "dimension": np.asarray(selection.dimension, np.int32),
             "rank": np.asarray(selection.rank, np.int32), "score": np.asarray(selection.score, np.float32),
         }  # fmt: skip
-        facts = self._selection_facts(chosen, vectors, selection.report)
+        facts = _selection_facts(chosen, strongest, selection.report)
         seconds = time.monotonic() - began
         save_tensors(path, {name: torch.from_numpy(array) for name, array in chosen.items()}, {"key": _hash(settings)})
         self.work.record("analyse", settings, seconds, facts)
         self._report("analyse", "done", seconds, self.choice.strategy)
         return chosen, facts
 
-    def _selection_facts(
-        self, chosen: dict[str, np.ndarray], vectors: np.ndarray | None, report: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def _select(self, embedded: _Embedded) -> tuple[Selection, TopKState | None]:
+        """Return the selection and each dimension's strongest samples, None without embeddings."""
+        if embedded.lists is not None:
+            selection = embedded.lists.selection()
+            assert selection is not None, "embedding goes on until the lists are long enough"
+            return selection, embedded.lists.strongest()
+        vectors, count = embedded.vectors, len(self.file)
+
+        def advance(done: int, total: int) -> None:
+            self.listener.advance(done)
+
+        if vectors is not None and self._streams:
+            source = as_embeddings(vectors)
+            lists = self._begin_pass(vectors.shape[1], device=self.device)
+            while (found := read(source, lists, advance).selection()) is None:
+                lists = lists.again()
+            return found, lists.strongest()
+        # A strategy that looks at no embeddings gets a column of zeros that takes no memory.
+        seen = np.broadcast_to(np.float32(0), (count, 1)) if vectors is None else vectors
+        selection = select(
+            self.choice.strategy, seen, self.file.ids, size=self.choice.size,
+            per_dimension=self.choice.per_dimension, labels=self.file.labels if self.choice.balance else None,
+            seed=self.choice.seed, device=self.device, threads=self.threads, progress=advance,
+        )  # fmt: skip
         if vectors is None:
-            return {"dimensions": 0, "dead": [], "filled": 0, "overlap": None}
-        k = self.choice.per_dimension or math.ceil(len(chosen["ids"]) / vectors.shape[1])
-        overlap, dead = measure_lists(vectors, self.file.ids, k, self.threads)
-        return {
-            "dimensions": report["dimensions"], "dead": dead, "filled": int((chosen["dimension"] < 0).sum()),
-            "overlap": dataclasses.asdict(overlap),
-        }  # fmt: skip
+            return selection, None
+        k = self._report_length(vectors.shape[1])
+        return selection, strongest(as_embeddings(vectors), k, self.threads)
 
     def _filter(self, ids: np.ndarray) -> np.ndarray:
         """Return the chosen samples' rows in the full file, in order of choice; their stored bytes are verified."""
@@ -656,6 +738,39 @@ class _Builder:
         if changed and not self._redone:
             self.listener.note(f"{step} and what follows is done anew, since {', '.join(changed)}")
             self._redone = True
+
+
+@dataclass(frozen=True)
+class _EmbedPlan:
+    """Where embeddings go: `fused`, or a file where that is None; how far that is; `columns`, 0 while not known."""
+
+    settings: dict[str, Any]
+    done: bool
+    first: int
+    columns: int
+    fused: FusedPass | None
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """What there is of the embeddings: their hash, themselves, or the lists that they left behind."""
+
+    hashed: str
+    vectors: np.ndarray | None
+    lists: Pass | None
+
+
+def _selection_facts(
+    chosen: dict[str, np.ndarray], strongest: TopKState | None, report: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what the summary tells; a strategy may have made other dimensions than the embeddings have."""
+    if strongest is None:
+        return {"dimensions": 0, "dead": [], "filled": 0, "overlap": None}
+    overlap, dead = measure_lists(strongest)
+    return {
+        "dimensions": report.get("dimensions", len(strongest.minimum)), "dead": dead,
+        "filled": int((chosen["dimension"] < 0).sum()), "overlap": dataclasses.asdict(overlap),
+    }  # fmt: skip
 
 
 def _hash(settings: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastload.kernels.topk import TopK
+from fastload.kernels.topk import TopKState
 from fastload.packed import PackedFile
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ STEP_TITLES = {
     "write": "write",
 }
 _ENDS = 3
-_CHUNK = 1 << 16
 _MOST_CLASSES = 10_000
 
 
@@ -161,21 +160,17 @@ def _listed(dimensions: np.ndarray, counts: np.ndarray) -> str:
     return ", ".join(f"dimension {d}: {counts[d]:,}" for d in dimensions)
 
 
-def measure_lists(
-    vectors: np.ndarray, ids: np.ndarray, k: int, threads: int | None = None
-) -> tuple[Overlap, list[int]]:
-    """Return the overlap of the dimensions' lists of k, and the dead dimensions, of embeddings [N, D].
+def measure_lists(strongest: TopKState) -> tuple[Overlap, list[int]]:
+    """Return the overlap of the dimensions' lists of their strongest samples (one group), and the dead dimensions.
 
     Only what is above a dimension's minimum counts, as in the selection.
     """
-    lists = TopK(vectors.shape[1], k, threads=threads)
-    for start in range(0, len(vectors), _CHUNK):
-        lists.update(vectors[start : start + _CHUNK], ids[start : start + _CHUNK])
-    found = lists.result()
-    real = (np.arange(k) < found.counts[0][:, None]) & (found.values[0] > found.minimum[:, None])
-    _, times = np.unique(found.ids[0][real], return_counts=True)
+    k = strongest.values.shape[2]
+    listed = np.arange(k) < strongest.counts[0][:, None]
+    real = listed & (strongest.values[0] > strongest.minimum[:, None])
+    _, times = np.unique(strongest.ids[0][real], return_counts=True)
     overlap = Overlap(k, int(times.sum()), len(times), int(times.max()) if len(times) else 0)
-    return overlap, np.flatnonzero(found.minimum == found.maximum).tolist()
+    return overlap, np.flatnonzero(strongest.minimum == strongest.maximum).tolist()
 
 
 def count_classes(file: PackedFile, rows: np.ndarray) -> list[tuple[str, int, int]]:

@@ -36,10 +36,12 @@ FIRST_IDS = 10
 
 _RATIO = 32
 _NO_ID = np.int64(2**63 - 1)
+_NO_IDS = np.empty(0, np.int64)
 _LOWEST = np.float32(-np.inf)
 _FLOAT32_MAX = np.float32(3.4028234663852886e38)
 _FLOAT16_SCALE = np.float32(2.0**112)
 _BLOCK = 256
+_LANES = 16
 _SORTED = 2048
 _MOST_THREADS = 256
 
@@ -158,7 +160,7 @@ def _reach(m, a, b, c, d, e, f, g, h, limit, lowest, high):
     counts are int32 because LLVM then vectorizes the loop.
     """
     above, below = np.int32(0), np.int32(0)
-    for i in range(high.size):
+    for i in range(m.shape[1]):
         p, q = _higher(m[a, i], m[b, i]), _higher(m[c, i], m[d, i])
         r, s = _higher(m[e, i], m[f, i]), _higher(m[g, i], m[h, i])
         top = _higher(_higher(p, q), _higher(r, s))
@@ -204,6 +206,21 @@ def _float_rows_typed(x, kind, places, buffer):
 
 
 @njit(nogil=True, cache=True)
+def _any_hit(high, limit, first):
+    """Whether any of _LANES columns from `first` on reaches its limit: one comparison of vectors."""
+    hits = np.int32(0)
+    for i in range(first, first + _LANES):
+        hits = np.int32(hits + np.int32(high[i] >= limit[i]))
+    return hits > 0
+
+
+@register_jitable
+def _id_of(samples, first_id, row):
+    """Return a row's id; ids that follow each other are not written out, which would take 8 bytes a row."""
+    return samples[row] if samples.size else first_id + row
+
+
+@njit(nogil=True, cache=True)
 def _note_bad_row(m, row, sample, bad_ids, bad_count):
     """Count a row with NaN or infinity in it, and keep its id where it is among the lowest."""
     finite = True
@@ -223,18 +240,20 @@ def _note_bad_row(m, row, sample, bad_ids, bad_count):
 
 @njit(nogil=True, cache=True)
 def _scan_rows(
-    x, kind, samples, order, first, last, stride, floor, values, ids, counts, lowest, bad_ids, bad_count, limit, high,
-    buffer,
+    x, kind, samples, first_id, order, first, last, stride, floor, values, ids, counts, lowest, bad_ids, bad_count,
+    limit, high, buffer,
 ):  # fmt: skip
     """Offer every `stride`-th eight rows of order[first … last - 1] (of x where `order` is empty) to heaps.
 
-    Values below `floor` are passed over: k others are known to be as high.
+    Bound by memory while hits are rare: two passes in the first-level cache cost less than fetching the rows does.
+    Ascending rows are bound by the heaps, which are renewed on each level of samples. Values below `floor` are passed
+    over: k others are known to be as high.
     """
     dims, k = values.shape
     lowest_id = _NO_ID
     for start in range(first, last, 8 * stride):
         for at in range(start, min(last, start + 8)):
-            lowest_id = min(lowest_id, samples[order[at] if order.size else at])
+            lowest_id = min(lowest_id, _id_of(samples, first_id, order[at] if order.size else at))
     for i in range(dims):
         limit[i] = floor[i]
         if counts[i] == k:
@@ -258,26 +277,31 @@ def _scan_rows(
             for row in rows:
                 for i in range(dims):
                     lowest[i] = _lower(m[row, i], lowest[i])
-        i = 0
+        lane = 0
         while above > 0:
-            if high[i] >= limit[i]:
-                above -= np.int32(1)
-                for j in range(n):
-                    value = m[rows[j], i]
-                    if value >= limit[i]:
-                        # + 0 turns -0 into +0.
-                        value += np.float32(0)
-                        counts[i] = offer(values[i], ids[i], counts[i], value, samples[places[j]])
-                        if counts[i] == k:
-                            limit[i] = _higher(floor[i], limit_of(values[i, 0], ids[i, 0], lowest_id))
-            i += 1
+            if _any_hit(high, limit, lane):
+                for i in range(lane, lane + _LANES):
+                    if high[i] >= limit[i]:
+                        above -= np.int32(1)
+                        for j in range(n):
+                            value = m[rows[j], i]
+                            if value >= limit[i]:
+                                # + 0 turns -0 into +0.
+                                value += np.float32(0)
+                                sample = _id_of(samples, first_id, places[j])
+                                counts[i] = offer(values[i], ids[i], counts[i], value, sample)
+                                if counts[i] == k:
+                                    limit[i] = _higher(floor[i], limit_of(values[i, 0], ids[i, 0], lowest_id))
+            lane += _LANES
         if not finite:
             for j in range(n):
-                _note_bad_row(m, rows[j], samples[places[j]], bad_ids, bad_count)
+                _note_bad_row(m, rows[j], _id_of(samples, first_id, places[j]), bad_ids, bad_count)
 
 
 @njit(nogil=True, cache=True)
-def _scan_group(x, kind, samples, order, first, last, stride, values, ids, counts, lowest, bad_ids, bad_count):
+def _scan_group(
+    x, kind, samples, first_id, order, first, last, stride, values, ids, counts, lowest, bad_ids, bad_count
+):  # fmt: skip
     """Offer rows order[first … last - 1] (first … last - 1 where `order` is empty) to one group's heaps.
 
     Samples of every `stride`-th eight rows, then of 32 times as many, and so on, come first, into heaps of their own:
@@ -285,7 +309,9 @@ def _scan_group(x, kind, samples, order, first, last, stride, values, ids, count
     Eight rows together, since a row alone is fetched at the latency of memory, not at its bandwidth.
     """
     dims, k = values.shape
-    limit, high = np.empty(dims, np.float32), np.empty(dims, np.float32)
+    # Columns that only fill the last vector are below their limit for ever.
+    padded = (dims + _LANES - 1) // _LANES * _LANES
+    limit, high = np.full(padded, np.float32(np.inf)), np.full(padded, _LOWEST)
     floor = np.full(dims, _LOWEST)
     buffer = np.empty((8, dims if kind != FLOAT32 else 0), np.float32)
     if stride > 1:
@@ -296,7 +322,7 @@ def _scan_group(x, kind, samples, order, first, last, stride, values, ids, count
         sample_counts = np.zeros(dims, np.int32)
         for start in range(first, last, _BLOCK * stride):
             _scan_rows(
-                x, kind, samples, order, start, min(last, start + _BLOCK * stride), stride, floor,
+                x, kind, samples, first_id, order, start, min(last, start + _BLOCK * stride), stride, floor,
                 sample_values, sample_ids, sample_counts, sample_lowest, sample_bad, sample_bad_count,
                 limit, high, buffer,
             )  # fmt: skip
@@ -306,7 +332,7 @@ def _scan_group(x, kind, samples, order, first, last, stride, values, ids, count
         stride //= _RATIO
     for start in range(first, last, _BLOCK):
         _scan_rows(
-            x, kind, samples, order, start, min(last, start + _BLOCK), 1, floor,
+            x, kind, samples, first_id, order, start, min(last, start + _BLOCK), 1, floor,
             values, ids, counts, lowest, bad_ids, bad_count, limit, high, buffer,
         )  # fmt: skip
 
@@ -443,7 +469,8 @@ def merge_slabs(
     """CUDA kernel: one block a (group, column): the slabs' lists and the state's list become the state's list.
 
     Entries go to shared memory as long as there is room, are sorted there (a bitonic network on the total order of
-    values and ids, so that the arrival order does not show), the best k stay, and the next ones follow.
+    values and ids, so that the arrival order does not show), the best k stay, and the next ones follow. Bound by the
+    barriers of the network, not by memory: it reads lists, of which a level has far fewer bytes than rows.
 
     Arguments:
         groups, first_slab, last_slab: int64 [Q], the groups of this launch and their slabs; the grid is (Q, D).
@@ -644,10 +671,10 @@ class TopK:
             raise UsageError(f"{len(ids):,} ids for {rows:,} rows of embeddings")
         if rows == 0:
             return
-        samples = np.arange(ids.start, ids.stop, ids.step) if isinstance(ids, range) else _host(ids)
-        samples = np.ascontiguousarray(samples, np.int64)
+        if not (isinstance(ids, range) and ids.step == 1):
+            ids = np.ascontiguousarray(_host(ids), np.int64)
         order, bounds = _by_group(group_of_row, rows, self.groups)
-        self._lists.update(x, kind, samples, order, bounds)
+        self._lists.update(x, kind, ids, order, bounds)
         self._rows += rows
 
     def merge(self, other: "TopK | TopKState") -> None:
@@ -722,7 +749,8 @@ class _CpuLists:
         self.dims, self.k, self.groups, self.threads = dims, k, groups, threads
         self.heaps: list[_Heaps] = []
 
-    def update(self, x: Any, kind: int, samples: np.ndarray, order: np.ndarray, bounds: np.ndarray) -> None:
+    def update(self, x: Any, kind: int, ids: np.ndarray | range, order: np.ndarray, bounds: np.ndarray) -> None:
+        samples, first_id = (_NO_IDS, ids.start) if isinstance(ids, range) else (ids, 0)
         if hasattr(x, "data_ptr"):
             if x.device.type != "cpu":
                 raise UsageError('embeddings are on the GPU, but device="cpu"; say device="cuda"')
@@ -733,7 +761,7 @@ class _CpuLists:
         cuts = [len(x) * i // slabs for i in range(slabs + 1)]
         while len(self.heaps) < slabs:
             self.heaps.append(_Heaps(self.dims, self.k, self.groups))
-        jobs = [(self.heaps[i], x, kind, samples, order, bounds, cuts[i], cuts[i + 1]) for i in range(slabs)]
+        jobs = [(self.heaps[i], x, kind, samples, first_id, order, bounds, cuts[i], cuts[i + 1]) for i in range(slabs)]
         if slabs == 1:
             _Heaps.scan(*jobs[0])
             return
@@ -756,12 +784,12 @@ class _Heaps:
         self.bad_ids = np.full(FIRST_IDS, _NO_ID)
         self.bad_count = np.zeros(1, np.int64)
 
-    def scan(self, x, kind, samples, order, bounds, first: int, last: int) -> None:
+    def scan(self, x, kind, samples, first_id: int, order, bounds, first: int, last: int) -> None:
         for group in range(len(bounds) - 1):
             begin, end = max(first, int(bounds[group])), min(last, int(bounds[group + 1]))
             if begin < end:
                 _scan_group(
-                    x, kind, samples, order, begin, end, top_stride(end - begin, self.values.shape[2]),
+                    x, kind, samples, first_id, order, begin, end, top_stride(end - begin, self.values.shape[2]),
                     self.values[group], self.ids[group], self.counts[group], self.minimum,
                     self.bad_ids, self.bad_count,
                 )  # fmt: skip
@@ -802,9 +830,10 @@ class _CudaLists:
         self.nonfinite = 0
         self.bad_ids = np.empty(0, np.int64)
 
-    def update(self, x: Any, kind: int, samples: np.ndarray, order: np.ndarray, bounds: np.ndarray) -> None:
+    def update(self, x: Any, kind: int, ids: np.ndarray | range, order: np.ndarray, bounds: np.ndarray) -> None:
         import torch
 
+        samples = np.arange(ids.start, ids.stop) if isinstance(ids, range) else ids
         if not hasattr(x, "data_ptr"):
             x = torch.from_numpy(np.ascontiguousarray(x))
         x = x.detach().to(self.device).contiguous()

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from fastload.errors import DataError, UsageError
-from fastload.selection.base import Embeddings, Request, Samples, Selection, Strategy
+from fastload.selection.base import Embeddings, Pass, Request, Samples, Selection, Strategy, StreamingStrategy
 from fastload.selection.combinations import combinations
 from fastload.selection.embeddings import as_embeddings
 from fastload.selection.kmeans import kmeans
 from fastload.selection.pca import pca
 from fastload.selection.penalized import penalized
 from fastload.selection.random import random
-from fastload.selection.top_activations import top_activations
+from fastload.selection.top_activations import ListsPass, top_activations
 
 STRATEGIES: dict[str, Strategy] = {
     "top-activations": top_activations,
@@ -23,6 +23,8 @@ STRATEGIES: dict[str, Strategy] = {
     "pca": pca,
     "penalized": penalized,
 }
+STREAMING: dict[str, StreamingStrategy] = {"top-activations": ListsPass}
+"""Those that need one pass over the embeddings and no more, which may then be the encoder's own."""
 
 
 def select(
@@ -65,11 +67,14 @@ def select(
 
 __all__ = [
     "STRATEGIES",
+    "STREAMING",
     "Embeddings",
+    "Pass",
     "Request",
     "Samples",
     "Selection",
     "Strategy",
+    "StreamingStrategy",
     "as_embeddings",
     "select",
 ]

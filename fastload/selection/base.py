@@ -10,6 +10,7 @@ import numpy as np
 from numba import njit
 
 from fastload.errors import DataError, UsageError
+from fastload.kernels.topk import TopKState
 from fastload.order import permutation
 
 
@@ -135,7 +136,10 @@ class Embeddings(Protocol):
     def shape(self) -> tuple[int, int]: ...
 
     def chunks(self) -> Iterator[tuple[int, Any]]:
-        """Yield (first row, float32 or float16 [rows, dims]), without gaps."""
+        """Yield (first row, float32 or float16 [rows, dims]), without gaps.
+
+        A chunk holds until the next is asked for: its memory may be used again then.
+        """
         ...
 
 
@@ -143,6 +147,45 @@ class Strategy(Protocol):
     """Rank samples: the order must not depend on chunks, device, threads or the order of rows."""
 
     def __call__(self, embeddings: Embeddings | None, samples: Samples, request: Request) -> Selection: ...
+
+
+class Pass(Protocol):
+    """One look at all embeddings, in the order of rows, by a strategy that needs no more: nobody has to store them.
+
+    What it keeps is small. It can be saved after any chunk, and a first pass made with the same arguments takes it over
+    with `restore` and is then the pass that was saved.
+    """
+
+    @property
+    def rows(self) -> int:
+        """How many rows were seen."""
+        ...
+
+    def update(self, first: int, chunk: Any) -> None:
+        """Look at rows `first`, first + 1, …: float32 or float16 [rows, dims]."""
+        ...
+
+    def save(self) -> dict[str, np.ndarray]: ...
+
+    def restore(self, saved: Mapping[str, np.ndarray]) -> None: ...
+
+    def selection(self) -> Selection | None:
+        """Return the selection after the last row, or None where `again` has to look once more."""
+        ...
+
+    def again(self) -> Pass:
+        """Return the next pass, which keeps more."""
+        ...
+
+    def strongest(self) -> TopKState:
+        """Return each dimension's strongest samples by position, as many as the pass was asked to report."""
+        ...
+
+
+class StreamingStrategy(Protocol):
+    """Begin the first pass of a strategy: `report` strongest samples a dimension are kept for the report."""
+
+    def __call__(self, samples: Samples, request: Request, dims: int, *, report: int = 0) -> Pass: ...
 
 
 @njit(nogil=True, cache=True)

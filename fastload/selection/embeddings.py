@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastload.errors import DataError
+from fastload.read_ahead import FileRows
 from fastload.selection.base import Embeddings
 
 _READ_BYTES = 64 << 20
@@ -38,13 +39,30 @@ class ArrayEmbeddings:
             yield start, chunk
 
 
+@dataclass(frozen=True)
+class FileEmbeddings:
+    """Rows of a file, read ahead by a thread while the chunk before is looked at."""
+
+    rows: FileRows
+    chunk_rows: int | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows.shape
+
+    def chunks(self) -> Iterator[tuple[int, Any]]:
+        """Yield (first row, rows)."""
+        return self.rows.chunks(self.chunk_rows)
+
+
 def as_embeddings(source: Any, chunk_rows: int | None = None) -> Embeddings:
     """Return embeddings [n, dims] in chunks.
 
     Arguments:
         source: NumPy array or memory map, h5py dataset, CPU tensor; or an object with `shape` and `chunks()`, which
             is returned as it is.
-        chunk_rows: rows at a time; by default what makes a chunk of 64 MiB read, or 1 GiB looked at in memory.
+        chunk_rows: rows at a time; by default what makes a chunk of 128 MiB read ahead from a memory map's file, 64 MiB
+            read from what else is no array, or 1 GiB looked at in memory.
 
     Raises DataError for what is not a non-empty matrix of real numbers.
     """
@@ -62,12 +80,14 @@ def as_embeddings(source: Any, chunk_rows: int | None = None) -> Embeddings:
     kind = getattr(source.dtype, "kind", "f" if getattr(source, "is_floating_point", lambda: False)() else "?")
     if kind not in "fiu" or (hasattr(source, "data_ptr") and not _is_served(source)):
         raise DataError(f"embeddings of type {source.dtype}; real numbers, best float32, were expected")
+    if chunk_rows is not None and chunk_rows < 1:
+        raise DataError(f"chunk_rows={chunk_rows}; at least 1 is needed")
+    if _is_served(source) and (rows := FileRows.of(source)) is not None:
+        return FileEmbeddings(rows, chunk_rows)
     if chunk_rows is None:
         in_memory = isinstance(source, np.ndarray) and _is_served(source) and source.flags.c_contiguous
         row_bytes = shape[1] * max(4, getattr(source.dtype, "itemsize", 4))
         chunk_rows = max(1, (_VIEW_BYTES if in_memory else _READ_BYTES) // row_bytes)
-    if chunk_rows < 1:
-        raise DataError(f"chunk_rows={chunk_rows}; at least 1 is needed")
     return ArrayEmbeddings(source, chunk_rows)
 
 

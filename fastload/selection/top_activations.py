@@ -3,12 +3,14 @@
     Y = ⋃_j top-k { x_i : z_ij }
 
 `per_dimension=k` is that union. `size=N` goes round the dimensions, each giving its next sample not yet chosen.
-The embeddings are only ever seen as `TopK` lists, so a caller that embeds can feed `update` itself and call
-`choose` at the end; where `choose` says that the lists were too short, the pass is repeated with longer ones.
+The embeddings are only ever seen as `TopK` lists, so one pass over them is enough, which may be the encoder's own;
+where the lists were too short to tell, the pass is repeated with lists twice as long.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from numba import njit
 
 from fastload.errors import DataError, UsageError
 from fastload.kernels.topk import MAX_K_CUDA, TopK, TopKState
-from fastload.selection.base import Embeddings, Request, Samples, Selection, interleave
+from fastload.selection.base import Embeddings, Pass, Request, Samples, Selection, interleave
 
 # position, dimension, rank, score; and how often a sample was passed over, being chosen already
 _Choice = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]
@@ -33,18 +35,117 @@ def top_activations(embeddings: Embeddings | None, samples: Samples, request: Re
     """
     if embeddings is None:
         raise UsageError("top-activations ranks samples by their embeddings, and none were given")
-    length = list_length(request, samples, embeddings.shape[1])
-    passes = 1
-    while True:
-        state, device = _read(embeddings, samples, request, length)
-        selection = choose(state, samples, request)
-        if selection is not None:
-            break
-        length, passes = min(2 * length, int(samples.group_sizes.max())), passes + 1
-    return Selection(
-        selection.ids, selection.dimension, selection.rank, selection.score,
-        {**selection.report, "passes": passes, "device": device},
-    )  # fmt: skip
+    lists: Pass = ListsPass(samples, request, embeddings.shape[1])
+    while (selection := read(embeddings, lists, request.progress).selection()) is None:
+        lists = lists.again()
+    return selection
+
+
+def read(embeddings: Embeddings, lists: Pass, progress: Callable[[int, int], None] | None = None) -> Pass:
+    """Show a pass all embeddings, and return it; `progress` hears of (rows done, rows in all)."""
+    for start, chunk in embeddings.chunks():
+        lists.update(start, chunk)
+        if progress:
+            progress(lists.rows, embeddings.shape[0])
+    return lists
+
+
+def strongest(embeddings: Embeddings, k: int, threads: int | None = None) -> TopKState:
+    """Return the k strongest samples of each dimension by row, for a strategy that keeps no lists."""
+    lists = TopK(embeddings.shape[1], k, threads=threads)
+    for start, chunk in embeddings.chunks():
+        lists.update(chunk, range(start, start + len(chunk)))
+    return lists.result()
+
+
+class ListsPass:
+    """One pass: the strongest samples of each dimension (and class) so far; see `Pass`.
+
+    Arguments:
+        samples, request: as for a strategy. dims: the embeddings' width.
+        report: how many of each dimension's strongest samples, of all classes, `strongest` returns.
+        length: of the lists; by default that of a first pass. passes: how many there were, with this one.
+    """
+
+    def __init__(
+        self, samples: Samples, request: Request, dims: int, *, report: int = 0, length: int = 0, passes: int = 1
+    ) -> None:
+        self._samples, self._request, self._dims, self._report = samples, request, dims, report
+        self._length, self.passes = length or list_length(request, samples, dims), passes
+        self.rows = 0
+        self._lists = self._empty(self._length, len(samples.group_sizes))
+        # Lists by class are too short to tell the strongest of all classes, and with one class they are those.
+        balanced = len(samples.group_sizes) > 1
+        self._overall = self._empty(report, 1) if report > (0 if balanced else self._length) else None
+
+    def _empty(self, length: int, groups: int) -> TopK:
+        return TopK(self._dims, length, groups, device=self._device(length), threads=self._request.threads)
+
+    def _device(self, length: int) -> str:
+        # Longer lists than the GPU's kernels take are made by their CPU twin; the report says so.
+        return self._request.device if length <= MAX_K_CUDA else "cpu"
+
+    def update(self, first: int, chunk: Any) -> None:
+        """Look at rows `first`, first + 1, …"""
+        end = first + len(chunk)
+        if first != self.rows or end > len(self._samples):
+            raise DataError(f"embeddings gave rows {first:,} to {end:,} after {self.rows:,} of {len(self._samples):,}")
+        positions = self._samples.positions[first:end]
+        groups = len(self._samples.group_sizes)
+        self._lists.update(chunk, positions, self._samples.group_of_row[first:end] if groups > 1 else None)
+        if self._overall is not None:
+            self._overall.update(chunk, positions)
+        self.rows = end
+
+    def save(self) -> dict[str, np.ndarray]:
+        """Return what `restore` takes: the lists, and how far they are."""
+        found = {"passes": np.array([self.passes])}
+        for name, lists in (("lists", self._lists), ("overall", self._overall)):
+            if lists is not None:
+                state = lists.result()
+                found |= {f"{name}.{field.name}": np.array(getattr(state, field.name)) for field in fields(state)}
+        return found
+
+    def restore(self, saved: Mapping[str, np.ndarray]) -> None:
+        """Become the pass that was saved."""
+        state = _state(saved, "lists")
+        self._length, self.passes, self.rows = state.values.shape[2], int(saved["passes"][0]), state.rows
+        self._lists = self._empty(self._length, len(self._samples.group_sizes))
+        self._lists.merge(state)
+        self._overall = None
+        if "overall.values" in saved:
+            self._overall = self._empty(self._report, 1)
+            self._overall.merge(_state(saved, "overall"))
+
+    def selection(self) -> Selection | None:
+        """Return the selection, or None where a list was too short to tell."""
+        selection = choose(self._lists.result(), self._samples, self._request)
+        if selection is None:
+            return None
+        report = {**selection.report, "passes": self.passes, "device": self._device(self._length)}
+        return replace(selection, report=report)
+
+    def again(self) -> ListsPass:
+        """Return a pass with lists twice as long."""
+        longer = min(2 * self._length, int(self._samples.group_sizes.max()))
+        return ListsPass(
+            self._samples, self._request, self._dims, report=self._report, length=longer, passes=self.passes + 1
+        )
+
+    def strongest(self) -> TopKState:
+        """Return lists of the `report` strongest samples of each dimension, of all classes, by position."""
+        if self._overall is not None:
+            return self._overall.result()
+        state = self._lists.result()
+        k = self._report
+        return replace(
+            state, values=state.values[:, :, :k], ids=state.ids[:, :, :k], counts=np.minimum(state.counts, k)
+        )
+
+
+def _state(saved: Mapping[str, np.ndarray], name: str) -> TopKState:
+    found = {field.name: saved[f"{name}.{field.name}"] for field in fields(TopKState)}
+    return TopKState(**found | {count: int(found[count]) for count in ("rows", "nonfinite")})
 
 
 def list_length(request: Request, samples: Samples, dims: int) -> int:
@@ -106,26 +207,6 @@ def _settings(request: Request, samples: Samples) -> dict[str, Any]:
         "strategy": "top-activations", **amount, "seed": request.seed, "samples": len(samples),
         "balanced": samples.classes is not None,
     }  # fmt: skip
-
-
-def _read(embeddings: Embeddings, samples: Samples, request: Request, length: int) -> tuple[TopKState, str]:
-    """Make one pass over the embeddings; return the lists and the device that made them."""
-    rows, dims = embeddings.shape
-    # Longer lists than the GPU's kernels take are made by their CPU twin; the report says so.
-    device = request.device if length <= MAX_K_CUDA else "cpu"
-    groups = len(samples.group_sizes)
-    lists = TopK(dims, length, groups, device=device, threads=request.threads)
-    seen = 0
-    for start, chunk in embeddings.chunks():
-        end = start + len(chunk)
-        if start != seen or end > rows:
-            raise DataError(f"embeddings gave rows {start:,} to {end:,} after {seen:,} of {rows:,}")
-        group = samples.group_of_row[start:end] if groups > 1 else None
-        lists.update(chunk, samples.positions[start:end], group)
-        seen = end
-        if request.progress:
-            request.progress(seen, rows)
-    return lists.result(), device
 
 
 def _union(state: TopKState, eligible: np.ndarray) -> _Choice:
