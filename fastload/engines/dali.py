@@ -21,6 +21,9 @@ from fastload.errors import DataError, UsageError
 from fastload.kernels import augment as kernel
 from fastload.kernels import finish
 
+_of_parents: list[Any] = []
+"""Pipelines that a forked child has inherited and cannot free."""
+
 Samples = np.ndarray | torch.Tensor | Sequence[np.ndarray]
 
 _STORED = {torch.float32: kernel.FLOAT32, torch.float16: kernel.FLOAT16, torch.bfloat16: kernel.BFLOAT16}
@@ -93,7 +96,7 @@ class DaliEngine:
         if device.type == "cuda":
             self._device_id = torch.cuda.current_device() if device.index is None else device.index
         self._threads = threads or min(8, len(os.sched_getaffinity(0)))
-        self._closed = False
+        self._closed, self._process = False, os.getpid()
         self._finishes = shape is None and self._device_id is None
         if self._finishes:
             self._settings = kernel_settings(augment)
@@ -142,6 +145,8 @@ class DaliEngine:
     def close(self) -> None:
         """Free the pipeline, with its threads and memory. Safe to call twice."""
         self._closed = True
+        if os.getpid() != self._process:
+            _of_parents.append(self._pipeline)  # a fork has none of its threads, and freeing it would wait for them
         self._pipeline = None
 
     def _finish_into(self, out: torch.Tensor, crops: np.ndarray, parameters: Parameters) -> None:
