@@ -26,7 +26,7 @@ from fastload.augment import Augment
 from fastload.errors import DataError, UsageError
 from fastload.feeds import stream
 from fastload.order import AUTOENCODER
-from fastload.packed import PackedFile
+from fastload.packed_set import Packed
 
 SIDE = 24
 VIEW = Augment(crop=SIDE, resize=32)
@@ -218,7 +218,7 @@ class Trainer:
 
 
 def train(
-    file: PackedFile,
+    file: Packed,
     training: Training,
     *,
     augment: Augment = VIEW,

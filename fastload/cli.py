@@ -96,7 +96,12 @@ def pack(
 
 @app.command("build-subset")
 def build_subset(
-    full: Annotated[Path, typer.Argument(help="The packed full set.", metavar="FULL.h5")],
+    full: Annotated[
+        Path,
+        typer.Argument(
+            help="The packed full set; a pattern in quotes ('shards/*.h5') for several files.", metavar="FULL.h5"
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="The subset to write.", metavar="OUT.h5")],
     strategy: Annotated[
         str,

@@ -22,7 +22,8 @@ from fastload.augment import Augment
 from fastload.autoencoder import VIEW, Autoencoder, reproducible
 from fastload.errors import DataError, UsageError
 from fastload.evaluation import EvaluationLoader
-from fastload.packed import PackedFile, checked_dataset, open_hdf5
+from fastload.packed import checked_dataset, open_hdf5
+from fastload.packed_set import Packed
 from fastload.read_ahead import FileRows
 
 CHUNK = 1024
@@ -157,7 +158,7 @@ def embed_chunk(encoder: Encoder, images: Tensor) -> np.ndarray:
 
 
 def embed(
-    file: PackedFile,
+    file: Packed,
     encoder: Encoder,
     out: Path | Sink,
     *,

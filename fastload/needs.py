@@ -21,7 +21,7 @@ from fastload.evaluation import EvaluationLoader
 from fastload.feeds import stream
 from fastload.memory import available_memory
 from fastload.order import AUTOENCODER
-from fastload.packed import PackedFile
+from fastload.packed_set import Packed
 from fastload.read_ahead import BUFFERS, CHUNK_BYTES
 
 TRIAL_SECONDS = 1.5
@@ -92,7 +92,7 @@ class Trial:
     columns: int = 0
 
 
-def try_training(file: PackedFile, training: Training, *, device: str, engine: str) -> Trial:
+def try_training(file: Packed, training: Training, *, device: str, engine: str) -> Trial:
     """Time a few real training steps of a model that is thrown away: seconds a step."""
     channels = file.shape[2] if file.shape is not None else 3
     with torch.device("meta"):  # sizes without memory: what cannot fit must be refused before it is tried
@@ -120,7 +120,7 @@ def try_training(file: PackedFile, training: Training, *, device: str, engine: s
     return Trial(seconds, (0 if device_memory else activations) + feed + weights, device_memory)
 
 
-def try_embedding(file: PackedFile, encoder: Encoder, rows: int, *, device: str, engine: str) -> Trial:
+def try_embedding(file: Packed, encoder: Encoder, rows: int, *, device: str, engine: str) -> Trial:
     """Time the encoder on some real images: seconds a row; memory for `rows` at once."""
     if isinstance(encoder.model, nn.Module):
         encoder.model.to(device)

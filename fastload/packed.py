@@ -297,6 +297,11 @@ class PackedFile:
         return self._descriptor
 
     @property
+    def paths(self) -> list[Path]:
+        """The files: one; of a set, all of them."""
+        return [self.path]
+
+    @property
     def extents(self) -> list[Extent]:
         """Where the image bytes are: one extent; of a set of files, one a file."""
         return [Extent(self.descriptor, self.data_offset, self.nbytes)]

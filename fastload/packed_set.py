@@ -90,6 +90,11 @@ class PackedSet:
         return len(self.labels)
 
     @property
+    def paths(self) -> list[Path]:
+        """The files, in order."""
+        return [file.path for file in self.files]
+
+    @property
     def extents(self) -> list[Extent]:
         """Where the image bytes of each file are, in order."""
         return [extent for file in self.files for extent in file.extents]

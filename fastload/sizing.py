@@ -12,14 +12,14 @@ from PIL import Image
 
 from fastload.decoding import BrokenImage, decode, strict_pillow
 from fastload.errors import DataError, UsageError
-from fastload.packed import PackedFile
+from fastload.packed_set import Packed
 
 _LOOKED_AT = 1000
 _ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _ORIENTATION = 0x0112
 
 
-def output_shape(file: PackedFile, resize: int | None) -> tuple[int, int, int]:
+def output_shape(file: Packed, resize: int | None) -> tuple[int, int, int]:
     """Return (H, W, C) of a subset's images: the raw set's own, `resize` square, or the encoded images' one size.
 
     Raises UsageError where encoded images have different sizes (1,000 spread over the set are looked at) and
@@ -40,7 +40,7 @@ def output_shape(file: PackedFile, resize: int | None) -> tuple[int, int, int]:
     return (*first, 3)
 
 
-def _size(file: PackedFile, row: int) -> tuple[int, int]:
+def _size(file: Packed, row: int) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(file.read(row))) as image:
             width, height = image.size
@@ -51,7 +51,7 @@ def _size(file: PackedFile, row: int) -> tuple[int, int]:
         raise DataError(f"{file.path}: the image of id {file.ids[row]} cannot be decoded ({error})") from error
 
 
-def _different(file: PackedFile, row: int, size: tuple[int, ...], other: int, known: tuple[int, ...]) -> UsageError:
+def _different(file: Packed, row: int, size: tuple[int, ...], other: int, known: tuple[int, ...]) -> UsageError:
     return UsageError(
         f"{file.path}: holds images of different sizes (id {file.ids[other]} is {known[0]}×{known[1]}, id "
         f"{file.ids[row]} is {size[0]}×{size[1]}), but a subset has one: give --resize S (shorter side to S, centre "
@@ -60,7 +60,7 @@ def _different(file: PackedFile, row: int, size: tuple[int, ...], other: int, kn
 
 
 def decode_rows(
-    file: PackedFile, rows: np.ndarray, resize: int | None, shape: tuple[int, int, int], threads: int
+    file: Packed, rows: np.ndarray, resize: int | None, shape: tuple[int, int, int], threads: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (index into `rows`, pixels uint8 [H, W, C]) in that order, decoded in `threads` threads.
 
@@ -93,7 +93,7 @@ def decode_rows(
         pool.shutdown(cancel_futures=True)
 
 
-def _pixels(file: PackedFile, row: int, resize: int | None) -> np.ndarray:
+def _pixels(file: Packed, row: int, resize: int | None) -> np.ndarray:
     if file.shape is None:
         return decode(file.read(row), resize)
     image = file.read_image(row)

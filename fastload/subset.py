@@ -50,7 +50,8 @@ from fastload.errors import DataError, UsageError
 from fastload.feeds import resolve_device
 from fastload.fused_pass import FusedPass
 from fastload.kernels.topk import TopKState
-from fastload.packed import PackedFile, PackedWriter, SelectionTable
+from fastload.packed import PackedWriter, SelectionTable
+from fastload.packed_set import Packed, Source, open_packed
 from fastload.packed_writer import check_target, digest
 from fastload.selection import (
     STRATEGIES,
@@ -98,7 +99,7 @@ class Listener:
 
 
 def build_subset(
-    full: str | os.PathLike[str],
+    full: Source,
     out: str | os.PathLike[str],
     *,
     strategy: str = "top-activations",
@@ -132,7 +133,8 @@ def build_subset(
     after an interruption; with the same seed, on the same machine, it gives the same file.
 
     Arguments:
-        full: the packed full set, or the user's own HDF5 file with `images` and `labels`, its datasets' names.
+        full: the packed full set, a pattern ("shards/*.h5") or list of files that make up one, or the user's own HDF5
+            file with `images` and `labels`, its datasets' names.
         out: the subset to write, raw; replaced only when complete.
 
         strategy: "top-activations"; "random" for comparison, which needs no embeddings; or one of the paper's
@@ -180,7 +182,7 @@ def build_subset(
     if embeddings is not None:
         embeddings = path_of("embeddings", embeddings)
     check_target(out)
-    with PackedFile(full, images=images, labels=labels) as file, _torch_threads(threads):
+    with open_packed(full, images=images, labels=labels) as file, _torch_threads(threads):
         _check_full(file, out)
         choice = _Choice.parse(file, strategy, size, per_dimension, balance_classes, seed)
         training = _training(
@@ -225,7 +227,7 @@ class _Choice:
 
     @classmethod
     def parse(
-        cls, file: PackedFile, strategy: str, size: Any, per_dimension: int | None, balance: bool, seed: int
+        cls, file: Packed, strategy: str, size: Any, per_dimension: int | None, balance: bool, seed: int
     ) -> _Choice:
         if strategy not in STRATEGIES:
             raise UsageError(f"strategy {strategy!r} is unknown; choose one of {', '.join(sorted(STRATEGIES))}")
@@ -276,8 +278,8 @@ def parse_size(size: int | float | str, count: int) -> int:
     return wanted
 
 
-def _check_full(file: PackedFile, out: Path) -> None:
-    if out.exists() and out.samefile(file.path):
+def _check_full(file: Packed, out: Path) -> None:
+    if out.exists() and any(out.samefile(path) for path in file.paths):
         raise UsageError(f"{out}: is the full set itself; give the subset another name")
     if file.selection is not None:
         raise UsageError(
@@ -345,7 +347,7 @@ def _torch_threads(threads: int | None) -> Iterator[None]:
 class _Builder:
     """One run over the five steps: each method does one, or finds it done, and passes its result on."""
 
-    file: PackedFile
+    file: Packed
     out: Path
     work: WorkFolder
     listener: Listener
@@ -783,7 +785,7 @@ def _add_memory(found: needs.Needs, trial: needs.Trial) -> None:
     found.device_memory = max(found.device_memory, trial.device_memory)
 
 
-def _untrained(file: PackedFile, training: Training) -> Autoencoder:
+def _untrained(file: Packed, training: Training) -> Autoencoder:
     channels = file.shape[2] if file.shape is not None else 3
     model = Autoencoder(channels, training.embedding_size)
     return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastload.kernels.topk import TopKState
-from fastload.packed import PackedFile
+from fastload.packed_set import Packed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -173,7 +173,7 @@ def measure_lists(strongest: TopKState) -> tuple[Overlap, list[int]]:
     return overlap, np.flatnonzero(strongest.minimum == strongest.maximum).tolist()
 
 
-def count_classes(file: PackedFile, rows: np.ndarray) -> list[tuple[str, int, int]]:
+def count_classes(file: Packed, rows: np.ndarray) -> list[tuple[str, int, int]]:
     """Return (name, chosen, total) for each class; empty where labels are not one integer a sample."""
     if file.labels.ndim != 1 or file.labels.dtype.kind not in "iub":
         return []

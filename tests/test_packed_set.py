@@ -10,7 +10,7 @@ import torch
 from packs import noise_images, write_encoded, write_pair, write_raw
 from samples import encode
 
-from fastload import Augment, DataError, TwoPhaseLoader, UsageError
+from fastload import Augment, DataError, TwoPhaseLoader, UsageError, build_subset
 from fastload.packed import PackedFile
 from fastload.packed_set import open_packed
 from fastload.reading import ReadAhead, SampleReader
@@ -183,3 +183,18 @@ def test_what_lies_in_the_page_cache_is_not_asked_for(one, monkeypatch):
     monkeypatch.setattr("fastload.kernels.augment.advise_ranges", lambda *arguments: asked.append(arguments))
     batches(one, resident_budget=0)
     assert not asked
+
+
+def test_a_subset_is_built_from_a_set_and_belongs_to_it(shards, one, tmp_path):
+    report = build_subset(f"{shards}/*.h5", tmp_path / "s.h5", strategy="random", size=20)
+    alone = build_subset(one, tmp_path / "alone.h5", strategy="random", size=20)
+    assert report.chosen == alone.chosen == 20
+    settings = {"batch_size": 8, "steps": 6, "augment": Augment(crop=24), "device": "cpu", "with_ids": True}
+    with PackedFile(tmp_path / "s.h5") as ours, PackedFile(tmp_path / "alone.h5") as theirs:
+        assert np.array_equal(ours.ids, theirs.ids) and ours.read(3) == theirs.read(3)
+    with TwoPhaseLoader(f"{shards}/*.h5", tmp_path / "s.h5", **settings) as loader:
+        assert len(list(loader)) == 6
+    with pytest.raises(DataError, match="another full set"):
+        TwoPhaseLoader(one, tmp_path / "s.h5", **settings)
+    with pytest.raises(UsageError, match="is the full set itself"):
+        build_subset(f"{shards}/*.h5", shards / "1.h5", strategy="random", size=20)
