@@ -14,6 +14,7 @@ from fastload.order import Order
 from fastload.packed_set import Packed
 
 _PIECE = 64 << 20
+_WINDOW_BYTES = 256 << 20  # a window of blocks larger than this is asked for sample by sample
 Place = tuple[np.ndarray, np.ndarray, np.ndarray]
 _CLOSED: Place = (np.empty(0, np.int32), np.empty(0, np.int64), np.zeros(1, np.int64))
 
@@ -110,44 +111,53 @@ class SampleReader:
 
 
 class ReadAhead:
-    """Asks the system to begin reading what an order wants next, a window of bytes ahead of who makes the batches.
+    """Asks the system to begin reading what an order wants next, ahead of who makes the batches.
 
     Only where it does not lie in the page cache yet (a few spread samples tell): asking costs as much as reading from
-    there. Rows that follow each other in the file are asked for together, so `"block"` reads in long runs.
+    there. It asks for a unit of positions at a time, whose rows come sorted, and neighbours as one: `"block"` mixes
+    rows within windows of blocks, so a window is read in 64 long runs rather than in 16,384 pieces.
 
     Arguments:
-        reader: whose samples. order: of the positions. window: bytes to be ahead.
+        reader: whose samples. order: of the positions. sample_bytes: of a sample, on average.
+        window: bytes to be ahead.
     """
 
     PROBES = 8
 
-    def __init__(self, reader: SampleReader, order: Order, mean_bytes: int, window: int) -> None:
+    def __init__(self, reader: SampleReader, order: Order, sample_bytes: int, window: int) -> None:
         self._reader, self._order = reader, order
-        self._step = max(1, window // 2 // max(1, mean_bytes))  # positions that are asked for at once
+        self._unit = max(1, window // 2 // max(1, sample_bytes))
+        mixed = order.block_rows * order.window_blocks
+        if order.shuffle == "block" and mixed * sample_bytes <= max(window, _WINDOW_BYTES):
+            self._unit = mixed
         self._reached = -1
         self._lock = threading.Lock()
 
     def want(self, start: int, count: int) -> None:
         """Say that the positions start … start + count - 1 are about to be read."""
         with self._lock:
-            if not start <= self._reached <= start + 3 * self._step + 8 * count:  # the first call, or a jump
-                self._reached = start
-            begin, end = self._reached, start + count + 2 * self._step
-            if end - begin < self._step:
-                return
-            self._reached = end
-        for first in range(begin, end, self._step):
-            self._ask(first, min(self._step, end - first))
+            if not start <= self._reached <= start + 4 * self._unit + 8 * count:  # the first call, or a jump
+                self._reached = self._unit_of(start)[0]
+            units = []
+            while self._reached < start + count + 2 * self._unit:
+                units.append(self._unit_of(self._reached))
+                self._reached = units[-1][1]
+        for first, last in units:
+            self._ask(first, last - first)
+
+    def _unit_of(self, position: int) -> tuple[int, int]:
+        """Return the first position of the unit that holds `position`, and the end; units begin anew in each epoch."""
+        epoch, offset = divmod(position, self._order.n)
+        first = offset // self._unit * self._unit
+        return epoch * self._order.n + first, epoch * self._order.n + min(first + self._unit, self._order.n)
 
     def _ask(self, start: int, count: int) -> None:
+        probes = [self._order.rows(start + count * i // self.PROBES, 1)[0] for i in range(min(count, self.PROBES))]
+        if self._reader.cached(self._reader.ranges(np.concatenate(probes))[0]):
+            return
         rows = np.unique(self._order.rows(start, count)[0])
         starts, sizes = self._reader.ranges(rows)
-        probes = np.linspace(0, len(rows) - 1, min(self.PROBES, len(rows))).astype(np.int64)
-        if self._reader.cached(starts[probes]):
-            return
-        breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+        part = np.searchsorted(self._reader.place[2], starts, side="right")
+        breaks = np.flatnonzero((np.diff(rows) != 1) | (np.diff(part) != 0)) + 1
         first, last = np.append(0, breaks), np.append(breaks, len(rows)) - 1
-        firsts = self._reader.place[2]
-        # A run may cross from one file into the next: it is asked for as far as its first file goes.
-        ends = np.minimum(starts[last] + sizes[last], firsts[np.searchsorted(firsts, starts[first], side="right")])
-        kernel.advise_ranges(*self._reader.place, starts[first], ends - starts[first])
+        kernel.advise_ranges(*self._reader.place, starts[first], starts[last] + sizes[last] - starts[first])
