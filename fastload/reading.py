@@ -128,7 +128,8 @@ class ReadAhead:
         self._reader, self._order = reader, order
         self._unit = max(1, window // 2 // max(1, sample_bytes))
         mixed = order.block_rows * order.window_blocks
-        if order.shuffle == "block" and mixed * sample_bytes <= max(window, _WINDOW_BYTES):
+        self._in_blocks = order.shuffle == "block" and mixed * sample_bytes <= max(window, _WINDOW_BYTES)
+        if self._in_blocks:
             self._unit = mixed
         self._reached = -1
         self._lock = threading.Lock()
@@ -155,7 +156,11 @@ class ReadAhead:
         probes = [self._order.rows(start + count * i // self.PROBES, 1)[0] for i in range(min(count, self.PROBES))]
         if self._reader.cached(self._reader.ranges(np.concatenate(probes))[0]):
             return
-        rows = np.unique(self._order.rows(start, count)[0])
+        rows = self._order.rows(start, count)[0]
+        if self._in_blocks:  # whole blocks: a short block moves the windows' ends away from the units'
+            size = self._order.block_rows
+            rows = np.unique(rows // size)[:, None] * size + np.arange(size)
+        rows = np.unique(rows[rows < self._order.n])
         starts, sizes = self._reader.ranges(rows)
         part = np.searchsorted(self._reader.place[2], starts, side="right")
         breaks = np.flatnonzero((np.diff(rows) != 1) | (np.diff(part) != 0)) + 1
