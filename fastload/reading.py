@@ -127,15 +127,20 @@ class ReadAhead:
     def __init__(self, reader: SampleReader, order: Order, sample_bytes: int, window: int) -> None:
         self._reader, self._order = reader, order
         self._unit = max(1, window // 2 // max(1, sample_bytes))
-        mixed = order.block_rows * order.window_blocks
-        self._in_blocks = order.shuffle == "block" and mixed * sample_bytes <= max(window, _WINDOW_BYTES)
-        if self._in_blocks:
-            self._unit = mixed
+        # An order of another kind, such as one that follows the losses, may not know yet what comes.
+        self._foresees = isinstance(order, Order)
+        self._in_blocks = False
+        if self._foresees and order.shuffle == "block":
+            mixed = order.block_rows * order.window_blocks
+            self._in_blocks = mixed * sample_bytes <= max(window, _WINDOW_BYTES)
+            self._unit = mixed if self._in_blocks else self._unit
         self._reached = -1
         self._lock = threading.Lock()
 
     def want(self, start: int, count: int) -> None:
         """Say that the positions start … start + count - 1 are about to be read."""
+        if not self._foresees:
+            return
         with self._lock:
             if not start <= self._reached <= start + 4 * self._unit + 8 * count:  # the first call, or a jump
                 self._reached = self._unit_of(start)[0]
