@@ -125,29 +125,36 @@ class ReadAhead:
         self._reader, self._order = reader, order
         self._step = max(1, window // 2 // max(1, mean_bytes))  # positions that are asked for at once
         self._reached = -1
+        self._waiting = -1  # up to which position a disk must be waited for
         self._lock = threading.Lock()
 
-    def want(self, start: int, count: int) -> None:
-        """Say that the positions start … start + count - 1 are about to be read."""
+    def want(self, start: int, count: int) -> bool:
+        """Say that the positions start … start + count - 1 are about to be read; return whether they seem cached."""
         with self._lock:
             if not start <= self._reached <= start + 3 * self._step + 8 * count:  # the first call, or a jump
-                self._reached = start
+                self._reached = self._waiting = start
             begin, end = self._reached, start + count + 2 * self._step
             if end - begin < self._step:
-                return
+                return self._waiting <= start
             self._reached = end
         for first in range(begin, end, self._step):
-            self._ask(first, min(self._step, end - first))
+            size = min(self._step, end - first)
+            if self._ask(first, size):
+                with self._lock:
+                    self._waiting = max(self._waiting, first + size)
+        return self._waiting <= start
 
-    def _ask(self, start: int, count: int) -> None:
+    def _ask(self, start: int, count: int) -> bool:
+        """Ask for the positions start … start + count - 1; return whether that was needed."""
         rows = np.unique(self._order.rows(start, count)[0])
         starts, sizes = self._reader.ranges(rows)
         probes = np.linspace(0, len(rows) - 1, min(self.PROBES, len(rows))).astype(np.int64)
         if self._reader.cached(starts[probes]):
-            return
+            return False
         breaks = np.flatnonzero(np.diff(rows) != 1) + 1
         first, last = np.append(0, breaks), np.append(breaks, len(rows)) - 1
         firsts = self._reader.place[2]
         # A run may cross from one file into the next: it is asked for as far as its first file goes.
         ends = np.minimum(starts[last] + sizes[last], firsts[np.searchsorted(firsts, starts[first], side="right")])
         kernel.advise_ranges(*self._reader.place, starts[first], ends - starts[first])
+        return True
