@@ -22,6 +22,7 @@ from fastload.engines import choose_engine
 from fastload.engines.dali import DaliEngine, SampleError
 from fastload.engines.fused import FusedEngine, ResidentStore
 from fastload.errors import DataError, UsageError
+from fastload.guarded_map import GuardedMap
 from fastload.kernels import augment as kernel
 from fastload.kernels import cuda_target
 from fastload.memory import check_fits
@@ -164,7 +165,10 @@ def _fused(file: Packed, augment: Augment, order: Order, output: Output) -> Fuse
 
 
 class _FusedCpuFeed:
-    """CPU twin, resident (a copy in memory) or streamed (read image by image)."""
+    """CPU twin, resident (a copy in memory) or streamed: out of a map while the page cache has it, else image by image.
+
+    The map is left where the disk must be waited for: it would be read a page at a time.
+    """
 
     immediate = False
 
@@ -179,6 +183,7 @@ class _FusedCpuFeed:
         if resident:
             check_fits(file.nbytes, output.device, str(file.path))
         self._data = self._reader.everything() if resident else None
+        self._mapped = None if resident else GuardedMap.open(self._reader.place)
         self._ahead = _read_ahead(self._reader, order, file, output)
         self._labels, self._ids = label_tensor(file.labels), file.ids
         shape = (file.shape[2], *augment.size)
@@ -191,14 +196,21 @@ class _FusedCpuFeed:
         ids = self._ids[rows]
         if self._data is not None:
             self._engine.on_cpu(self._data, rows, ids, epochs, values)
-        else:
-            self._ahead.want(start, count)
+        elif not (self._ahead.want(start, count) and self._make_mapped(rows, ids, epochs, values)):
             self._reader.check(self._engine.on_cpu_stream(self._reader.place, rows, ids, epochs, values), rows)
         return Batch(images, self._labels[torch.from_numpy(rows)], torch.from_numpy(ids))
 
+    def _make_mapped(self, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, values: np.ndarray) -> bool:
+        """Make a batch out of the map; return whether it is right, or must be read in the other way."""
+        mapped = self._mapped  # held: it goes when nobody holds it
+        if mapped is None or not mapped.ready():
+            return False
+        self._engine.on_cpu_map(mapped.data, mapped.place, rows, ids, epochs, values)
+        return mapped.intact()
+
     def close(self) -> None:
         self._reader.close()
-        self._data = None
+        self._data = self._mapped = None
 
 
 class _FusedResidentFeed:

@@ -135,21 +135,25 @@ class ReadAhead:
             self._in_blocks = mixed * sample_bytes <= max(window, _WINDOW_BYTES)
             self._unit = mixed if self._in_blocks else self._unit
         self._reached = -1
+        self._waiting = -1  # up to which position a disk must be waited for
         self._lock = threading.Lock()
 
-    def want(self, start: int, count: int) -> None:
-        """Say that the positions start … start + count - 1 are about to be read."""
+    def want(self, start: int, count: int) -> bool:
+        """Say that the positions start … start + count - 1 are about to be read; return whether they seem cached."""
         if not self._foresees:
-            return
+            return True
         with self._lock:
             if not start <= self._reached <= start + 4 * self._unit + 8 * count:  # the first call, or a jump
-                self._reached = self._unit_of(start)[0]
+                self._reached = self._waiting = self._unit_of(start)[0]
             units = []
             while self._reached < start + count + 2 * self._unit:
                 units.append(self._unit_of(self._reached))
                 self._reached = units[-1][1]
         for first, last in units:
-            self._ask(first, last - first)
+            if self._ask(first, last - first):
+                with self._lock:
+                    self._waiting = max(self._waiting, last)
+        return self._waiting <= start
 
     def _unit_of(self, position: int) -> tuple[int, int]:
         """Return the first position of the unit that holds `position`, and the end; units begin anew in each epoch."""
@@ -157,10 +161,11 @@ class ReadAhead:
         first = offset // self._unit * self._unit
         return epoch * self._order.n + first, epoch * self._order.n + min(first + self._unit, self._order.n)
 
-    def _ask(self, start: int, count: int) -> None:
+    def _ask(self, start: int, count: int) -> bool:
+        """Ask for the positions start … start + count - 1; return whether that was needed."""
         probes = [self._order.rows(start + count * i // self.PROBES, 1)[0] for i in range(min(count, self.PROBES))]
         if self._reader.cached(self._reader.ranges(np.concatenate(probes))[0]):
-            return
+            return False
         rows = self._order.rows(start, count)[0]
         if self._in_blocks:  # whole blocks: a short block moves the windows' ends away from the units'
             size = self._order.block_rows
@@ -171,3 +176,4 @@ class ReadAhead:
         breaks = np.flatnonzero((np.diff(rows) != 1) | (np.diff(part) != 0)) + 1
         first, last = np.append(0, breaks), np.append(breaks, len(rows)) - 1
         kernel.advise_ranges(*self._reader.place, starts[first], starts[last] + sizes[last] - starts[first])
+        return True

@@ -414,9 +414,9 @@ def _augment_images(
     channels_last,
     kind,
 ):
-    """Augment a batch out of `data`, or, where there are `descriptors`, image by image through it; see the two below.
+    """Augment a batch out of `data`, or, where there are `descriptors`, image by image through it; see those below.
 
-    One function for both: compiled apart, their sums could be taken in another order, and a sample's bits would differ.
+    One function for all: compiled apart, their sums could be taken in another order, and a sample's bits would differ.
     """
     work = work_space(settings, shape[2])
     address = np.uint64(data.ctypes.data)
@@ -432,7 +432,9 @@ def _augment_images(
         drawn_next = draw(np.uint64(ids[n]), np.uint64(epochs[n]), seed, phase, settings)
         first_next = _place(drawn_next, strides, shape, settings)
         if in_memory:
-            first_next += rows[n] * strides[0]
+            position = rows[n] * strides[0]
+            part = _part_of(firsts, position)
+            first_next += begins[part] + position - firsts[part]
             for c in range(shape[2] if strides[2] == 1 else 1):
                 prefetch(data, first_next + c * strides[3], span)
         if k >= 0:
@@ -449,7 +451,8 @@ def _augment_images(
     return -1
 
 
-_NO_FILES = (np.empty(0, np.int32), np.empty(0, np.int64), np.zeros(1, np.int64))
+_NO_FILES = np.empty(0, np.int32)
+_ONE_PART = (np.zeros(1, np.int64), np.array([0, np.iinfo(np.int64).max]))
 
 
 def augment_batch(data, rows, strides, shape, ids, epochs, seed, phase, settings, out, channels_last, kind):
@@ -465,8 +468,21 @@ def augment_batch(data, rows, strides, shape, ids, epochs, seed, phase, settings
     random places (0.65 µs an image without, 0.53 with; AMD EPYC, 32² → 24²). Then by arithmetic: three passes over
     the crop's bytes, which stay in the first-level cache.
     """
+    augment_parts(
+        _NO_FILES, *_ONE_PART, data, rows, strides, shape, ids, epochs, seed, phase, settings, out, channels_last, kind,
+    )  # fmt: skip
+
+
+def augment_parts(
+    none, begins, firsts, data, rows, strides, shape, ids, epochs, seed, phase, settings, out, channels_last, kind
+):
+    """Augment a batch as `augment_batch`, out of a set whose files lie in `data` each for itself.
+
+    Arguments: none: int32 [0]. begins: int64 [F], where each file's image bytes begin in `data`. firsts: int64 [F + 1],
+    the place of each file's first byte in the set, and the end. `data` is uint8 and writeable, as for `augment_batch`.
+    """
     _augment_images(
-        *_NO_FILES, data, rows, strides, shape, ids, epochs, seed, phase, settings, out, channels_last, kind,
+        none, begins, firsts, data, rows, strides, shape, ids, epochs, seed, phase, settings, out, channels_last, kind,
     )  # fmt: skip
 
 

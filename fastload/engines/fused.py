@@ -55,6 +55,12 @@ class FusedEngine:
         """Augment images read from files, a `SampleReader`'s `place`; return the first unreadable one, or -1."""
         return kernel.augment_stream(*place, rows, *self._arguments(ids, epochs, out))
 
+    def on_cpu_map(
+        self, data: np.ndarray, place: Place, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray
+    ) -> None:
+        """Augment images out of mapped files, a `GuardedMap`'s `data` and `place`."""
+        kernel.augment_parts(*place, data, rows, *self._arguments(ids, epochs, out))
+
     def _arguments(self, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray) -> tuple[object, ...]:
         return (
             self._strides, self._shape, ids, epochs, self._seed, self._phase, self._settings, out,
