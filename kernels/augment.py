@@ -178,8 +178,8 @@ def read_ranges(descriptors, begins, firsts, starts, sizes, out, places):
         firsts: int64 [F + 1], the place of each file's first byte in the set, and the end.
         starts, sizes, places: int64 [b]; a range lies in one file.
 
-    pread and not the memory map: the map needs MADV_POPULATE_READ before each touch, or a file that shrank is SIGBUS,
-    and one that shrinks between the two still is. Gathering 3 KB samples at random from the page cache took 630 ns
+    pread and not a memory map: that needs MADV_POPULATE_READ before each touch, or a file that shrank is SIGBUS, and
+    one that shrinks between the two still is; or a guard (see bus_guard.py), which not every system has. Gathering 3 KB samples at random from the page cache took 630 ns
     each with pread, 660 with populate, 700 with process_vm_readv, 220 unprotected (EPYC, two shared cores).
     """
     for i in range(starts.size):
