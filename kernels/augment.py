@@ -179,8 +179,9 @@ def read_ranges(descriptors, begins, firsts, starts, sizes, out, places):
         starts, sizes, places: int64 [b]; a range lies in one file.
 
     pread and not a memory map: that needs MADV_POPULATE_READ before each touch, or a file that shrank is SIGBUS, and
-    one that shrinks between the two still is; or a guard (see bus_guard.py), which not every system has. Gathering 3 KB samples at random from the page cache took 630 ns
-    each with pread, 660 with populate, 700 with process_vm_readv, 220 unprotected (EPYC, two shared cores).
+    one that shrinks between the two still is; or a guard (see bus_guard.py), which not every system has. Gathering 3 KB
+    samples at random from the page cache took 630 ns each with pread, 660 with populate, 700 with process_vm_readv, 220
+    unprotected (EPYC, two shared cores).
     """
     for i in range(starts.size):
         address = np.uint64(out[places[i] :].ctypes.data)
