@@ -205,8 +205,7 @@ class _FusedCpuFeed:
         mapped = self._mapped  # held: it goes when nobody holds it
         if mapped is None or not mapped.ready():
             return False
-        self._engine.on_cpu_map(mapped.data, mapped.place, rows, ids, epochs, values)
-        return mapped.intact()
+        return self._engine.on_cpu_map(mapped, rows, ids, epochs, values) and mapped.intact()
 
     def close(self) -> None:
         self._reader.close()

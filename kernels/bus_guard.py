@@ -134,7 +134,7 @@ def is_guarded(handler):
     return mask[0] >> (SIGBUS - 1) & 1 == 0
 
 
-@njit(nogil=True, cache=True)
+@register_jitable
 def are_whole(descriptors, ends):
     """Whether each file (int32 [F]) still has its bytes up to `ends`, int64 [F]."""
     short = 0

@@ -212,7 +212,7 @@ def test_a_map_stays_while_a_thread_gathers_from_it(full):
         count = len(mappings())
         feed.close()
         assert len(mappings()) == count
-        assert held.data[held.place[1][0]] == file.data[0]
+        assert held.data[held.place[2][0]] == file.data[0]
         del held
         assert len(mappings()) == count - 1
 
