@@ -167,7 +167,7 @@ def _fused(file: Packed, augment: Augment, order: Order, output: Output) -> Fuse
 class _FusedCpuFeed:
     """CPU twin, resident (a copy in memory) or streamed: out of a map while the page cache has it, else image by image.
 
-    The map is left where the disk must be waited for: it would be read a page at a time.
+    The map is left where the disk must be waited for: what was not asked for in time, it reads a few pages at a time.
     """
 
     immediate = False
@@ -205,8 +205,7 @@ class _FusedCpuFeed:
         mapped = self._mapped  # held: it goes when nobody holds it
         if mapped is None or not mapped.ready():
             return False
-        self._engine.on_cpu_map(mapped.data, mapped.place, rows, ids, epochs, values)
-        return mapped.intact()
+        return self._engine.on_cpu_map(mapped, rows, ids, epochs, values) and mapped.intact()
 
     def close(self) -> None:
         self._reader.close()

@@ -74,15 +74,14 @@ class GuardedMap:
     Attributes:
         data: uint8 [bytes], the map; writing to it is a crash. (It is not flagged as read-only: Numba would compile the
             kernels once more for that, and a sample's bits could differ.)
-        place: (no descriptors, int64 [F] where in `data` each file's image bytes begin, their places in the set).
+        place: (descriptors int32 [F], how long the files must be, where in `data` their image bytes begin, int64 [F]
+            each, their places in the set int64 [F + 1]).
     """
 
     def __init__(self, guard: _Guard, slot: int, address: int, size: int, begins: np.ndarray, files: Place) -> None:
         self._guard, self._slot = guard, slot
-        self._descriptors = files[0]
-        self._ends = files[1] + np.diff(files[2])
         self.data: np.ndarray = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
-        self.place: Place = (np.empty(0, np.int32), begins, files[2])
+        self.place = (files[0], files[1] + np.diff(files[2]), begins, files[2])
 
     @classmethod
     def open(cls, files: Place) -> GuardedMap | None:
@@ -121,11 +120,12 @@ class GuardedMap:
         return not self._guard.slots[self._slot, 2] and bool(kernel.is_guarded(self._guard.address))
 
     def intact(self) -> bool:
-        """Whether all that was gathered up to now is what the files hold.
+        """Whether no page was lost up to now.
 
-        Past a truncated file's end, the rest of its last page reads as zeros without a signal: hence the sizes.
+        Past a truncated file's end, the rest of its last page reads as zeros without a signal: hence the kernel, after
+        a batch, looks how long the files are.
         """
-        return not self._guard.slots[self._slot, 2] and bool(kernel.are_whole(self._descriptors, self._ends))
+        return not self._guard.slots[self._slot, 2]
 
 
 def _unmap(guard: _Guard, slot: int, address: int, size: int) -> None:

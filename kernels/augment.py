@@ -15,6 +15,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import register_jitable
 
+from .bus_guard import are_whole
 from .cuda_memory import (
     load_byte,
     load_long,
@@ -178,9 +179,10 @@ def read_ranges(descriptors, begins, firsts, starts, sizes, out, places):
         firsts: int64 [F + 1], the place of each file's first byte in the set, and the end.
         starts, sizes, places: int64 [b]; a range lies in one file.
 
-    pread and not the memory map: the map needs MADV_POPULATE_READ before each touch, or a file that shrank is SIGBUS,
-    and one that shrinks between the two still is. Gathering 3 KB samples at random from the page cache took 630 ns
-    each with pread, 660 with populate, 700 with process_vm_readv, 220 unprotected (EPYC, two shared cores).
+    pread and not a memory map: that needs MADV_POPULATE_READ before each touch, or a file that shrank is SIGBUS, and
+    one that shrinks between the two still is; or a guard (see bus_guard.py), which not every system has. Gathering 3 KB
+    samples at random from the page cache took 630 ns each with pread, 660 with populate, 700 with process_vm_readv, 220
+    unprotected (EPYC, two shared cores).
     """
     for i in range(starts.size):
         address = np.uint64(out[places[i] :].ctypes.data)
@@ -401,6 +403,8 @@ def _augment_images(
     descriptors,
     begins,
     firsts,
+    mapped,
+    ends,
     data,
     rows,
     strides,
@@ -448,10 +452,11 @@ def _augment_images(
                 data, first, drawn, strides, shape[2], settings, work, out, np.uint64(k), channels_last, kind,
             )  # fmt: skip
         drawn, first = drawn_next, first_next
-    return -1
+    # Here, in the same call: to give the GIL away and get it back once more a batch took a fifth of the speed.
+    return -1 if are_whole(mapped, ends) else rows.size
 
 
-_NO_FILES = np.empty(0, np.int32)
+_NO_FILES = (np.empty(0, np.int32), np.empty(0, np.int64))
 _ONE_PART = (np.zeros(1, np.int64), np.array([0, np.iinfo(np.int64).max]))
 
 
@@ -468,22 +473,27 @@ def augment_batch(data, rows, strides, shape, ids, epochs, seed, phase, settings
     random places (0.65 µs an image without, 0.53 with; AMD EPYC, 32² → 24²). Then by arithmetic: three passes over
     the crop's bytes, which stay in the first-level cache.
     """
-    augment_parts(
-        _NO_FILES, *_ONE_PART, data, rows, strides, shape, ids, epochs, seed, phase, settings, out, channels_last, kind,
+    _augment_images(
+        _NO_FILES[0], *_ONE_PART, *_NO_FILES, data, rows, strides, shape, ids, epochs, seed, phase, settings, out,
+        channels_last, kind,
     )  # fmt: skip
 
 
 def augment_parts(
-    none, begins, firsts, data, rows, strides, shape, ids, epochs, seed, phase, settings, out, channels_last, kind
-):
-    """Augment a batch as `augment_batch`, out of a set whose files lie in `data` each for itself.
+    mapped, ends, begins, firsts, data, rows, strides, shape, ids, epochs, seed, phase, settings, out, channels_last,
+    kind,
+):  # fmt: skip
+    """Augment a batch as `augment_batch`, out of a set whose files are mapped into `data`, each for itself.
 
-    Arguments: none: int32 [0]. begins: int64 [F], where each file's image bytes begin in `data`. firsts: int64 [F + 1],
-    the place of each file's first byte in the set, and the end. `data` is uint8 and writeable, as for `augment_batch`.
+    Arguments: mapped: int32 [F], the files. ends: int64 [F], how long each must be. begins: int64 [F], where each one's
+    image bytes begin in `data`. firsts: int64 [F + 1], the place of each one's first byte in the set, and the end.
+    Returns whether all files still were that long afterwards. `data` is uint8 and writeable, as for `augment_batch`.
     """
-    _augment_images(
-        none, begins, firsts, data, rows, strides, shape, ids, epochs, seed, phase, settings, out, channels_last, kind,
+    failed = _augment_images(
+        _NO_FILES[0], begins, firsts, mapped, ends, data, rows, strides, shape, ids, epochs, seed, phase, settings, out,
+        channels_last, kind,
     )  # fmt: skip
+    return failed < 0
 
 
 def augment_stream(
@@ -496,7 +506,7 @@ def augment_stream(
     """
     image = np.empty(strides[0], np.uint8)
     return _augment_images(
-        descriptors, begins, firsts, image, rows, strides, shape, ids, epochs, seed, phase, settings, out,
+        descriptors, begins, firsts, *_NO_FILES, image, rows, strides, shape, ids, epochs, seed, phase, settings, out,
         channels_last, kind,
     )  # fmt: skip
 

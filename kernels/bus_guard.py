@@ -115,7 +115,7 @@ def compile_handler():
     return cfunc(types.void(types.int32, types.int64, types.int64), cache=True)(on_bus_error)
 
 
-@njit(nogil=True, cache=True)
+@njit(cache=True)
 def install(handler, table):
     """Make `handler` (an address) the action on SIGBUS, and keep the one before in the table; return whether it is."""
     action = np.zeros(ACTION, np.int64)
@@ -124,7 +124,7 @@ def install(handler, table):
     return _sigaction(np.int32(SIGBUS), np.int64(action.ctypes.data), table) == 0
 
 
-@njit(nogil=True, cache=True)
+@njit(cache=True)  # with the GIL: to get it back takes longer than this
 def is_guarded(handler):
     """Whether `handler` would be called for a SIGBUS of this thread: nobody replaced it, and it is not blocked."""
     action, mask = np.zeros(ACTION, np.int64), np.zeros(16, np.int64)
@@ -134,7 +134,7 @@ def is_guarded(handler):
     return mask[0] >> (SIGBUS - 1) & 1 == 0
 
 
-@njit(nogil=True, cache=True)
+@register_jitable
 def are_whole(descriptors, ends):
     """Whether each file (int32 [F]) still has its bytes up to `ends`, int64 [F]."""
     short = 0

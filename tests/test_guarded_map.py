@@ -212,7 +212,7 @@ def test_a_map_stays_while_a_thread_gathers_from_it(full):
         count = len(mappings())
         feed.close()
         assert len(mappings()) == count
-        assert held.data[held.place[1][0]] == file.data[0]
+        assert held.data[held.place[2][0]] == file.data[0]
         del held
         assert len(mappings()) == count - 1
 
@@ -221,23 +221,20 @@ def test_a_fork_has_maps_and_handler(full, monkeypatch):
     with PackedFile(full) as file:
         feed = opened(file)
         monkeypatch.setattr(feed._ahead, "want", lambda start, count: True)
-        expected = feed.make(0, BATCH).images
-        asked, told = os.pipe()
+        expected = feed.make(0, BATCH).images.numpy()
         child = os.fork()
         if child == 0:
             status = 1
             try:
-                status = 2 if feed._mapped.ready() and torch.equal(feed.make(0, BATCH).images, expected) else 3
+                # With NumPy: torch's OpenMP threads are not there after a fork, and would be waited for.
+                status = 2 if feed._mapped.ready() and (feed.make(0, BATCH).images.numpy() == expected).all() else 3
                 os.truncate(full, 8192)
                 feed.make(0, BATCH)
             except DataError:
                 status += 40
             finally:
-                os.write(told, b".")
                 os._exit(status)
         assert os.waitpid(child, 0)[1] == 42 << 8
-        os.close(asked)
-        os.close(told)
         assert feed._mapped.ready()  # what the child laid over its map is not in ours
         with pytest.raises(DataError):
             feed.make(0, BATCH)

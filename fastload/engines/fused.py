@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fastload.augment import Augment, kernel_settings
+from fastload.guarded_map import GuardedMap
 from fastload.kernels import augment as kernel
 from fastload.kernels.cuda_target import cuda, launch_stream
 from fastload.order import Order
@@ -56,10 +57,10 @@ class FusedEngine:
         return kernel.augment_stream(*place, rows, *self._arguments(ids, epochs, out))
 
     def on_cpu_map(
-        self, data: np.ndarray, place: Place, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray
-    ) -> None:
-        """Augment images out of mapped files, a `GuardedMap`'s `data` and `place`."""
-        kernel.augment_parts(*place, data, rows, *self._arguments(ids, epochs, out))
+        self, mapped: GuardedMap, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray
+    ) -> bool:
+        """Augment images out of mapped files; return whether all files were as long afterwards as when mapped."""
+        return bool(kernel.augment_parts(*mapped.place, mapped.data, rows, *self._arguments(ids, epochs, out)))
 
     def _arguments(self, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray) -> tuple[object, ...]:
         return (
