@@ -126,6 +126,7 @@ class TwoPhaseLoader:
         self._wants_swap = False
         self._plateau = Plateau(self._swap) if isinstance(self._swap, Swap) and self._swap.kind == "plateau" else None
         self._pass: tuple[int, int | None] | None = None
+        self._resumed_at: int | None = None
         self._seconds = 0.0  # of the run, up to the last delivery
         self._last_delivery: float | None = None
         self._callbacks: list[Callable[[TwoPhaseLoader], Any]] = []
@@ -269,17 +270,24 @@ class TwoPhaseLoader:
     # -- iteration -------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        """Batches of the pass that runs, or else of the one that the next `iter()` begins."""
+        """Batches of the pass that runs, or else of the one that the next `iter()` begins.
+
+        After `load_state_dict` in the middle of an epoch of `steps_per_epoch=`, those of the whole epoch: Lightning
+        takes it so, as it is with torchdata's StatefulDataLoader, and counts the batches already trained on as well.
+        """
         start, end = self._pass or self._next_pass()
         if end is None or self._limit is not None:
             raise TypeError("this run ends after seconds=, so it has no length")
         return end - start
 
     def _next_pass(self) -> tuple[int, int | None]:
-        ends = [] if self._steps is None else [self._steps]
+        start, ends = self._step, [] if self._steps is None else [self._steps]
         if self._steps_per_epoch is not None:
-            ends.append((self._step // self._steps_per_epoch + 1) * self._steps_per_epoch)
-        return self._step, min(ends, default=None)
+            begun = self._step // self._steps_per_epoch * self._steps_per_epoch
+            ends.append(begun + self._steps_per_epoch)
+            if self._step == self._resumed_at and not self._finished:
+                start = begun
+        return start, min(ends, default=None)
 
     @property
     def _finished(self) -> bool:
@@ -561,6 +569,7 @@ class TwoPhaseLoader:
             self._fast.rest()
             self._fine.rest()
             self._step, self._pass, self._seconds = step, None, seconds
+            self._resumed_at = step
             self._plateau, self._wants_swap = plateau, False
             self._decision = Decision(agreed)
             if self._agreement is not None:
@@ -613,6 +622,13 @@ def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if rank is None or world_size is None:
         group = torch.distributed
         if not (group.is_available() and group.is_initialized()):
+            started = os.environ.get("WORLD_SIZE", "1") if "LOCAL_RANK" in os.environ else "1"
+            if started != "1":  # else every rank would train on the same batches, and nothing would show it
+                raise UsageError(
+                    f"a launcher has started several ranks (WORLD_SIZE={started}), but torch.distributed is not "
+                    "initialized: make the loader after torch.distributed.init_process_group(), or give rank= and "
+                    "world_size="
+                )
             return 0, 1
         rank, world_size = group.get_rank(), group.get_world_size()
     rank, world_size = whole("rank", rank), whole("world_size", world_size)
