@@ -34,6 +34,9 @@ PHASES = ("fast", "fine-tune")
 RESIDENT_BUDGET = 1 << 30
 """Up to this many bytes, and a quarter of the device's free memory, a full set is kept on the device by default."""
 
+EMPTY_LOOPS = 1_000
+"""After so many loops that got nothing, the next is an error: a framework without a limit would go on for ever."""
+
 WARM_SECONDS = 5.0
 """How long before the swap, by estimate, the full set's batches are begun to be made."""
 
@@ -127,6 +130,7 @@ class TwoPhaseLoader:
         self._plateau = Plateau(self._swap) if isinstance(self._swap, Swap) and self._swap.kind == "plateau" else None
         self._pass: tuple[int, int | None] | None = None
         self._resumed_at: int | None = None
+        self._empty_loops = 0
         self._seconds = 0.0  # of the run, up to the last delivery
         self._last_delivery: float | None = None
         self._callbacks: list[Callable[[TwoPhaseLoader], Any]] = []
@@ -298,6 +302,12 @@ class TwoPhaseLoader:
         self._check_usable()
         self._pass = self._next_pass()
         if self._finished:
+            self._empty_loops += 1
+            if self._empty_loops > EMPTY_LOOPS:
+                raise UsageError(
+                    f"all {self._step:,} steps have been delivered, and {EMPTY_LOOPS:,} loops since have got none; end "
+                    f"training with the loader (while loader.step < …; Lightning: max_steps={self._step} at most)"
+                )
             warnings.warn(f"all {self._step:,} steps have been delivered; this loop gets none", stacklevel=2)
         self._last_delivery = None
         return self._run(self._pass[1])
@@ -569,7 +579,7 @@ class TwoPhaseLoader:
             self._fast.rest()
             self._fine.rest()
             self._step, self._pass, self._seconds = step, None, seconds
-            self._resumed_at = step
+            self._resumed_at, self._empty_loops = step, 0
             self._plateau, self._wants_swap = plateau, False
             self._decision = Decision(agreed)
             if self._agreement is not None:

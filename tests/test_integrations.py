@@ -253,7 +253,7 @@ class TestLightning:
     ):
         checkpoint = saved / when / "step=12.ckpt"
         with make(pair) as loader, loader.evaluation(pair[1]) as test:
-            callbacks = [keeps_place(lightning, loader)] if "max_epochs" in length else []
+            callbacks = [keeps_place(lightning, loader)] if "max_steps" not in length else []
             module, trainer = fit(lightning, loader, test, checkpoint=checkpoint, callbacks=callbacks, **length)
         assert module.seen == run[12:] and trainer.global_step == STEPS
         assert 18 in {at for at, _ in module.validated}
@@ -288,20 +288,15 @@ class TestLightning:
             module, _ = fit(lightning, loader, module=Module(), checkpoint=tmp_path / "step=10.ckpt")
         assert module.seen == run[10:]
 
+    @pytest.mark.filterwarnings("ignore:all 20 steps have been delivered", "ignore:Total length of")
+    def test_a_trainer_that_never_ends_by_itself_is_told_that_the_loader_has_ended(self, lightning, pair):
+        with make(pair) as loader, pytest.raises(UsageError, match=r"all 20 steps.*max_steps=20"):
+            fit(lightning, loader, max_steps=STEPS + 1)
+
     def test_max_time_ends_a_run_of_many_steps(self, lightning, pair):
         with make(pair, steps=10**9, swap=Swap.after(seconds=0.3)) as loader:
             _, trainer = fit(lightning, loader, max_time={"seconds": 1})
             assert loader.phase == "fine-tune" and loader.step == trainer.global_step < 10**9
-
-    def test_two_ranks_get_their_slices_of_each_batch(self, lightning, pair, run, tmp_path):
-        program = Path(__file__).with_name("lightning_program.py")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        arguments = [str(tmp_path), str(pair[0]), str(pair[1])]
-        done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr[-3000:]
-        first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-        assert [one + other for one, other in zip(first, second, strict=True)] == run[7:]  # resumed at 7
 
 
 # -- Accelerate ----------------------------------------------------------------------------------------------------
@@ -379,6 +374,19 @@ def test_a_compiled_model_is_compiled_once_for_both_phases(pair):
 
 
 # -- torchrun ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("framework", ["lightning", "accelerate"])
+def test_two_ranks_get_their_slices_of_each_batch_and_resume(pair, run, tmp_path, framework):
+    pytest.importorskip(framework, reason=f"{framework} is not installed: its ranks are not tested")
+    program = Path(__file__).with_name(f"{framework}_program.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    arguments = [str(tmp_path), str(pair[0]), str(pair[1])]
+    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert [one + other for one, other in zip(first, second, strict=True)] == run[7:]  # where it was resumed
 
 
 def test_ranks_that_are_not_yet_known_are_an_error_not_the_same_batches_twice(pair, monkeypatch):
