@@ -34,6 +34,9 @@ PHASES = ("fast", "fine-tune")
 RESIDENT_BUDGET = 1 << 30
 """Up to this many bytes, and a quarter of the device's free memory, a full set is kept on the device by default."""
 
+EMPTY_LOOPS = 1_000
+"""After so many loops that got nothing, the next is an error: a framework without a limit would go on for ever."""
+
 WARM_SECONDS = 5.0
 """How long before the swap, by estimate, the full set's batches are begun to be made."""
 
@@ -126,6 +129,8 @@ class TwoPhaseLoader:
         self._wants_swap = False
         self._plateau = Plateau(self._swap) if isinstance(self._swap, Swap) and self._swap.kind == "plateau" else None
         self._pass: tuple[int, int | None] | None = None
+        self._resumed_at: int | None = None
+        self._empty_loops = 0
         self._seconds = 0.0  # of the run, up to the last delivery
         self._last_delivery: float | None = None
         self._callbacks: list[Callable[[TwoPhaseLoader], Any]] = []
@@ -269,17 +274,24 @@ class TwoPhaseLoader:
     # -- iteration -------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        """Batches of the pass that runs, or else of the one that the next `iter()` begins."""
+        """Batches of the pass that runs, or else of the one that the next `iter()` begins.
+
+        After `load_state_dict` in the middle of an epoch of `steps_per_epoch=`, those of the whole epoch: Lightning
+        takes it so, as it is with torchdata's StatefulDataLoader, and counts the batches already trained on as well.
+        """
         start, end = self._pass or self._next_pass()
         if end is None or self._limit is not None:
             raise TypeError("this run ends after seconds=, so it has no length")
         return end - start
 
     def _next_pass(self) -> tuple[int, int | None]:
-        ends = [] if self._steps is None else [self._steps]
+        start, ends = self._step, [] if self._steps is None else [self._steps]
         if self._steps_per_epoch is not None:
-            ends.append((self._step // self._steps_per_epoch + 1) * self._steps_per_epoch)
-        return self._step, min(ends, default=None)
+            begun = self._step // self._steps_per_epoch * self._steps_per_epoch
+            ends.append(begun + self._steps_per_epoch)
+            if self._step == self._resumed_at and not self._finished:
+                start = begun
+        return start, min(ends, default=None)
 
     @property
     def _finished(self) -> bool:
@@ -290,6 +302,12 @@ class TwoPhaseLoader:
         self._check_usable()
         self._pass = self._next_pass()
         if self._finished:
+            self._empty_loops += 1
+            if self._empty_loops > EMPTY_LOOPS:
+                raise UsageError(
+                    f"all {self._step:,} steps have been delivered, and {EMPTY_LOOPS:,} loops since have got none; end "
+                    f"training with the loader (while loader.step < …; Lightning: max_steps={self._step} at most)"
+                )
             warnings.warn(f"all {self._step:,} steps have been delivered; this loop gets none", stacklevel=2)
         self._last_delivery = None
         return self._run(self._pass[1])
@@ -561,6 +579,7 @@ class TwoPhaseLoader:
             self._fast.rest()
             self._fine.rest()
             self._step, self._pass, self._seconds = step, None, seconds
+            self._resumed_at, self._empty_loops = step, 0
             self._plateau, self._wants_swap = plateau, False
             self._decision = Decision(agreed)
             if self._agreement is not None:
@@ -613,6 +632,13 @@ def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if rank is None or world_size is None:
         group = torch.distributed
         if not (group.is_available() and group.is_initialized()):
+            started = os.environ.get("WORLD_SIZE", "1") if "LOCAL_RANK" in os.environ else "1"
+            if started != "1":  # else every rank would train on the same batches, and nothing would show it
+                raise UsageError(
+                    f"a launcher has started several ranks (WORLD_SIZE={started}), but torch.distributed is not "
+                    "initialized: make the loader after torch.distributed.init_process_group(), or give rank= and "
+                    "world_size="
+                )
             return 0, 1
         rank, world_size = group.get_rank(), group.get_world_size()
     rank, world_size = whole("rank", rank), whole("world_size", world_size)

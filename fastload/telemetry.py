@@ -88,11 +88,12 @@ class Bar:
 
             self._tqdm = tqdm(total=total, initial=done, unit="batch")
         else:
+            from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._rich = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
+                TimeRemainingColumn(), console=Console(stderr=True),
             )  # fmt: skip
             self._task = self._rich.add_task("", total=total, completed=done, rate="")
             self._rich.start()
