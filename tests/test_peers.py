@@ -323,8 +323,10 @@ def test_a_rival_that_is_not_installed_is_noted_and_not_started(tmp_path, cache)
 
 
 def adapter(name: str) -> Any:
-    """Import a rival's adapter into this process."""
+    """Import a rival's adapter into this process, with what adapters share on its path."""
     path = install.peers()[name].adapter
+    if str(path.parent.with_name("shared")) not in sys.path:
+        sys.path.append(str(path.parent.with_name("shared")))
     spec = importlib.util.spec_from_file_location(f"adapter_{name}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -12,11 +12,11 @@ from functools import partial
 
 import numpy as np
 import torch
+from peer_augmentation import draw, recolour
 
 AHEAD = 0
 LEAVES_OUT: dict[str, str] = {}
 
-FLIP, BRIGHTNESS, CONTRAST = 0.5, 63.0, (0.2, 1.8)
 MOST_BYTES = 1 << 30
 """An epoch whose float32 pixels take more is augmented a batch at a time."""
 
@@ -50,30 +50,13 @@ def crop_by_image(images, crop, tops, lefts):
 def augment(images, crop, tops, lefts, flips, brightness, contrast, dtype, cut=crop_by_shift):
     """Return the augmented images [B, C, crop, crop] of uint8 images [B, C, H, W]; the parameters are tensors [B]."""
     pixels = flip_some(cut(images, crop, tops, lefts), flips).to(torch.float32)
-    pixels.add_(brightness.view(-1, 1, 1, 1))
-    mean = pixels.mean((2, 3), keepdim=True)
-    pixels.sub_(mean).mul_(contrast.view(-1, 1, 1, 1)).add_(mean).clamp_(0.0, 255.0)
-    # A norm of the centred pixels: torch.std_mean takes five times as long on a CPU.
-    flat = pixels.flatten(1)
-    flat.sub_(flat.mean(1, keepdim=True))
-    root = flat.shape[1] ** 0.5
-    flat.div_((flat.norm(dim=1, keepdim=True) / root).clamp_(min=1 / root))
-    return pixels.to(dtype)
+    return recolour(pixels, brightness, contrast, dtype)
 
 
 def augment_randomly(images, crop, dtype, cut):
     """`augment` with parameters drawn for every image."""
-    count, device = len(images), images.device
-    low, high = CONTRAST
-    return augment(
-        images, crop,
-        torch.randint(images.shape[2] - crop + 1, (count,), device=device),
-        torch.randint(images.shape[3] - crop + 1, (count,), device=device),
-        torch.rand(count, device=device) < FLIP,
-        torch.rand(count, device=device) * (2 * BRIGHTNESS) - BRIGHTNESS,
-        torch.rand(count, device=device) * (high - low) + low,
-        dtype, cut,
-    )  # fmt: skip
+    rooms = images.shape[2] - crop, images.shape[3] - crop
+    return augment(images, crop, *draw(len(images), rooms, images.device), dtype, cut)
 
 
 def open_batches(case):

@@ -17,6 +17,11 @@ def augment(images, crop, tops, lefts, flips, brightness, contrast, dtype):
     chosen = flips.nonzero()[:, 0]
     cut.index_copy_(0, chosen, cut.index_select(0, chosen).flip(-1))
     pixels = cut.to(torch.float32, memory_format=torch.contiguous_format)
+    return recolour(pixels, brightness, contrast, dtype)
+
+
+def recolour(pixels, brightness, contrast, dtype):
+    """Brighten, change the contrast of, clamp and standardize float32 images [B, C, h, w], in place; as `dtype`."""
     pixels.add_(brightness.view(-1, 1, 1, 1))
     mean = pixels.mean((2, 3), keepdim=True)
     pixels.sub_(mean).mul_(contrast.view(-1, 1, 1, 1)).add_(mean).clamp_(0.0, 255.0)
@@ -27,19 +32,22 @@ def augment(images, crop, tops, lefts, flips, brightness, contrast, dtype):
     return pixels.to(dtype)
 
 
-def augment_randomly(images, crop, dtype):
-    """`augment` with parameters drawn for every image."""
-    count, device = len(images), images.device
+def draw(count, rooms, device):
+    """Return (tops, lefts, flips, brightness, contrast), tensors [count]; `rooms`: how far a crop can move each way."""
     low, high = CONTRAST
-    return augment(
-        images, crop,
-        torch.randint(images.shape[1] - crop + 1, (count,), device=device),
-        torch.randint(images.shape[2] - crop + 1, (count,), device=device),
+    return (
+        torch.randint(rooms[0] + 1, (count,), device=device),
+        torch.randint(rooms[1] + 1, (count,), device=device),
         torch.rand(count, device=device) < FLIP,
         torch.rand(count, device=device) * (2 * BRIGHTNESS) - BRIGHTNESS,
         torch.rand(count, device=device) * (high - low) + low,
-        dtype,
-    )  # fmt: skip
+    )
+
+
+def augment_randomly(images, crop, dtype):
+    """`augment` with parameters drawn for every image."""
+    rooms = images.shape[1] - crop, images.shape[2] - crop
+    return augment(images, crop, *draw(len(images), rooms, images.device), dtype)
 
 
 def batch_of_bytes(stored, shape):
