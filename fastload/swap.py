@@ -84,7 +84,7 @@ def planned_swap(swap: float | int | Swap, steps: int | None, seconds: float | N
     if not isinstance(swap, numbers.Integral):
         swap = float(swap)
         if not 0.0 <= swap <= 1.0:
-            raise UsageError(f"swap={swap!r} is a float, so it is a share of the run, from 0.0 to 1.0")
+            raise UsageError(f"swap={swap!r} is a float, so it is a share of the steps or seconds=, from 0.0 to 1.0")
         if steps is not None:
             return round(swap * steps)
         if swap in (0.0, 1.0):
