@@ -14,6 +14,7 @@ from fastload.order import Order
 from fastload.packed_set import Packed
 
 _PIECE = 64 << 20
+_UNITS_AHEAD = 2
 _WINDOW_BYTES = 256 << 20  # a window of blocks larger than this is asked for sample by sample
 Place = tuple[np.ndarray, np.ndarray, np.ndarray]
 _CLOSED: Place = (np.empty(0, np.int32), np.empty(0, np.int64), np.zeros(1, np.int64))
@@ -134,6 +135,7 @@ class ReadAhead:
             mixed = order.block_rows * order.window_blocks
             self._in_blocks = mixed * sample_bytes <= max(window, _WINDOW_BYTES)
             self._unit = mixed if self._in_blocks else self._unit
+        self._units = _UNITS_AHEAD
         self._reached = -1
         self._waiting = -1  # up to which position a disk must be waited for
         self._lock = threading.Lock()
@@ -146,7 +148,7 @@ class ReadAhead:
             if not start <= self._reached <= start + 4 * self._unit + 8 * count:  # the first call, or a jump
                 self._reached = self._waiting = self._unit_of(start)[0]
             units = []
-            while self._reached < start + count + 2 * self._unit:
+            while self._reached < start + count + self._units * self._unit:
                 units.append(self._unit_of(self._reached))
                 self._reached = units[-1][1]
         for first, last in units:
