@@ -165,9 +165,10 @@ def _fused(file: Packed, augment: Augment, order: Order, output: Output) -> Fuse
 
 
 class _FusedCpuFeed:
-    """CPU twin, resident (a copy in memory) or streamed: out of a map while the page cache has it, else image by image.
+    """CPU twin, resident (a copy in memory) or streamed: out of a guarded map, or image by image where there is none.
 
-    The map is left where the disk must be waited for: what was not asked for in time, it reads a few pages at a time.
+    From a disk too: in a cold pass over blocks, with the reads asked for ahead, the map gave 1.3 to 1.7 GB/s and pread
+    0.9 to 1.1 (interleaved, two cores).
     """
 
     immediate = False
@@ -196,8 +197,10 @@ class _FusedCpuFeed:
         ids = self._ids[rows]
         if self._data is not None:
             self._engine.on_cpu(self._data, rows, ids, epochs, values)
-        elif not (self._ahead.want(start, count) and self._make_mapped(rows, ids, epochs, values)):
-            self._reader.check(self._engine.on_cpu_stream(self._reader.place, rows, ids, epochs, values), rows)
+        else:
+            self._ahead.want(start, count)
+            if not self._make_mapped(rows, ids, epochs, values):
+                self._reader.check(self._engine.on_cpu_stream(self._reader.place, rows, ids, epochs, values), rows)
         return Batch(images, self._labels[torch.from_numpy(rows)], torch.from_numpy(ids))
 
     def _make_mapped(self, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, values: np.ndarray) -> bool:

@@ -14,7 +14,6 @@ from fastload.order import Order
 from fastload.packed_set import Packed
 
 _PIECE = 64 << 20
-_UNITS_AHEAD = 2
 _WINDOW_BYTES = 256 << 20  # a window of blocks larger than this is asked for sample by sample
 Place = tuple[np.ndarray, np.ndarray, np.ndarray]
 _CLOSED: Place = (np.empty(0, np.int32), np.empty(0, np.int64), np.zeros(1, np.int64))
@@ -135,27 +134,22 @@ class ReadAhead:
             mixed = order.block_rows * order.window_blocks
             self._in_blocks = mixed * sample_bytes <= max(window, _WINDOW_BYTES)
             self._unit = mixed if self._in_blocks else self._unit
-        self._units = _UNITS_AHEAD
         self._reached = -1
-        self._waiting = -1  # up to which position a disk must be waited for
         self._lock = threading.Lock()
 
-    def want(self, start: int, count: int) -> bool:
-        """Say that the positions start … start + count - 1 are about to be read; return whether they seem cached."""
+    def want(self, start: int, count: int) -> None:
+        """Say that the positions start … start + count - 1 are about to be read."""
         if not self._foresees:
-            return True
+            return
         with self._lock:
             if not start <= self._reached <= start + 4 * self._unit + 8 * count:  # the first call, or a jump
-                self._reached = self._waiting = self._unit_of(start)[0]
+                self._reached = self._unit_of(start)[0]
             units = []
-            while self._reached < start + count + self._units * self._unit:
+            while self._reached < start + count + 2 * self._unit:
                 units.append(self._unit_of(self._reached))
                 self._reached = units[-1][1]
         for first, last in units:
-            if self._ask(first, last - first):
-                with self._lock:
-                    self._waiting = max(self._waiting, last)
-        return self._waiting <= start
+            self._ask(first, last - first)
 
     def _unit_of(self, position: int) -> tuple[int, int]:
         """Return the first position of the unit that holds `position`, and the end; units begin anew in each epoch."""
@@ -163,11 +157,10 @@ class ReadAhead:
         first = offset // self._unit * self._unit
         return epoch * self._order.n + first, epoch * self._order.n + min(first + self._unit, self._order.n)
 
-    def _ask(self, start: int, count: int) -> bool:
-        """Ask for the positions start … start + count - 1; return whether that was needed."""
+    def _ask(self, start: int, count: int) -> None:
         probes = [self._order.rows(start + count * i // self.PROBES, 1)[0] for i in range(min(count, self.PROBES))]
         if self._reader.cached(self._reader.ranges(np.concatenate(probes))[0]):
-            return False
+            return
         rows = self._order.rows(start, count)[0]
         if self._in_blocks:  # whole blocks: a short block moves the windows' ends away from the units'
             size = self._order.block_rows
@@ -178,4 +171,3 @@ class ReadAhead:
         breaks = np.flatnonzero((np.diff(rows) != 1) | (np.diff(part) != 0)) + 1
         first, last = np.append(0, breaks), np.append(breaks, len(rows)) - 1
         kernel.advise_ranges(*self._reader.place, starts[first], starts[last] + sizes[last] - starts[first])
-        return True

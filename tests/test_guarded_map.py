@@ -25,7 +25,7 @@ from fastload.kernels import augment as kernel
 from fastload.kernels import bus_guard
 from fastload.order import Order
 from fastload.packed_set import open_packed
-from fastload.reading import ReadAhead, SampleReader
+from fastload.reading import SampleReader
 
 pytestmark = pytest.mark.skipif(not bus_guard.supported(), reason="needs 64-bit Linux on x86 or ARM")
 
@@ -53,7 +53,8 @@ def opened(file, *, resident=False, batch=BATCH, **output):
 
 def only(monkeypatch, feed, way):
     """Let a stream feed make its batches from the map alone, or by reading alone."""
-    monkeypatch.setattr(feed._ahead, "want", lambda start, count: way == "map")
+    if way == "pread":
+        monkeypatch.setattr(feed, "_mapped", None)
     forbidden = {"map": "on_cpu_stream", "pread": "on_cpu_map"}[way]
     monkeypatch.setattr(feed._engine, forbidden, lambda *_: pytest.fail(f"{forbidden} was called"))
     return feed
@@ -133,7 +134,6 @@ def test_sets_of_several_files_are_mapped_as_one(tmp_path, monkeypatch):
             assert torch.equal(batches[0], batches[1])
             assert torch.equal(batches[0], batches[2])
         monkeypatch.undo()
-        monkeypatch.setattr(mapped._ahead, "want", lambda start, count: True)
         os.truncate(tmp_path / "1.h5", 8192)
         with pytest.raises(DataError, match=r"row \d+ \(id \d+\) can no longer be read") as error:
             mapped.make(0, BATCH)
@@ -167,7 +167,6 @@ def test_places_beyond_two_gigabytes_are_reached(tmp_path):
 def test_a_file_that_ends_within_a_page_is_an_error_though_its_rest_reads_as_zeros(full, monkeypatch):
     with PackedFile(full) as file:
         feed = opened(file, batch=COUNT)
-        monkeypatch.setattr(feed._ahead, "want", lambda start, count: True)
         os.truncate(full, file.data_offset + file.nbytes - 1000)
         with pytest.raises(DataError, match=rf"row {COUNT - 1} "):
             feed.make(0, COUNT)
@@ -177,7 +176,6 @@ def test_a_file_that_ends_within_a_page_is_an_error_though_its_rest_reads_as_zer
 def test_after_a_failure_a_map_is_not_used_again(full, monkeypatch):
     with PackedFile(full) as file:
         feed, stored = opened(file), full.read_bytes()
-        monkeypatch.setattr(feed._ahead, "want", lambda start, count: True)
         expected = feed.make(0, BATCH).images
         os.truncate(full, 8192)
         with pytest.raises(DataError):
@@ -220,7 +218,6 @@ def test_a_map_stays_while_a_thread_gathers_from_it(full):
 def test_a_fork_has_maps_and_handler(full, monkeypatch):
     with PackedFile(full) as file:
         feed = opened(file)
-        monkeypatch.setattr(feed._ahead, "want", lambda start, count: True)
         expected = feed.make(0, BATCH).images.numpy()
         child = os.fork()
         if child == 0:
@@ -248,7 +245,6 @@ def test_more_maps_than_slots_are_read_without_one(full, monkeypatch):
         assert maps[-1] is None
         last = opened(file)
         assert last._mapped is None
-        monkeypatch.setattr(last._ahead, "want", lambda start, count: True)
         beyond = last.make(0, BATCH).images
         maps.clear()
         again = opened(file)
@@ -266,31 +262,11 @@ def test_where_a_system_is_not_as_expected_files_are_read_without_a_map(full, mo
         assert feed.make(0, BATCH).images.shape == (BATCH, 3, 24, 24)
 
 
-def test_what_must_come_from_a_disk_is_read_without_the_map(full, monkeypatch):
-    cached = True
-    monkeypatch.setattr(SampleReader, "cached", lambda self, starts: cached)
-    with PackedFile(full) as file:
-        reader = SampleReader(file)
-        ahead = ReadAhead(reader, Order(COUNT, 0, 1), reader.sample_bytes, window=100 * reader.sample_bytes)
-        assert ahead.want(0, 10)
-        cached = False
-        told = [ahead.want(start, 10) for start in range(10, 300, 10)]
-        assert told[0]  # was found before
-        assert not any(told[20:])
-        cached = True
-        told = [ahead.want(start, 10) for start in range(300, 600, 10)]
-        assert not told[0]
-        assert all(told[-10:])
-        assert ahead.want(0, 10)  # a jump begins anew
-        reader.close()
-
-
 def test_a_copy_of_the_file_elsewhere_is_untouched_by_a_failure(full, tmp_path, monkeypatch):
     other = Path(shutil.copy(full, tmp_path / "other.h5"))
     with PackedFile(full) as one, PackedFile(other) as two:
         lost, kept = opened(one), only(monkeypatch, opened(two), "map")
         expected = kept.make(0, BATCH).images
-        monkeypatch.setattr(lost._ahead, "want", lambda start, count: True)
         os.truncate(full, 8192)
         with pytest.raises(DataError):
             lost.make(0, BATCH)
