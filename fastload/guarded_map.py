@@ -14,6 +14,7 @@ from fastload.kernels import bus_guard as kernel
 from fastload.reading import Place
 
 _FAILED = -1
+_FOLIO = 2 << 20  # the largest page that a map of files is made of, on x86 and (with pages of 4 KB) ARM
 
 _libc = ctypes.CDLL(None)
 _mmap, _munmap = _libc.mmap, _libc.munmap
@@ -96,19 +97,24 @@ class GuardedMap:
         page = mmap.PAGESIZE
         offsets = files[1] // page * page
         sizes = -(-(files[1] + np.diff(files[2]) - offsets) // page) * page
-        places = np.cumsum(sizes) - sizes
-        size = int(sizes.sum())
+        # Each file begins where in its folios it does: one of 2 MB can then be mapped whole, by one entry for 512.
+        rooms = -(-(offsets % _FOLIO + sizes) // _FOLIO) * _FOLIO
+        places = np.cumsum(rooms) - rooms + offsets % _FOLIO
+        size = int(rooms.sum())
         flags = kernel.MAP_PRIVATE | kernel.MAP_ANONYMOUS | kernel.MAP_NORESERVE
-        address = _mmap(None, size, kernel.PROT_NONE, flags, -1, 0)
-        if address == _FAILED:
+        reserved = _mmap(None, size + _FOLIO, kernel.PROT_NONE, flags, -1, 0)
+        if reserved == _FAILED:
             guard.free.append(slot)
             return None
+        address = -(-reserved // _FOLIO) * _FOLIO
         # One range for all of the files: a single slot, and a set may have more files than there are.
         guard.slots[slot] = 0
         guard.slots[slot, 1] = address + size
         guard.slots[slot, 0] = address
         mapped = cls(guard, slot, address, size, places + files[1] - offsets, files)
-        weakref.finalize(mapped, _unmap, guard, slot, address, size).atexit = False  # threads may still read then
+        weakref.finalize(
+            mapped, _unmap, guard, slot, reserved, size + _FOLIO
+        ).atexit = False  # threads may still read then
         for descriptor, offset, length, at in zip(files[0], offsets, sizes, places, strict=True):
             there, flags = address + int(at), kernel.MAP_SHARED | kernel.MAP_FIXED
             if _mmap(there, int(length), kernel.PROT_READ, flags, int(descriptor), int(offset)) != there:

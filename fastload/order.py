@@ -54,12 +54,24 @@ class Order:
             return permute.BLOCKS
         return permute.SHUFFLED if self.shuffle else permute.SEQUENTIAL
 
+    def blocks(self, start: int, count: int) -> np.ndarray:
+        """Return which blocks of rows come at the places start … start + count - 1, int64 [count], in `"block"` order.
+
+        The stream is endless: each epoch has its ceil(n / block_rows) blocks in an order of its own, and mixes the rows
+        of `window_blocks` of them at a time.
+        """
+        number = -(-self.n // self.block_rows)
+        return self._permuted(number, permute.BLOCK_NUMBERS, start, count)[0]
+
     def rows(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return rows and epochs, int64 [count] each, of the positions start … start + count - 1."""
+        return self._permuted(self.n, self.mode, start, count)
+
+    def _permuted(self, n: int, mode: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         rows, epochs = np.empty(count, np.int64), np.empty(count, np.int64)
         word = np.uint64
         permute.rows_at(
-            word(start), word(self.n), word(self.seed), word(self.phase), self.mode,
+            word(start), word(n), word(self.seed), word(self.phase), mode,
             word(self.block_rows), word(self.window_blocks), rows, epochs,
         )  # fmt: skip
         return rows, epochs

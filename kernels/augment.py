@@ -193,12 +193,15 @@ def read_ranges(descriptors, begins, firsts, starts, sizes, out, places):
 
 @njit(nogil=True, cache=True)
 def advise_ranges(descriptors, begins, firsts, starts, sizes):
-    """Ask the system to begin reading byte ranges of a set, as `read_ranges` takes them, and do not wait for them."""
+    """Ask the system to begin reading byte ranges of a set, which may go on in its next files, and do not wait."""
     for i in range(starts.size):
-        part = _part_of(firsts, starts[i])
-        _posix_fadvise(
-            descriptors[part], begins[part] + starts[i] - firsts[part], sizes[i], np.int32(_POSIX_FADV_WILLNEED)
-        )
+        position, end = starts[i], starts[i] + sizes[i]
+        while position < end:
+            part = _part_of(firsts, position)
+            last = min(end, firsts[part + 1])
+            offset = begins[part] + position - firsts[part]
+            _posix_fadvise(descriptors[part], offset, last - position, np.int32(_POSIX_FADV_WILLNEED))
+            position = last
 
 
 # Indices are unsigned: on one that may be negative Numba tests for that, and the loop is not vectorized (measured:

@@ -271,3 +271,16 @@ def test_a_copy_of_the_file_elsewhere_is_untouched_by_a_failure(full, tmp_path, 
         with pytest.raises(DataError):
             lost.make(0, BATCH)
         assert torch.equal(kept.make(0, BATCH).images, expected)
+
+
+def test_each_file_of_a_map_stands_where_a_large_page_of_it_could_be_mapped_whole(tmp_path):
+    for number in range(3):
+        write_raw(tmp_path / f"{number}.h5", noise_images(COUNT, seed=number), np.arange(COUNT))
+    with open_packed(f"{tmp_path}/*.h5") as found:
+        reader = SampleReader(found)
+        mapped = GuardedMap.open(reader.place)
+        if mapped is None:
+            pytest.skip("no guarded map on this system")
+        addresses = mapped.data.ctypes.data + mapped.place[2]
+        assert np.array_equal(addresses % (2 << 20), reader.place[1] % (2 << 20))
+        reader.close()

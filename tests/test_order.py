@@ -109,6 +109,27 @@ def test_block_order_is_a_bijection_that_stays_within_its_window(n, block, windo
         assert len(np.unique(stretch // block)) <= 2 * window + 1
 
 
+@given(
+    n=st.integers(1, 3000),
+    block=st.integers(1, 64),
+    window=st.integers(1, 8),
+    seed=st.integers(0, 2**64 - 1),
+    epoch=st.integers(0, 3),
+)
+def test_the_numbers_of_blocks_are_those_whose_rows_each_window_holds(n, block, window, seed, epoch):
+    order = Order(n, seed, FINE_TUNE, "block", block, window)
+    number = -(-n // block)
+    blocks = order.blocks(epoch * number, number)
+    assert sorted(blocks) == list(range(number))
+    rows, _ = order.rows(epoch * n, n)
+    begin = 0
+    for first in range(0, number, window):
+        held = [row for one in blocks[first : first + window] for row in range(one * block, min(n, (one + 1) * block))]
+        assert sorted(rows[begin : begin + len(held)]) == sorted(held)
+        begin += len(held)
+    assert np.array_equal(order.blocks(epoch * number + 1, number)[: number - 1], blocks[1:])
+
+
 def test_block_order_mixes_rows_within_a_window_and_blocks_over_the_file():
     rows, _ = Order(64 * 256, 5, FINE_TUNE, "block", block_rows=16, window_blocks=8).rows(0, 64 * 256)
     window = rows[:128]
