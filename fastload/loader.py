@@ -134,6 +134,7 @@ class TwoPhaseLoader:
         self._seconds = 0.0  # of the run, up to the last delivery
         self._last_delivery: float | None = None
         self._callbacks: list[Callable[[TwoPhaseLoader], Any]] = []
+        self._told, self._telling = 0, False  # callbacks that have returned at the swap; whether one runs
         self._log: ScalarLog | None = None
         self._bar: Bar | None = None
         self._closed, self._process = False, os.getpid()
@@ -329,13 +330,12 @@ class TwoPhaseLoader:
                     batch = self._advance()
                 if batch is None:
                     break
-                try:
-                    yield batch if self._with_ids else batch[:2]
-                except GeneratorExit:  # a `break`: from now on `len()` is that of the next pass
-                    if self._pass is own:
-                        self._pass = None
-                    raise
+                yield batch if self._with_ids else batch[:2]
                 del batch  # or the buffer would be kept from the ring while the next batch is made
+        except BaseException:  # a `break` (GeneratorExit) too: from now on `len()` is that of the next pass
+            if self._pass is own:
+                self._pass = None
+            raise
         finally:
             if self._bar is not None:
                 self._bar.close()
@@ -355,8 +355,8 @@ class TwoPhaseLoader:
             return None
         if self._swapped_at is None and self._step >= self._swap_step:
             self._swap_over()
-            if self._closed:
-                raise UsageError("an on_swap callback closed this loader; make a new one")
+        if self._step == self._swapped_at and self._swap != 0 and not self._telling:
+            self._tell_of_swap()
         if self._swapped_at is None:
             if self._swap_is_near(self._seconds + between):
                 self._fine.warm()
@@ -418,8 +418,21 @@ class TwoPhaseLoader:
             self._fast.rest()
         else:
             self._fast.close()
-        for callback in self._callbacks:
-            callback(self)
+
+    def _tell_of_swap(self) -> None:
+        """Call the callbacks in turn; where one raises, it and those after it are to be called before the next batch.
+
+        Those before it have done their work (a learning rate was lowered, say), so they are not called again.
+        """
+        self._telling = True
+        try:
+            while self._told < len(self._callbacks):
+                self._callbacks[self._told](self)
+                self._told += 1
+        finally:
+            self._telling = False
+        if self._closed:
+            raise UsageError("an on_swap callback closed this loader; make a new one")
 
     def swap_now(self) -> None:
         """Swap at the next batch; under several ranks at a step that all agree on, some steps later.
@@ -448,7 +461,13 @@ class TwoPhaseLoader:
             self._plateau.report(loss)
 
     def on_swap(self, callback: Callable[[TwoPhaseLoader], Any]) -> Callable[[TwoPhaseLoader], Any]:
-        """Call `callback(loader)` just before the full set's first batch is delivered. Returns it: a decorator too."""
+        """Call `callback(loader)` just before the full set's first batch is delivered. Returns it: a decorator too.
+
+        Callbacks are called in the order of their registration. What one raises comes out of the training loop's
+        `next()`. By then the run has swapped, but no batch is lost: the next `iter()` begins by calling that callback
+        again and then the ones after it, and so does a run resumed from a `state_dict()` taken then, or within the
+        callback. Those that returned are not called again; so register the same ones, in the same order, to resume.
+        """
         if not callable(callback):
             raise UsageError(f"on_swap({callback!r}): it takes a function of one argument, the loader")
         self._callbacks.append(callback)
@@ -545,6 +564,7 @@ class TwoPhaseLoader:
             "step": self._step,
             "seconds": self._seconds,
             "agreed_swap": self._decision.swap,
+            "swap_callbacks": self._told if self._step == self._swapped_at else 0,
             "plateau": None if self._plateau is None else self._plateau.state(),
             **self._identity(),
         }
@@ -566,6 +586,7 @@ class TwoPhaseLoader:
         try:
             step, seconds = whole("step", state["step"], 0), real("seconds", state["seconds"])
             agreed = None if state["agreed_swap"] is None else whole("agreed_swap", state["agreed_swap"], 0)
+            told = whole("swap_callbacks", state.get("swap_callbacks", 0), 0)  # older states have none
             plateau = None
             if self._plateau is not None and isinstance(self._swap, Swap):
                 plateau = Plateau(self._swap)
@@ -576,6 +597,8 @@ class TwoPhaseLoader:
         if self._steps is not None and step > self._steps:
             raise UsageError(f"the state is at step {step:,}, this loader ends at {self._steps:,}; raise steps=")
         with self._lock:
+            if self._telling:
+                raise UsageError("load_state_dict() was called by an on_swap callback; call it outside the loop")
             self._fast.rest()
             self._fine.rest()
             self._step, self._pass, self._seconds = step, None, seconds
@@ -584,7 +607,8 @@ class TwoPhaseLoader:
             self._decision = Decision(agreed)
             if self._agreement is not None:
                 self._agreement.restart()
-            # At the step of the swap itself the callbacks have yet to be called, or their work was not saved.
+            # At the step of the swap itself callbacks may have yet to be called.
+            self._told = told
             swapped = self._swap == 0 or step > self._swap_step
             self._swapped_at = int(self._swap_step) if swapped else None
             known = self._steps is not None and self._swap_step < math.inf
