@@ -6,7 +6,6 @@ A resident feed keeps the whole set in (device) memory; a stream feed reads the 
 
 from __future__ import annotations
 
-import os
 import queue
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from fastload.memory import check_fits
 from fastload.order import Order
 from fastload.packed_set import Packed
 from fastload.prefetch import Prefetcher
+from fastload.processors import makers
 from fastload.reading import ReadAhead, SampleReader
 
 _AHEAD_BYTES = 64 << 20
@@ -140,7 +140,7 @@ def open_feed(
     if resident and file.shape is None:
         raise UsageError(f"{file.path} holds encoded images; a resident set must be raw")
     if workers is None:
-        workers = min(8, len(os.sched_getaffinity(0)))
+        workers = makers()
     if chosen == "dali":
         return _DaliFeed(file, augment, order, output, resident)
     if output.device.type == "cpu":

@@ -25,6 +25,7 @@ from fastload.memory import free_memory
 from fastload.order import FAST, FINE_TUNE, Order, Shuffle, sorted_by_label
 from fastload.packed_set import Packed, Source, open_packed
 from fastload.phase import Phase
+from fastload.processors import makers
 from fastload.swap import Plateau, Swap, planned_swap
 from fastload.telemetry import Bar, ScalarLog, Writer, advice, bar_kind
 
@@ -121,7 +122,7 @@ class TwoPhaseLoader:
         self._keep_resident = keep_resident
         self._rank, self._world_size = _ranks(rank, world_size)
         self._bar_kind = bar_kind(progress) if self._rank == 0 else None
-        depth = prefetch if prefetch is not None else max(2, min(8, len(os.sched_getaffinity(0))))
+        depth = prefetch if prefetch is not None else max(2, makers())
         self._output = Output(batch_size, resolve_device(device), dtype, memory_format, keep=depth + 3)
         self._step = 0
         self._swapped_at = 0 if self._swap == 0 else None

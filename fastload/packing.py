@@ -19,6 +19,7 @@ from fastload.arguments import path_of, whole
 from fastload.decoding import BrokenImage, check_encoded, decode, strict_pillow
 from fastload.errors import DataError, UsageError
 from fastload.packed_writer import PackedWriter, check_target
+from fastload.processors import processors
 from fastload.progress import progress_bar
 from fastload.sources import Sample, Source, open_source
 
@@ -123,7 +124,7 @@ def pack(
         raise UsageError(f"{_named(source)}: holds pixels, not JPEG or PNG files; pack it without --encoded")
     with strict_pillow():
         job = _Job(opened, _named(source), out, order, seed, resize, encoded, skip_broken)
-        return job.run(workers or _cpus(), progress, started)
+        return job.run(workers or processors(), progress, started)
 
 
 def _check_options(order: str, seed: int, resize: int | None, encoded: bool, workers: int | None) -> None:
@@ -352,7 +353,3 @@ def plural(count: int, noun: str) -> str:
 
 def _named(source: Any) -> str:
     return str(source) if isinstance(source, str | os.PathLike) else "dataset"
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from fastload.errors import DataError, UsageError
-from fastload.needs import processors
 from fastload.packed import PackedFile, digest, fingerprint, open_hdf5, read_attribute
 from fastload.packed_set import Packed, Source, open_packed
 from fastload.packing import plural
+from fastload.processors import processors
 from fastload.progress import progress_bar
 from fastload.selection import STRATEGIES
 from fastload.sizing import decode_rows

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from batches import feed_threads, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packs import noise_images, write_pair, write_raw
@@ -52,16 +53,6 @@ def run(pair):
     """The uninterrupted run that others are compared with."""
     with make(pair) as loader:
         return list(loader)
-
-
-def same(one, other):
-    return len(one) == len(other) and all(
-        all(torch.equal(x, y) for x, y in zip(a, b, strict=True)) for a, b in zip(one, other, strict=True)
-    )
-
-
-def feed_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("fastload")]
 
 
 def test_every_batch_holds_what_order_parameters_and_files_say(pair, run):

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from batches import same
 from hypothesis import given
 from hypothesis import strategies as st
 from packs import write_pair
@@ -39,12 +40,6 @@ def phases(loader, until=math.inf, on_batch=lambda loader: None):
         if len(seen) >= until:
             break
     return seen
-
-
-def same(one, other):
-    return len(one) == len(other) and all(
-        all(torch.equal(x, y) for x, y in zip(a, b, strict=True)) for a, b in zip(one, other, strict=True)
-    )
 
 
 def test_after_seconds_swaps_by_the_clock_and_the_time_between_loops_does_not_count(pair):
