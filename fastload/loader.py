@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import threading
@@ -11,11 +12,12 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import xxhash
 
 from fastload.agreement import Alone, Decision, Together, default_store
-from fastload.arguments import real, seed64, whole
+from fastload.arguments import flag, real, seed64, whole
 from fastload.augment import Augment, checked
 from fastload.engines import choose_engine
 from fastload.errors import DataError, UsageError
@@ -114,12 +116,15 @@ class TwoPhaseLoader:
         prefetch = None if prefetch is None else whole("prefetch", prefetch, 1)
         budget = None if resident_budget is None else whole("resident_budget", resident_budget, 0)
         checked(augment)
-        if not isinstance(shuffle, str) and shuffle in (True, False):
+        if not isinstance(shuffle, bool | int | np.bool_) or shuffle not in (True, False):
+            if not isinstance(shuffle, str) or shuffle != "block":
+                raise UsageError(f'shuffle={shuffle!r}; it is True, False or "block"')
+        else:
             shuffle = bool(shuffle)
         self._seed = seed64(seed)
         self._swap = planned_swap(swap, self._steps, self._limit)
-        self._augment, self._shuffle, self._engine, self._with_ids = augment, shuffle, engine, with_ids
-        self._keep_resident = keep_resident
+        self._augment, self._shuffle, self._engine = augment, shuffle, engine
+        self._with_ids, self._keep_resident = flag("with_ids", with_ids), flag("keep_resident", keep_resident)
         self._rank, self._world_size = _ranks(rank, world_size)
         self._bar_kind = bar_kind(progress) if self._rank == 0 else None
         depth = prefetch if prefetch is not None else max(2, makers())
@@ -154,8 +159,13 @@ class TwoPhaseLoader:
                 self._fast.prepare()
             if self._full is not None and left != 0:
                 self._fine.prepare()
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, torch.OutOfMemoryError | MemoryError):
+                raise UsageError(
+                    f"out of memory while the loader was made ({error}); choose a smaller batch_size= (here "
+                    f"{self._output.batch_size:,}), prefetch= or resident_budget="
+                ) from error
             raise
 
     # -- construction ----------------------------------------------------------------------------------------------
@@ -178,7 +188,7 @@ class TwoPhaseLoader:
             if needed:
                 raise UsageError(f"{name}= is missing, and swap={self._swap} needs it")
             return None
-        file = open_packed(source, images=images, labels=labels)
+        file = open_packed(source, images=images, labels=labels, argument=name)
         self._files.append(file)
         return file
 
@@ -197,6 +207,8 @@ class TwoPhaseLoader:
             return
         if full.selection is not None and full.selection.attributes.get("full_fingerprint") == subset.fingerprint:
             raise UsageError(f"full={full.path} is the subset and subset={subset.path} the full set; swap the two")
+        if full.selection is not None and full.fingerprint == subset.fingerprint:
+            raise UsageError(f"full={full.path} is the subset, as subset= is; give the full set that it was built from")
         made_from = subset.selection.attributes.get("full_fingerprint") if subset.selection else None
         if made_from is not None and made_from != full.fingerprint:
             raise DataError(
@@ -256,6 +268,8 @@ class TwoPhaseLoader:
         """Return how this rank learns when to swap and to end; None for ranks that have no means to agree."""
         if self._world_size == 1:
             return Alone()
+        if store is not None and not all(callable(getattr(store, name, None)) for name in ("get", "set", "check")):
+            raise UsageError(f"store={store!r}; it is a torch.distributed store, such as FileStore or TCPStore")
         store = default_store(self._world_size) if store is None else store
         if store is None:
             if self._planned is None or self._limit is not None:
@@ -469,7 +483,7 @@ class TwoPhaseLoader:
         again and then the ones after it, and so does a run resumed from a `state_dict()` taken then, or within the
         callback. Those that returned are not called again; so register the same ones, in the same order, to resume.
         """
-        if not callable(callback):
+        if not callable(callback) or not _takes_one(callback):  # told now, not at the swap, hours from here
             raise UsageError(f"on_swap({callback!r}): it takes a function of one argument, the loader")
         self._callbacks.append(callback)
         return callback
@@ -577,15 +591,21 @@ class TwoPhaseLoader:
         ranks and batch size (at an equal global batch) may differ.
         """
         if not isinstance(state, Mapping) or state.get("fastload_state") != STATE_FORMAT:
-            raise UsageError("this is no state of a TwoPhaseLoader that this fastload can read")
+            found = state.get("fastload_state") if isinstance(state, Mapping) else type(state).__name__
+            raise UsageError(
+                f"this is no state of a TwoPhaseLoader that this fastload can read (found {_short(found)}, it reads "
+                f"format {STATE_FORMAT}); give what loader.state_dict() returned, or update fastload"
+            )
         for name, value in self._identity().items():
-            if state.get(name) != value:
+            if _differs(state.get(name), value):
                 raise UsageError(
                     f"the state was saved with {name}={_short(state.get(name))}, this loader has {_short(value)}; "
                     "make the loader as it was"
                 )
         try:
             step, seconds = whole("step", state["step"], 0), real("seconds", state["seconds"])
+            if not 0 <= seconds < math.inf:
+                raise UsageError(f"seconds={seconds}; it must be 0 or more")
             agreed = None if state["agreed_swap"] is None else whole("agreed_swap", state["agreed_swap"], 0)
             told = whole("swap_callbacks", state.get("swap_callbacks", 0), 0)  # older states have none
             plateau = None
@@ -670,6 +690,23 @@ def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if not 0 <= rank < world_size:
         raise UsageError(f"rank={rank} is not below world_size={world_size}")
     return rank, world_size
+
+
+def _takes_one(callback: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(callback).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # built-in, with no signature to look at
+        return True
+    return True
+
+
+def _differs(found: Any, value: Any) -> bool:
+    try:
+        return bool(found != value)
+    except (RuntimeError, ValueError):  # an array or a tensor of several elements
+        return True
 
 
 def _short(value: Any) -> str:

@@ -115,6 +115,8 @@ def pack(
     resize = None if resize is None else whole("resize", resize)
     workers = None if workers is None else whole("workers", workers)
     _check_options(order, seed, resize, encoded, workers)
+    if isinstance(source, str) and not source:  # Path would take it for the folder that one stands in
+        raise UsageError("SOURCE is an empty text; name a folder, an archive or a file")
     check_target(out)
     with progress_bar("listing", None, quiet=not progress):
         opened = open_source(source, split=split, images=images, labels=labels)

@@ -139,6 +139,8 @@ def test_nan_is_no_falling_loss_and_what_is_no_number_is_refused():
         plateau.report(torch.zeros(3))
     with pytest.raises(UsageError, match="loss="):
         plateau.report("0.5")
+    with pytest.raises(UsageError, match="complex"):
+        plateau.report(torch.tensor(1j))
 
 
 @pytest.mark.parametrize(
@@ -205,6 +207,7 @@ def test_a_share_of_seconds_is_a_policy_and_of_steps_a_step():
     "call",
     [
         lambda: Swap.after(seconds=-1), lambda: Swap.after(seconds=math.nan), lambda: Swap.on_plateau(patience=0),
+        lambda: Swap("sometimes"), lambda: Swap.after(seconds=True),
         lambda: Swap.on_plateau(window=0), lambda: Swap.on_plateau(min_delta=-0.1), lambda: Swap.after(seconds="5"),
     ],
 )  # fmt: skip
