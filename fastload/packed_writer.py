@@ -96,7 +96,7 @@ class PackedWriter:
 
     def __enter__(self) -> PackedWriter:
         # Where the name is a link, what it leads to is written: that disk was chosen for its room.
-        self._target = Path(os.path.realpath(self.path)) if self.path.is_symlink() else self.path
+        self._target = Path(os.path.realpath(self.path)) if os.path.islink(self.path) else self.path
         check_target(self._target)
         _remove_orphans(self._target)
         try:
@@ -288,6 +288,13 @@ def set_text(holder: Any, name: str, text: str) -> None:
 
 def check_target(path: Path) -> None:
     """Raise UsageError unless a packed file can go there: before hours of work, not after them."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # a name too long, a folder that may not be entered, a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path}: cannot be written ({reason}); choose another name or place") from error
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; name the file to write, like {path / 'full.h5'}")
     if not path.parent.is_dir():
