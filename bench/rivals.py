@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from fastload.bench.measure import Contestant, Result, Withdrawn, compare, race,
 from fastload.bench.peers.install import Peer
 from fastload.bench.peers.process import PeerError, PeerProcess
 from fastload.packed import PackedFile
+from fastload.processors import makers
 
 PREPARE_SECONDS = 900.0
 WARM_SECONDS = 600.0
@@ -83,7 +83,7 @@ def resident(setting: parts.Setting, engines: Sequence[str], peers: Sequence[Pee
 
 def feed_threads() -> int:
     """Return how many threads a feed of ours takes by default."""
-    return min(8, len(os.sched_getaffinity(0)))
+    return makers()
 
 
 def _race(setting: parts.Setting, case: Case, path: Path, engines: Sequence[str], peers: Sequence[Peer]) -> Outcome:

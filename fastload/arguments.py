@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fastload.errors import UsageError
 
 
@@ -27,12 +29,19 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
 
 def real(name: str, value: Any) -> float:
     """Return a number as a plain float, NaN and infinity too; raise UsageError, naming it, for anything else."""
-    if not isinstance(value, numbers.Real):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise UsageError(f"{name}={value!r}; it must be a number")
     try:
         return float(value)
     except OverflowError:
         return math.copysign(math.inf, value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return a truth value as a plain bool; raise UsageError, naming it, for anything else ("no" would be true)."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise UsageError(f"{name}={value!r}; it is True or False")
 
 
 def seed64(value: Any) -> int:
@@ -46,6 +55,8 @@ def seed64(value: Any) -> int:
 def path_of(name: str, value: Any) -> Path:
     """Return a path given as text, bytes or os.PathLike; raise UsageError, naming it, for anything else."""
     try:
+        if not os.fspath(value):
+            raise UsageError(f"{name}={value!r}: an empty path; name a file")
         return Path(os.fsdecode(value))
     except TypeError as error:
         raise UsageError(f"{name}={value!r}; it must be a file's path") from error

@@ -182,14 +182,24 @@ def inspect(
 @app.command()
 def verify(
     file: Annotated[Path, typer.Argument(help="A packed file or subset.", metavar="FILE.h5")],
+    full: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FULL.h5",
+            help="Compare a subset with this full set (or a pattern in quotes); the one in its folder by default.",
+        ),
+    ] = None,
+    images: Images = None,
+    labels: Labels = None,
     quiet: Quiet = False,
 ) -> None:
-    """Check every sample's digest and the fingerprint; list the damaged samples and exit with 1."""
-    from fastload.inspecting import verify_file
+    """Check digests, fingerprint, ids, labels and selection; list what is damaged and exit with 1."""
+    from fastload.verifying import verify_file
 
-    report = verify_file(file, progress=not quiet)
-    if report.damaged or not quiet:
-        typer.echo(str(report))
+    report = verify_file(file, full=full, images=images, labels=labels, progress=not quiet)
+    text = str(report)
+    if text and not (quiet and report.ok):
+        typer.echo(text)
     report.raise_if_damaged()
 
 

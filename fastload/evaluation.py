@@ -44,7 +44,7 @@ class EvaluationLoader:
     ) -> None:
         settings = checked(augment).evaluation()
         self._owned = not isinstance(source, PackedFile | PackedSet)
-        self._file = source if isinstance(source, PackedFile | PackedSet) else open_packed(source)
+        self._file = source if isinstance(source, PackedFile | PackedSet) else open_packed(source, argument="path")
         self._augment, self._engine = settings, engine
         self._output = Output(batch_size, resolve_device(device), dtype, memory_format)
         self._with_ids, self._first, self._closed = with_ids, first_row, False

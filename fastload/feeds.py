@@ -6,7 +6,6 @@ A resident feed keeps the whole set in (device) memory; a stream feed reads the 
 
 from __future__ import annotations
 
-import os
 import queue
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from fastload.memory import check_fits
 from fastload.order import Order
 from fastload.packed_set import Packed
 from fastload.prefetch import Prefetcher
+from fastload.processors import makers
 from fastload.reading import ReadAhead, SampleReader
 
 _AHEAD_BYTES = 64 << 20
@@ -140,7 +140,7 @@ def open_feed(
     if resident and file.shape is None:
         raise UsageError(f"{file.path} holds encoded images; a resident set must be raw")
     if workers is None:
-        workers = min(8, len(os.sched_getaffinity(0)))
+        workers = makers()
     if chosen == "dali":
         return _DaliFeed(file, augment, order, output, resident)
     if output.device.type == "cpu":
@@ -185,7 +185,7 @@ class _FusedCpuFeed:
             check_fits(file.nbytes, output.device, str(file.path))
         self._data = self._reader.everything() if resident else None
         self._mapped = None if resident else GuardedMap.open(self._reader.place)
-        self._ahead = _read_ahead(self._reader, order, file, output)
+        self._ahead = None if resident else _read_ahead(self._reader, order, file, output)
         self._labels, self._ids = label_tensor(file.labels), file.ids
         shape = (file.shape[2], *augment.size)
         self._ring = BufferRing(output.batch_size, shape, output.dtype, output.channels_last, output.keep)
@@ -198,7 +198,8 @@ class _FusedCpuFeed:
         if self._data is not None:
             self._engine.on_cpu(self._data, rows, ids, epochs, values)
         else:
-            self._ahead.want(start, count)
+            if self._ahead is not None:
+                self._ahead.want(start, count)
             if not self._make_mapped(rows, ids, epochs, values):
                 self._reader.check(self._engine.on_cpu_stream(self._reader.place, rows, ids, epochs, values), rows)
         return Batch(images, self._labels[torch.from_numpy(rows)], torch.from_numpy(ids))
@@ -317,7 +318,7 @@ class _DaliFeed:
         self._on_cuda = output.device.type == "cuda"
         self._labels, self._ids = label_tensor(file.labels), file.ids
         self._reader = SampleReader(file)
-        self._ahead = _read_ahead(self._reader, order, file, output)
+        self._ahead = None if resident else _read_ahead(self._reader, order, file, output)
         self._stored: torch.Tensor | None = None
         if resident:
             check_fits(file.nbytes, output.device, str(file.path))
@@ -344,7 +345,7 @@ class _DaliFeed:
         else:
             images, _ = self._ring.take(count)
         try:
-            if self._stored is None:
+            if self._ahead is not None:
                 self._ahead.want(start, count)
             self._engine(self._samples(rows), parameters, images)
         except SampleError as error:

@@ -1,20 +1,16 @@
-"""`fastload inspect` and `fastload verify`: what a packed file holds, and whether it is whole."""
+"""`fastload inspect`: what a packed file holds."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastload.errors import DataError, UsageError
-from fastload.packed import PackedFile, digest, fingerprint
+from fastload.packed import PackedFile
 from fastload.packing import class_counts, plural
-from fastload.progress import progress_bar
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,7 +23,7 @@ def inspect_file(
 ) -> dict[str, Any]:
     """Return what a packed file (or, with `images` and `labels`, your own HDF5 file) holds, JSON-able.
 
-    Raises DataError where it cannot be read. The samples themselves are not read: that is `verify_file`'s work.
+    Raises DataError where it cannot be read. The samples themselves are not read: see `fastload.verifying` for that.
     """
     with PackedFile(path, images=images, labels=labels) as file:
         facts: dict[str, Any] = {
@@ -181,72 +177,3 @@ def _plain_text(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain_text(inner)}" for key, inner in value.items())
     return "none" if value is None else str(value)
-
-
-@dataclass(frozen=True)
-class VerifyReport:
-    """What `verify_file` found; `str()` is for people.
-
-    Attributes:
-        path: the file. images: how many it holds.
-        damaged: (row, id, class) of each sample whose bytes do not have their digest.
-        fingerprint_matches: whether images and labels together are what was written.
-        duplicate_ids: how many ids stand in more than one row.
-    """
-
-    path: Path
-    images: int
-    damaged: list[tuple[int, int, str]]
-    fingerprint_matches: bool
-    duplicate_ids: int
-
-    def __str__(self) -> str:
-        if self.ok:
-            return f"{self.path}: all {self.images:,} samples and the fingerprint are as they were written"
-        return "\n".join(f"row {row}  id {identity}  class {name}" for row, identity, name in self.damaged)
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.damaged and self.fingerprint_matches and not self.duplicate_ids
-
-    def raise_if_damaged(self) -> None:
-        """Raise DataError, saying what is wrong, unless all is well."""
-        if self.damaged and self.fingerprint_matches:
-            what = f"{plural(len(self.damaged), 'digest')} damaged, though images and labels are intact"
-        elif self.damaged:
-            what = f"{len(self.damaged):,} of {plural(self.images, 'sample')} damaged"
-        elif not self.fingerprint_matches:
-            what = "the labels (or the fingerprint) are not those that were written, though every image is"
-        elif self.duplicate_ids:
-            what = f"{plural(self.duplicate_ids, 'id')} in more than one row"
-        else:
-            return
-        raise DataError(f"{self.path}: {what}; pack it again")
-
-
-def verify_file(path: str | os.PathLike[str], *, progress: bool = True) -> VerifyReport:
-    """Read a packed file's every byte and compare digests and fingerprint.
-
-    Raises DataError where the file cannot be opened or read, UsageError where it has no digests.
-    """
-    with PackedFile(path) as file:
-        if file.digests is None:
-            raise UsageError(f"{path}: is not a packed file and has no digests to verify")
-        damaged = []
-        with progress_bar("verifying", len(file), quiet=not progress) as advance:
-            for row in range(len(file)):
-                if digest(file.read(row)) != int(file.digests[row]):
-                    damaged.append((row, int(file.ids[row]), _class_of(file, row)))
-                advance(1)
-        with progress_bar("fingerprint", None, quiet=not progress):
-            matches = fingerprint(file) == file.fingerprint
-        duplicates = len(file.ids) - len(np.unique(file.ids))
-        return VerifyReport(file.path, len(file), damaged, matches, duplicates)
-
-
-def _class_of(file: PackedFile, row: int) -> str:
-    label = file.labels[row]
-    if label.ndim == 0 and label.dtype.kind in "iub" and 0 <= label < len(file.classes):
-        return file.classes[int(label)]
-    return str(label.tolist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import threading
@@ -11,11 +12,12 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import xxhash
 
 from fastload.agreement import Alone, Decision, Together, default_store
-from fastload.arguments import real, seed64, whole
+from fastload.arguments import flag, real, seed64, whole
 from fastload.augment import Augment, checked
 from fastload.engines import choose_engine
 from fastload.errors import DataError, UsageError
@@ -25,6 +27,7 @@ from fastload.memory import free_memory
 from fastload.order import FAST, FINE_TUNE, Order, Shuffle, sorted_by_label
 from fastload.packed_set import Packed, Source, open_packed
 from fastload.phase import Phase
+from fastload.processors import makers
 from fastload.swap import Plateau, Swap, planned_swap
 from fastload.telemetry import Bar, ScalarLog, Writer, advice, bar_kind
 
@@ -113,15 +116,18 @@ class TwoPhaseLoader:
         prefetch = None if prefetch is None else whole("prefetch", prefetch, 1)
         budget = None if resident_budget is None else whole("resident_budget", resident_budget, 0)
         checked(augment)
-        if not isinstance(shuffle, str) and shuffle in (True, False):
+        if not isinstance(shuffle, bool | int | np.bool_) or shuffle not in (True, False):
+            if not isinstance(shuffle, str) or shuffle != "block":
+                raise UsageError(f'shuffle={shuffle!r}; it is True, False or "block"')
+        else:
             shuffle = bool(shuffle)
         self._seed = seed64(seed)
         self._swap = planned_swap(swap, self._steps, self._limit)
-        self._augment, self._shuffle, self._engine, self._with_ids = augment, shuffle, engine, with_ids
-        self._keep_resident = keep_resident
+        self._augment, self._shuffle, self._engine = augment, shuffle, engine
+        self._with_ids, self._keep_resident = flag("with_ids", with_ids), flag("keep_resident", keep_resident)
         self._rank, self._world_size = _ranks(rank, world_size)
         self._bar_kind = bar_kind(progress) if self._rank == 0 else None
-        depth = prefetch if prefetch is not None else max(2, min(8, len(os.sched_getaffinity(0))))
+        depth = prefetch if prefetch is not None else max(2, makers())
         self._output = Output(batch_size, resolve_device(device), dtype, memory_format, keep=depth + 3)
         self._step = 0
         self._swapped_at = 0 if self._swap == 0 else None
@@ -134,6 +140,7 @@ class TwoPhaseLoader:
         self._seconds = 0.0  # of the run, up to the last delivery
         self._last_delivery: float | None = None
         self._callbacks: list[Callable[[TwoPhaseLoader], Any]] = []
+        self._told, self._telling = 0, False  # callbacks that have returned at the swap; whether one runs
         self._log: ScalarLog | None = None
         self._bar: Bar | None = None
         self._closed, self._process = False, os.getpid()
@@ -152,8 +159,13 @@ class TwoPhaseLoader:
                 self._fast.prepare()
             if self._full is not None and left != 0:
                 self._fine.prepare()
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, torch.OutOfMemoryError | MemoryError):
+                raise UsageError(
+                    f"out of memory while the loader was made ({error}); choose a smaller batch_size= (here "
+                    f"{self._output.batch_size:,}), prefetch= or resident_budget="
+                ) from error
             raise
 
     # -- construction ----------------------------------------------------------------------------------------------
@@ -176,7 +188,7 @@ class TwoPhaseLoader:
             if needed:
                 raise UsageError(f"{name}= is missing, and swap={self._swap} needs it")
             return None
-        file = open_packed(source, images=images, labels=labels)
+        file = open_packed(source, images=images, labels=labels, argument=name)
         self._files.append(file)
         return file
 
@@ -195,6 +207,8 @@ class TwoPhaseLoader:
             return
         if full.selection is not None and full.selection.attributes.get("full_fingerprint") == subset.fingerprint:
             raise UsageError(f"full={full.path} is the subset and subset={subset.path} the full set; swap the two")
+        if full.selection is not None and full.fingerprint == subset.fingerprint:
+            raise UsageError(f"full={full.path} is the subset, as subset= is; give the full set that it was built from")
         made_from = subset.selection.attributes.get("full_fingerprint") if subset.selection else None
         if made_from is not None and made_from != full.fingerprint:
             raise DataError(
@@ -254,6 +268,8 @@ class TwoPhaseLoader:
         """Return how this rank learns when to swap and to end; None for ranks that have no means to agree."""
         if self._world_size == 1:
             return Alone()
+        if store is not None and not all(callable(getattr(store, name, None)) for name in ("get", "set", "check")):
+            raise UsageError(f"store={store!r}; it is a torch.distributed store, such as FileStore or TCPStore")
         store = default_store(self._world_size) if store is None else store
         if store is None:
             if self._planned is None or self._limit is not None:
@@ -329,13 +345,12 @@ class TwoPhaseLoader:
                     batch = self._advance()
                 if batch is None:
                     break
-                try:
-                    yield batch if self._with_ids else batch[:2]
-                except GeneratorExit:  # a `break`: from now on `len()` is that of the next pass
-                    if self._pass is own:
-                        self._pass = None
-                    raise
+                yield batch if self._with_ids else batch[:2]
                 del batch  # or the buffer would be kept from the ring while the next batch is made
+        except BaseException:  # a `break` (GeneratorExit) too: from now on `len()` is that of the next pass
+            if self._pass is own:
+                self._pass = None
+            raise
         finally:
             if self._bar is not None:
                 self._bar.close()
@@ -355,8 +370,8 @@ class TwoPhaseLoader:
             return None
         if self._swapped_at is None and self._step >= self._swap_step:
             self._swap_over()
-            if self._closed:
-                raise UsageError("an on_swap callback closed this loader; make a new one")
+        if self._step == self._swapped_at and self._swap != 0 and not self._telling:
+            self._tell_of_swap()
         if self._swapped_at is None:
             if self._swap_is_near(self._seconds + between):
                 self._fine.warm()
@@ -418,8 +433,21 @@ class TwoPhaseLoader:
             self._fast.rest()
         else:
             self._fast.close()
-        for callback in self._callbacks:
-            callback(self)
+
+    def _tell_of_swap(self) -> None:
+        """Call the callbacks in turn; where one raises, it and those after it are to be called before the next batch.
+
+        Those before it have done their work (a learning rate was lowered, say), so they are not called again.
+        """
+        self._telling = True
+        try:
+            while self._told < len(self._callbacks):
+                self._callbacks[self._told](self)
+                self._told += 1
+        finally:
+            self._telling = False
+        if self._closed:
+            raise UsageError("an on_swap callback closed this loader; make a new one")
 
     def swap_now(self) -> None:
         """Swap at the next batch; under several ranks at a step that all agree on, some steps later.
@@ -448,8 +476,14 @@ class TwoPhaseLoader:
             self._plateau.report(loss)
 
     def on_swap(self, callback: Callable[[TwoPhaseLoader], Any]) -> Callable[[TwoPhaseLoader], Any]:
-        """Call `callback(loader)` just before the full set's first batch is delivered. Returns it: a decorator too."""
-        if not callable(callback):
+        """Call `callback(loader)` just before the full set's first batch is delivered. Returns it: a decorator too.
+
+        Callbacks are called in the order of their registration. What one raises comes out of the training loop's
+        `next()`. By then the run has swapped, but no batch is lost: the next `iter()` begins by calling that callback
+        again and then the ones after it, and so does a run resumed from a `state_dict()` taken then, or within the
+        callback. Those that returned are not called again; so register the same ones, in the same order, to resume.
+        """
+        if not callable(callback) or not _takes_one(callback):  # told now, not at the swap, hours from here
             raise UsageError(f"on_swap({callback!r}): it takes a function of one argument, the loader")
         self._callbacks.append(callback)
         return callback
@@ -545,6 +579,7 @@ class TwoPhaseLoader:
             "step": self._step,
             "seconds": self._seconds,
             "agreed_swap": self._decision.swap,
+            "swap_callbacks": self._told if self._step == self._swapped_at else 0,
             "plateau": None if self._plateau is None else self._plateau.state(),
             **self._identity(),
         }
@@ -556,16 +591,23 @@ class TwoPhaseLoader:
         ranks and batch size (at an equal global batch) may differ.
         """
         if not isinstance(state, Mapping) or state.get("fastload_state") != STATE_FORMAT:
-            raise UsageError("this is no state of a TwoPhaseLoader that this fastload can read")
+            found = state.get("fastload_state") if isinstance(state, Mapping) else type(state).__name__
+            raise UsageError(
+                f"this is no state of a TwoPhaseLoader that this fastload can read (found {_short(found)}, it reads "
+                f"format {STATE_FORMAT}); give what loader.state_dict() returned, or update fastload"
+            )
         for name, value in self._identity().items():
-            if state.get(name) != value:
+            if _differs(state.get(name), value):
                 raise UsageError(
                     f"the state was saved with {name}={_short(state.get(name))}, this loader has {_short(value)}; "
                     "make the loader as it was"
                 )
         try:
             step, seconds = whole("step", state["step"], 0), real("seconds", state["seconds"])
+            if not 0 <= seconds < math.inf:
+                raise UsageError(f"seconds={seconds}; it must be 0 or more")
             agreed = None if state["agreed_swap"] is None else whole("agreed_swap", state["agreed_swap"], 0)
+            told = whole("swap_callbacks", state.get("swap_callbacks", 0), 0)  # older states have none
             plateau = None
             if self._plateau is not None and isinstance(self._swap, Swap):
                 plateau = Plateau(self._swap)
@@ -576,6 +618,8 @@ class TwoPhaseLoader:
         if self._steps is not None and step > self._steps:
             raise UsageError(f"the state is at step {step:,}, this loader ends at {self._steps:,}; raise steps=")
         with self._lock:
+            if self._telling:
+                raise UsageError("load_state_dict() was called by an on_swap callback; call it outside the loop")
             self._fast.rest()
             self._fine.rest()
             self._step, self._pass, self._seconds = step, None, seconds
@@ -584,7 +628,8 @@ class TwoPhaseLoader:
             self._decision = Decision(agreed)
             if self._agreement is not None:
                 self._agreement.restart()
-            # At the step of the swap itself the callbacks have yet to be called, or their work was not saved.
+            # At the step of the swap itself callbacks may have yet to be called.
+            self._told = told
             swapped = self._swap == 0 or step > self._swap_step
             self._swapped_at = int(self._swap_step) if swapped else None
             known = self._steps is not None and self._swap_step < math.inf
@@ -645,6 +690,23 @@ def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if not 0 <= rank < world_size:
         raise UsageError(f"rank={rank} is not below world_size={world_size}")
     return rank, world_size
+
+
+def _takes_one(callback: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(callback).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # built-in, with no signature to look at
+        return True
+    return True
+
+
+def _differs(found: Any, value: Any) -> bool:
+    try:
+        return bool(found != value)
+    except (RuntimeError, ValueError):  # an array or a tensor of several elements
+        return True
 
 
 def _short(value: Any) -> str:

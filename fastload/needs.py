@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from fastload.feeds import stream
 from fastload.memory import available_memory
 from fastload.order import AUTOENCODER
 from fastload.packed_set import Packed
+from fastload.processors import processors as processors
 from fastload.read_ahead import BUFFERS, CHUNK_BYTES
 
 TRIAL_SECONDS = 1.5
@@ -208,8 +208,3 @@ def reading_memory(stored_bytes: int) -> int:
 def lists_disk(entries: int) -> int:
     """Return the bytes of lists of so many entries in a file."""
     return entries * ENTRY_BYTES
-
-
-def processors() -> int:
-    """Return the processors that this process may use."""
-    return len(os.sched_getaffinity(0))

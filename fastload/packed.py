@@ -90,6 +90,9 @@ class PackedFile:
         self._descriptor = -1
         if (images is None) != (labels is None):
             raise UsageError("images= and labels= name the datasets of your own HDF5 file: give both")
+        for argument, name in (("images", images), ("labels", labels)):
+            if name is not None and not isinstance(name, str):
+                raise UsageError(f"{argument}={name!r}; it is the name of a dataset of your own HDF5 file")
         try:
             with open_hdf5(self.path) as file:
                 if images is not None and labels is not None:
@@ -353,8 +356,13 @@ def read_attribute(path: Path, holder: h5py.HLObject, name: str) -> Any:
 
 def open_hdf5(path: Path) -> h5py.File:
     """Open an HDF5 file for reading, without locks; DataError says what is there instead."""
-    if not path.exists():
-        raise DataError(f"{path}: no such file; make it with `fastload pack SOURCE {path.name}`")
+    try:
+        path.stat()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; make it with `fastload pack SOURCE {path.name}`") from error
+    except (OSError, ValueError) as error:  # a name too long, a folder that may not be entered, a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be opened ({reason}); check the path and the permissions") from error
     if path.is_dir():
         raise DataError(f"{path}: is a folder, not an HDF5 file; `fastload pack {path.name} OUT.h5` packs a folder")
     if not path.is_file():

@@ -128,23 +128,26 @@ class PackedSet:
 Packed = PackedFile | PackedSet
 
 
-def open_packed(source: Source, *, images: str | None = None, labels: str | None = None) -> Packed:
+def open_packed(
+    source: Source, *, images: str | None = None, labels: str | None = None, argument: str = "full"
+) -> Packed:
     """Open a packed file, or several as one set.
 
     Arguments:
         source: a path; a pattern such as "shards/*.h5" (files in the order of their names); or a list of paths.
         images, labels: the datasets' names, where the files are HDF5 files of your own.
+        argument: what the caller calls `source`, for messages.
 
     Raises DataError for a pattern without a match and for files that do not fit together.
     """
     if isinstance(source, Sequence) and not isinstance(source, str | bytes):
-        paths = [path_of("full", path) for path in source]
+        paths = [path_of(argument, path) for path in source]
         if not paths:
-            raise UsageError("full=[]: an empty list of files; name at least one")
+            raise UsageError(f"{argument}=[]: an empty list of files; name at least one")
         name = ""
     else:
-        path = path_of("full", source)
-        if path.exists() or not glob.has_magic(str(path)):
+        path = path_of(argument, source)
+        if not glob.has_magic(str(path)) or os.path.exists(path):
             return PackedFile(path, images=images, labels=labels)
         paths = [Path(found) for found in sorted(glob.glob(str(path)))]
         if not paths:

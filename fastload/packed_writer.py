@@ -49,7 +49,7 @@ class PackedWriter:
         out.write(row, pixels)          # any order, from any thread
 
     Arguments:
-        path: the final name; an existing file is replaced only on success.
+        path: the final name; an existing file is replaced only on success. A link's target is written, the link stays.
         shape: (N, H, W, C) for raw storage. Give this or `sizes`.
         sizes: the encoded files' sizes in bytes, int64 [N], for encoded storage.
         labels: [N, ...], any numeric dtype; may be set later, as `writer.labels`, before the block ends.
@@ -76,7 +76,7 @@ class PackedWriter:
     ) -> None:
         if (shape is None) == (sizes is None):
             raise ValueError("give shape (raw storage) or sizes (encoded storage), one of the two")
-        self.path = Path(path)
+        self.path = self._target = Path(path)
         self.shape = shape
         self.offsets = None if sizes is None else np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         self.count = shape[0] if shape is not None else len(self.offsets) - 1  # type: ignore[arg-type]
@@ -95,11 +95,13 @@ class PackedWriter:
             raise ValueError(f"{self.count} images, {given} labels and {len(self.ids)} ids do not go together")
 
     def __enter__(self) -> PackedWriter:
-        check_target(self.path)
-        _remove_orphans(self.path)
+        # Where the name is a link, what it leads to is written: that disk was chosen for its room.
+        self._target = Path(os.path.realpath(self.path)) if os.path.islink(self.path) else self.path
+        check_target(self._target)
+        _remove_orphans(self._target)
         try:
             self._descriptor, name = tempfile.mkstemp(
-                prefix=f".{self.path.name}.", suffix=".partial", dir=self.path.parent
+                prefix=f".{self._target.name}.", suffix=".partial", dir=self._target.parent
             )
         except OSError as error:
             raise self._explained(error) from error
@@ -220,7 +222,7 @@ class PackedWriter:
                     else:
                         group.attrs[key] = value
         os.fsync(self._descriptor)
-        os.replace(self._partial, self.path)
+        os.replace(self._partial, self._target)
         self._partial = None
         self._abandon()
 
@@ -286,6 +288,13 @@ def set_text(holder: Any, name: str, text: str) -> None:
 
 def check_target(path: Path) -> None:
     """Raise UsageError unless a packed file can go there: before hours of work, not after them."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # a name too long, a folder that may not be entered, a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path}: cannot be written ({reason}); choose another name or place") from error
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; name the file to write, like {path / 'full.h5'}")
     if not path.parent.is_dir():

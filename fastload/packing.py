@@ -19,6 +19,7 @@ from fastload.arguments import path_of, whole
 from fastload.decoding import BrokenImage, check_encoded, decode, strict_pillow
 from fastload.errors import DataError, UsageError
 from fastload.packed_writer import PackedWriter, check_target
+from fastload.processors import processors
 from fastload.progress import progress_bar
 from fastload.sources import Sample, Source, open_source
 
@@ -114,6 +115,8 @@ def pack(
     resize = None if resize is None else whole("resize", resize)
     workers = None if workers is None else whole("workers", workers)
     _check_options(order, seed, resize, encoded, workers)
+    if isinstance(source, str) and not source:  # Path would take it for the folder that one stands in
+        raise UsageError("SOURCE is an empty text; name a folder, an archive or a file")
     check_target(out)
     with progress_bar("listing", None, quiet=not progress):
         opened = open_source(source, split=split, images=images, labels=labels)
@@ -123,7 +126,7 @@ def pack(
         raise UsageError(f"{_named(source)}: holds pixels, not JPEG or PNG files; pack it without --encoded")
     with strict_pillow():
         job = _Job(opened, _named(source), out, order, seed, resize, encoded, skip_broken)
-        return job.run(workers or _cpus(), progress, started)
+        return job.run(workers or processors(), progress, started)
 
 
 def _check_options(order: str, seed: int, resize: int | None, encoded: bool, workers: int | None) -> None:
@@ -352,7 +355,3 @@ def plural(count: int, noun: str) -> str:
 
 def _named(source: Any) -> str:
     return str(source) if isinstance(source, str | os.PathLike) else "dataset"
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -31,6 +31,13 @@ class Swap:
     min_delta: float = 0.0
     window: int = 0
 
+    def __post_init__(self) -> None:
+        if self.kind not in ("after", "plateau", "never"):
+            raise UsageError(
+                f"Swap({self.kind!r}): there is no such policy; make one with Swap.after(seconds=…), "
+                "Swap.on_plateau(…) or Swap.never()"
+            )
+
     @classmethod
     def after(cls, *, seconds: float) -> Swap:
         """Swap when the run has lasted `seconds` of wall-clock time (time between loops does not count)."""
@@ -110,6 +117,8 @@ class Plateau:
         if isinstance(loss, torch.Tensor):
             if loss.numel() != 1:
                 raise UsageError(f"report_loss: a tensor of shape {tuple(loss.shape)}; it takes one number")
+            if loss.is_complex():
+                raise UsageError("report_loss: a complex tensor; it takes a real number")
             loss = loss.detach().reshape(()).double()  # on its device: reading it would make a GPU wait each time
         else:
             loss = real("loss", loss)

@@ -92,6 +92,15 @@ def pixels(
     return centred / divisor, float(divisor)
 
 
+def standardized(image: np.ndarray, top: int, left: int, crop: int, flip: bool, brightness: float, contrast: float):
+    """The steps of the design's table in float64, [C, crop, crop]."""
+    pixels = image[top : top + crop, left : left + crop].astype(np.float64).transpose(2, 0, 1)
+    pixels = (pixels[..., ::-1] if flip else pixels) + brightness
+    mean = pixels.mean((1, 2), keepdims=True)
+    pixels = ((pixels - mean) * contrast + mean).clip(0, 255)
+    return (pixels - pixels.mean()) / max(pixels.std(), pixels.size**-0.5)
+
+
 ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 

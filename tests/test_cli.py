@@ -295,3 +295,36 @@ def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path, place: int
     words.insert(place, "--debug")
     with pytest.raises(Exception, match="no such file"):
         main(words)
+
+
+def test_what_a_link_leads_to_is_written_and_the_link_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = put(tmp_path / "s", class_files())
+    (tmp_path / "large disk").mkdir()
+    (tmp_path / "here").mkdir()
+    link, target = tmp_path / "here" / "o.h5", tmp_path / "large disk" / "full.h5"
+    link.symlink_to(target)
+    for _ in range(2):  # dangling, then leading to an older file
+        assert run(capsys, "pack", source, link, "--quiet") == (0, "", "")
+        assert link.is_symlink() and not target.is_symlink() and len(PackedFile(target)) == 12
+        assert os.listdir(link.parent) == ["o.h5"] and os.listdir(target.parent) == ["full.h5"]
+    (tmp_path / "astray.h5").symlink_to(tmp_path / "none" / "full.h5")
+    fails(capsys, 2, "there is no folder", "pack", source, tmp_path / "astray.h5")
+
+
+def test_an_empty_source_is_not_the_folder_one_stands_in(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(put(tmp_path / "s", class_files()))
+    fails(capsys, 2, "SOURCE is an empty text", "pack", "", tmp_path / "o.h5")
+
+
+@pytest.mark.parametrize("name, reason", [("x" * 300, "File name too long"), ("a\0b", "null byte")])
+def test_a_name_that_no_file_can_have_is_told_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], packed: Path, name: str, reason: str
+) -> None:
+    source = put(tmp_path / "s", class_files())
+    fails(capsys, 2, reason, "pack", source, tmp_path / name)
+    fails(capsys, 2, reason, "build-subset", packed, tmp_path / name, "--strategy", "random", "--size", 3)
+    if reason != "null byte":  # which the command line cannot hold
+        for command in ("inspect", "verify"):
+            fails(capsys, 1, f"cannot be opened ({reason}", command, tmp_path / name)

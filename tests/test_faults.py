@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from batches import feed_threads
 from conftest import ROOT
 from packs import write_pair
 
@@ -33,10 +34,6 @@ def make(pair, **changes):
         "seed": 5, "resident_budget": 0,
     }  # fmt: skip
     return TwoPhaseLoader(pair[0], pair[1], **(settings | changes))
-
-
-def feed_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("fastload")]
 
 
 def same(one, other):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from batches import feed_threads, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packs import noise_images, write_pair, write_raw
@@ -52,16 +53,6 @@ def run(pair):
     """The uninterrupted run that others are compared with."""
     with make(pair) as loader:
         return list(loader)
-
-
-def same(one, other):
-    return len(one) == len(other) and all(
-        all(torch.equal(x, y) for x, y in zip(a, b, strict=True)) for a, b in zip(one, other, strict=True)
-    )
-
-
-def feed_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("fastload")]
 
 
 def test_every_batch_holds_what_order_parameters_and_files_say(pair, run):
@@ -369,6 +360,14 @@ def test_evaluation_serves_all_in_file_order_with_a_partial_last_batch(pair):
         ({"rank": "0", "world_size": "2"}, "rank='0'"),
         ({"device": None}, "device=None"),
         ({"augment": 24}, "augment=24"),
+        ({"shuffle": np.zeros(3)}, "shuffle=array"),
+        ({"shuffle": "blocks"}, "shuffle='blocks'"),
+        ({"with_ids": "no"}, "with_ids='no'"),
+        ({"keep_resident": 1}, "keep_resident=1"),
+        ({"steps": None, "seconds": True}, "seconds=True"),
+        ({"rank": 0, "world_size": 2, "store": "tcp://"}, "store='tcp://'"),
+        ({"images": 3, "labels": 4}, "images=3"),
+        ({"batch_size": 10**12}, r"out of memory.*batch_size= \(here 1,000,000,000,000\)"),
     ],
 )
 def test_settings_that_cannot_be_served_are_named(pair, change, text):
@@ -393,7 +392,13 @@ def test_a_share_of_numpy_is_a_share():
     assert planned_swap(np.float32(0.5), 100) == planned_swap(np.float64(0.5), 100) == 50
 
 
-@pytest.mark.parametrize("change", [{"step": "4"}, {"step": 4.5}, {"step": -1}, {"seconds": "x"}, {"step": None}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "4"}, {"step": 4.5}, {"step": -1}, {"seconds": "x"}, {"step": None}, {"seconds": float("nan")},
+        {"seconds": -5.0},
+    ],
+)  # fmt: skip
 def test_a_damaged_state_is_a_usage_error(pair, change):
     with make(pair) as loader:
         with pytest.raises(UsageError, match="damaged"):
@@ -402,6 +407,43 @@ def test_a_damaged_state_is_a_usage_error(pair, change):
         del state[next(iter(change))]
         with pytest.raises(UsageError, match="damaged"):
             loader.load_state_dict(state)
+
+
+@pytest.mark.parametrize("found", [torch.tensor([1, 2]), np.array([1, 2]), None, "5"])
+def test_a_state_with_a_setting_of_another_type_is_refused_by_name(pair, found):
+    with make(pair) as loader, pytest.raises(UsageError, match="seed="):
+        loader.load_state_dict(loader.state_dict() | {"seed": found})
+
+
+@pytest.mark.parametrize("state", [None, [1], {}, {"fastload_state": 2}])
+def test_what_is_no_state_is_told_what_was_found_and_what_to_give(pair, state):
+    found = repr(state.get("fastload_state")) if isinstance(state, dict) else type(state).__name__
+    with make(pair) as loader, pytest.raises(UsageError, match=rf"no state .*found '?{found}.*state_dict\(\) returned"):
+        loader.load_state_dict(state)
+
+
+def test_paths_that_can_lead_nowhere_are_errors_that_name_the_argument(pair, tmp_path):
+    for wrong, error, text in (
+        ("", UsageError, "subset='': an empty path"), (3, UsageError, "subset=3"), ([], UsageError, r"subset=\[\]"),
+        ("x" * 300, DataError, "cannot be opened .File name too long"), ("a\0b", DataError, "null byte"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=text):
+            make((pair[0], wrong))
+    with make(pair) as loader, pytest.raises(UsageError, match="path=3"):
+        loader.evaluation(3)
+    with pytest.raises(UsageError, match=r"full=.*subset\.h5 is the subset, as subset= is; give the full set"):
+        make((pair[1], pair[1]))
+
+
+def test_a_folder_with_any_name_a_link_and_another_working_directory_make_no_difference(tmp_path, run, monkeypatch):
+    folder = tmp_path / 'a "ü" [1] *'
+    folder.mkdir()
+    write_pair(folder)
+    (tmp_path / "link.h5").symlink_to(folder / "full.h5")
+    monkeypatch.chdir(folder)
+    with make(("../link.h5", "subset.h5")) as loader, loader.evaluation("full.h5") as test:
+        monkeypatch.chdir("/")
+        assert same(list(loader), run) and sum(len(batch[0]) for batch in test) == 300
 
 
 def test_the_two_files_the_wrong_way_round_are_refused(pair):
@@ -449,6 +491,10 @@ def test_a_callback_that_cannot_be_called_and_a_copy_are_refused(pair):
     with make(pair) as loader:
         with pytest.raises(UsageError, match="on_swap"):
             loader.on_swap(3)
+        for wrong in (lambda: None, lambda loader, more: None):  # told now, not at the swap
+            with pytest.raises(UsageError, match="a function of one argument"):
+                loader.on_swap(wrong)
+        loader.on_swap([].append)
         for copied in (copy.copy, copy.deepcopy, pickle.dumps):
             with pytest.raises(TypeError, match="state_dict"):
                 copied(loader)

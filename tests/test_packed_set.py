@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
+from batches import same
 from packs import noise_images, write_encoded, write_pair, write_raw
 from samples import encode
 
@@ -54,12 +54,6 @@ def batches(full, **changes):
     }  # fmt: skip
     with TwoPhaseLoader(full, **(settings | changes)) as loader:
         return list(loader)
-
-
-def same(one, other):
-    return len(one) == len(other) and all(
-        all(torch.equal(x, y) for x, y in zip(a, b, strict=True)) for a, b in zip(one, other, strict=True)
-    )
 
 
 @pytest.mark.parametrize("shuffle", [True, "block", False])

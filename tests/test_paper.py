@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from batches import same
 from packs import noise_images, write_encoded, write_raw
 from samples import encode, noise
 
@@ -16,9 +17,9 @@ from fastload.augment import Augment
 from fastload.bench.__main__ import main
 from fastload.bench.advise import Advice
 from fastload.bench.measure import Deadline
-from fastload.bench.paper import budget, command, timed_training, training
+from fastload.bench.paper import budget, command, fresh_subsets, timed_training, training
 from fastload.bench.paper.findings import Accuracies, Noise, all_of, better, compare
-from fastload.bench.paper.fresh_subsets import FreshSubsets
+from fastload.bench.paper.fresh_subsets import FreshFeed, FreshSubsets
 from fastload.bench.paper.infobatch import InfoBatch
 from fastload.bench.paper.scale import Scale
 from fastload.bench.paper.state import State
@@ -116,6 +117,22 @@ def test_rs2_draws_a_fresh_subset_each_epoch_without_repeats_within_one():
     for size in (0, 101):
         with pytest.raises(UsageError, match=f"size={size}"):
             FreshSubsets(100, size)
+
+
+@pytest.mark.parametrize("size", [7, 35, 400])  # a batch of 16 holds three epochs or more, seldom two, one
+def test_rs2_of_a_resident_set_and_of_a_stream_are_the_same_batches(few_cifar, monkeypatch, size):
+    subsets, runs = FreshSubsets(400, size, seed=5), {}
+    with PackedFile(few_cifar) as full:
+        for budget in (0, 1 << 30):
+            monkeypatch.setattr(fresh_subsets, "RESIDENT_BUDGET", budget)
+            feed = FreshFeed(full, Augment(crop=24), subsets, Output(16, CPU, memory_format=torch.channels_last))
+            assert feed.resident == (budget > 0)
+            runs[feed.resident] = [feed.make(step * 16, 16) for step in range(12)]
+            feed.close()
+    assert same(runs[True], runs[False])
+    assert all(batch.images.is_contiguous(memory_format=torch.channels_last) for batch in runs[True])
+    ids = torch.cat([batch.ids for batch in runs[True]])
+    assert np.array_equal(ids.numpy(), subsets.rows(0, 192)[0])  # ids are row numbers there
 
 
 def test_a_throttle_never_lets_more_images_pass_than_its_rate_and_look_ahead():

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from packs import noise_images, write_raw
+from reference import standardized
 
 from fastload.bench import rivals, select_grid
 from fastload.bench.__main__ import main
@@ -334,15 +335,6 @@ def adapter(name: str) -> Any:
     return module
 
 
-def reference(image: np.ndarray, top: int, left: int, crop: int, flip: bool, brightness: float, contrast: float):
-    """The steps of the design's table in float64, [C, crop, crop]."""
-    pixels = image[top : top + crop, left : left + crop].astype(np.float64).transpose(2, 0, 1)
-    pixels = (pixels[..., ::-1] if flip else pixels) + brightness
-    mean = pixels.mean((1, 2), keepdims=True)
-    pixels = ((pixels - mean) * contrast + mean).clip(0, 255)
-    return (pixels - pixels.mean()) / max(pixels.std(), pixels.size**-0.5)
-
-
 def test_airbench_and_dataloader_do_our_work_with_given_parameters():
     rng = np.random.default_rng(5)
     images = rng.integers(0, 256, (40, 12, 13, 3), dtype=np.uint8)
@@ -351,7 +343,7 @@ def test_airbench_and_dataloader_do_our_work_with_given_parameters():
     tops, lefts = rng.integers(0, 5, 40), rng.integers(0, 6, 40)
     flips, brightness, contrast = rng.random(40) < 0.5, rng.uniform(-63, 63, 40), rng.uniform(0.2, 1.8, 40)
     expected = np.stack(
-        [reference(*row) for row in zip(images, tops, lefts, [crop] * 40, flips, brightness, contrast, strict=True)]
+        [standardized(*row) for row in zip(images, tops, lefts, [crop] * 40, flips, brightness, contrast, strict=True)]
     )
     airbench = adapter("airbench")
     arguments = (

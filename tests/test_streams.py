@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from packs import noise_images, write_raw
+from reference import standardized
 
 from fastload.bench import data, storage, streams, swapping
 from fastload.bench.__main__ import main
@@ -229,15 +230,6 @@ def test_an_adapter_finds_what_adapters_share(tmp_path):
         pass
 
 
-def reference(image: np.ndarray, top: int, left: int, crop: int, flip: bool, brightness: float, contrast: float):
-    """The steps of the design's table in float64, [C, crop, crop]."""
-    pixels = image[top : top + crop, left : left + crop].astype(np.float64).transpose(2, 0, 1)
-    pixels = (pixels[..., ::-1] if flip else pixels) + brightness
-    mean = pixels.mean((1, 2), keepdims=True)
-    pixels = ((pixels - mean) * contrast + mean).clip(0, 255)
-    return (pixels - pixels.mean()) / max(pixels.std(), pixels.size**-0.5)
-
-
 def test_the_shared_augmentation_does_our_work_with_given_parameters(monkeypatch):
     monkeypatch.syspath_prepend(str(SHARED))
     import peer_augmentation
@@ -254,7 +246,7 @@ def test_the_shared_augmentation_does_our_work_with_given_parameters(monkeypatch
         torch.tensor(brightness, dtype=torch.float32), torch.tensor(contrast, dtype=torch.float32), torch.float32,
     )  # fmt: skip
     parameters = zip(images, tops, lefts, [8] * 40, flips, brightness, contrast, strict=True)
-    expected = np.stack([reference(*row) for row in parameters])
+    expected = np.stack([standardized(*row) for row in parameters])
     assert found.is_contiguous()
     np.testing.assert_allclose(found.numpy(), expected, rtol=2e-4, atol=2e-4)
 

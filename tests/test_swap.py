@@ -8,11 +8,13 @@ import time
 
 import pytest
 import torch
+from batches import same
 from hypothesis import given
 from hypothesis import strategies as st
 from packs import write_pair
 
-from fastload import Augment, Swap, TwoPhaseLoader, UsageError
+from fastload import Augment, Swap, TwoPhaseLoader, UsageError, feeds
+from fastload.reading import ReadAhead
 from fastload.swap import Plateau, planned_swap
 
 BATCH = 16
@@ -38,12 +40,6 @@ def phases(loader, until=math.inf, on_batch=lambda loader: None):
         if len(seen) >= until:
             break
     return seen
-
-
-def same(one, other):
-    return len(one) == len(other) and all(
-        all(torch.equal(x, y) for x, y in zip(a, b, strict=True)) for a, b in zip(one, other, strict=True)
-    )
 
 
 def test_after_seconds_swaps_by_the_clock_and_the_time_between_loops_does_not_count(pair):
@@ -143,6 +139,8 @@ def test_nan_is_no_falling_loss_and_what_is_no_number_is_refused():
         plateau.report(torch.zeros(3))
     with pytest.raises(UsageError, match="loss="):
         plateau.report("0.5")
+    with pytest.raises(UsageError, match="complex"):
+        plateau.report(torch.tensor(1j))
 
 
 @pytest.mark.parametrize(
@@ -209,6 +207,7 @@ def test_a_share_of_seconds_is_a_policy_and_of_steps_a_step():
     "call",
     [
         lambda: Swap.after(seconds=-1), lambda: Swap.after(seconds=math.nan), lambda: Swap.on_plateau(patience=0),
+        lambda: Swap("sometimes"), lambda: Swap.after(seconds=True),
         lambda: Swap.on_plateau(window=0), lambda: Swap.on_plateau(min_delta=-0.1), lambda: Swap.after(seconds="5"),
     ],
 )  # fmt: skip
@@ -226,6 +225,120 @@ def test_the_learning_rate_can_be_changed_at_the_swap_before_the_first_full_batc
         for _ in loader:
             rates.append(optimizer.param_groups[0]["lr"])
     assert rates == [0.1] * 4 + [0.01] * 4
+
+
+class Planted(Exception):
+    pass
+
+
+def with_callbacks(loader, called, failures=()):
+    """Three callbacks; each notes its name and step, and raises while `failures` holds its name."""
+    failures = list(failures)
+
+    def make_callback(name):
+        def callback(loader):
+            called.append((name, loader.step, loader.phase))
+            if name in failures:
+                failures.remove(name)
+                raise Planted(name)
+
+        return callback
+
+    for name in "abc":
+        loader.on_swap(make_callback(name))
+    return loader
+
+
+ONCE = [(name, 10, "fine-tune") for name in "abc"]
+
+
+@pytest.mark.parametrize("swap", [10, Swap.never()], ids=["planned", "told"])
+@pytest.mark.parametrize("failing", ["a", "b", "c", "bbc"])
+def test_after_a_callback_that_raised_the_loop_goes_on_and_nothing_is_lost_or_called_twice(pair, swap, failing):
+    with make(pair, swap=10) as loader:
+        whole = list(loader)
+    called, got, raised = [], [], []
+    with with_callbacks(make(pair, swap=swap), called, failing) as loader:
+        while loader.step < 60:
+            try:
+                for batch in loader:
+                    got.append(batch)
+                    if loader.step == 10:
+                        loader.swap_now()
+            except Planted as error:
+                raised.append(str(error))
+                assert (loader.step, loader.phase, loader.swap_step, len(loader)) == (10, "fine-tune", 10, 50)
+    assert same(got, whole) and raised == list(failing)
+    returned = [call for number, call in enumerate(called) if call not in called[number + 1 :]]
+    assert returned == ONCE and len(called) == 3 + len(failing)
+    assert [call for call in called if call[0] not in failing] == [call for call in ONCE if call[0] not in failing]
+
+
+@pytest.mark.parametrize("failing", ["a", "b", "c"])
+def test_a_state_taken_after_a_callback_raised_or_within_it_resumes_at_that_callback(pair, failing):
+    with make(pair, swap=10) as loader:
+        whole = list(loader)
+    called, states, got = [], [], []
+    with make(pair, swap=10) as loader:
+        with_callbacks(loader, called, failing)
+        place = "abc".index(failing)
+        saving, loader._callbacks[place] = loader._callbacks[place], lambda loader: (
+            states.append(loader.state_dict()), saving(loader)
+        )  # fmt: skip
+        with pytest.raises(Planted):
+            got.extend(loader)  # what came before the exception is kept
+        states.append(loader.state_dict())
+    assert len(got) == 10 and [name for name, *_ in called] == list("abc"[: place + 1])
+    for state in states:
+        again = []
+        with with_callbacks(make(pair, swap=10), again) as loader:
+            loader.load_state_dict(json.loads(json.dumps(state)))
+            assert loader.phase == "fast" and same(got + list(loader), whole)
+        assert [name for name, *_ in again] == list("abc"[place:])
+
+
+def test_a_state_of_before_the_swap_and_one_without_a_count_call_all_callbacks(pair):
+    with make(pair, swap=10) as loader:
+        for _ in loader:
+            if loader.step == 10:
+                break
+        state = loader.state_dict()
+    older = {name: value for name, value in state.items() if name != "swap_callbacks"}
+    for saved in (state, older):
+        called = []
+        with with_callbacks(make(pair, swap=10), called) as loader:
+            loader.load_state_dict(saved)
+            list(loader)
+        assert called == ONCE
+    with make(pair, swap=10) as loader, pytest.raises(UsageError, match="swap_callbacks='2'"):
+        loader.load_state_dict(state | {"swap_callbacks": "2"})
+
+
+def test_a_callback_may_draw_batches_but_not_load_a_state(pair):
+    with make(pair, swap=10) as loader:
+        whole = list(loader)
+    got = []
+    with make(pair, swap=10) as loader:
+        loader.on_swap(lambda loader: got.append(next(iter(loader))))
+        for batch in loader:
+            got.append(batch)
+    assert same(got, whole)
+    with make(pair, swap=10) as loader:
+        loader.on_swap(lambda loader: loader.load_state_dict(loader.state_dict()))
+        with pytest.raises(UsageError, match="on_swap callback"):
+            list(loader)
+
+
+@pytest.mark.parametrize("engine", ["fused", "dali"])
+def test_only_a_feed_that_reads_its_file_has_it_read_ahead(pair, monkeypatch, engine):
+    if engine == "dali":
+        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    made = []
+    monkeypatch.setattr(feeds, "ReadAhead", lambda *arguments: made.append(arguments) or ReadAhead(*arguments))
+    with make(pair, swap=5, steps=10, engine=engine) as loader:  # both are resident
+        assert len(list(loader)) == 10 and not made
+    with make(pair, swap=5, steps=10, engine=engine, resident_budget=0) as loader:
+        assert len(list(loader)) == 10 and len(made) == 1
 
 
 def test_the_full_set_s_batches_stand_ready_before_the_swap_and_no_more_than_the_ring(pair):

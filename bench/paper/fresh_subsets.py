@@ -1,4 +1,4 @@
-"""RS2: a fresh random subset every epoch, as an order over the full set.
+"""RS2: a fresh random subset every epoch, as an order over the full set, and its feed.
 
 Okanovic et al., "Repeated Random Sampling for Minimizing the Time-to-Accuracy of Learning".
 """
@@ -6,11 +6,18 @@ Okanovic et al., "Repeated Random Sampling for Minimizing the Time-to-Accuracy o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
+from fastload.augment import Augment
 from fastload.errors import UsageError
+from fastload.feeds import Batch, Output, open_feed
+from fastload.loader import RESIDENT_BUDGET
+from fastload.memory import free_memory
 from fastload.order import FINE_TUNE, Order
+from fastload.packed import PackedFile
 
 
 @dataclass(frozen=True)
@@ -32,12 +39,45 @@ class FreshSubsets:
 
     def rows(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return rows and epochs, int64 [count] each, of the positions start … start + count - 1."""
-        whole = Order(self.n, self.seed, self.phase)
-        rows, epochs = np.empty(count, np.int64), np.empty(count, np.int64)
-        done = 0
-        while done < count:
-            epoch, offset = divmod(start + done, self.size)
-            take = min(count - done, self.size - offset)
-            rows[done : done + take], epochs[done : done + take] = whole.rows(epoch * self.n + offset, take)
-            done += take
+        parts = [self.whole.rows(*run) for run in self.runs(start, count)]
+        rows, epochs = (np.concatenate(part) for part in zip(*parts, strict=True))
         return rows, epochs
+
+    @property
+    def whole(self) -> Order:
+        """The order of the full set, whose epochs begin with the subsets."""
+        return Order(self.n, self.seed, self.phase)
+
+    def runs(self, start: int, count: int) -> list[tuple[int, int]]:
+        """Return where the positions start … start + count - 1 stand in `whole`: (first, count) of each epoch's."""
+        found = []
+        while count:
+            epoch, offset = divmod(start, self.size)
+            take = min(count, self.size - offset)
+            found.append((epoch * self.n + offset, take))
+            start, count = start + take, count - take
+        return found
+
+
+class FreshFeed:
+    """RS2's feed: of the resident full set where TwoPhaseLoader would keep it, else of the stream.
+
+    A resident feed on CUDA finds rows by itself, in the full set's order: a batch within one epoch is a run of that.
+    """
+
+    def __init__(self, file: PackedFile, augment: Augment, subsets: FreshSubsets, output: Output) -> None:
+        free = free_memory(output.device)
+        self.resident = file.shape is not None and file.nbytes <= min(RESIDENT_BUDGET, (free or 0) // 4)
+        order: Any = subsets.whole if self.resident else subsets
+        self._feed = open_feed(file, augment, order, output, resident=self.resident)
+        self.immediate, self.workers, self._subsets = self._feed.immediate, self._feed.workers, subsets
+
+    def make(self, start: int, count: int) -> Batch:
+        """Return the batch of the positions start … start + count - 1."""
+        if not self.resident:
+            return self._feed.make(start, count)
+        parts = [self._feed.make(*run) for run in self._subsets.runs(start, count)]
+        return parts[0] if len(parts) == 1 else Batch(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+    def close(self) -> None:
+        self._feed.close()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fastload.bench.measure import synchronize
-from fastload.bench.paper.fresh_subsets import FreshSubsets
+from fastload.bench.paper.fresh_subsets import FreshFeed, FreshSubsets
 from fastload.bench.paper.infobatch import InfoBatch
 from fastload.bench.paper.scale import SIZE
 from fastload.bench.paper.subsets import Subset
@@ -21,7 +21,7 @@ from fastload.bench.paper.told_feed import ToldFeed
 from fastload.bench.paper.trainee import LEARNING_RATE, Trainee, rehearse
 from fastload.bench.paper.workplace import AUGMENT, Workplace
 from fastload.errors import UsageError
-from fastload.feeds import Output, open_feed, run_feed
+from fastload.feeds import Output, run_feed
 from fastload.loader import TwoPhaseLoader
 from fastload.subset import parse_size
 
@@ -233,8 +233,8 @@ class _Source:
 
     def _fresh(self) -> Iterator[Delivered]:
         full, batch = self._place.full, self._place.scale.batch
-        order: Any = FreshSubsets(len(full), parse_size(SIZE, len(full)), self._run.seed)
-        feed = open_feed(full, AUGMENT, order, self._output)
+        subsets = FreshSubsets(len(full), parse_size(SIZE, len(full)), self._run.seed)
+        feed = FreshFeed(full, AUGMENT, subsets, self._output)
         stream = run_feed(feed, lambda step: (step * batch, batch), 0, _ENDLESS, self._place.device)
         self._closing.append(stream.close)  # type: ignore[attr-defined]
         return (Delivered(*batch, streamed=True) for batch in stream)

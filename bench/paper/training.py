@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from fastload.bench.measure import synchronize
-from fastload.bench.paper.fresh_subsets import FreshSubsets
+from fastload.bench.paper.fresh_subsets import FreshFeed, FreshSubsets
 from fastload.bench.paper.scale import SIZE
 from fastload.bench.paper.state import key_of
 from fastload.bench.paper.subsets import Subset
 from fastload.bench.paper.trainee import Trainee, learning_rate, rehearse
 from fastload.bench.paper.workplace import AUGMENT, OutOfTime, Workplace
-from fastload.feeds import Output, open_feed, run_feed
+from fastload.feeds import Output, run_feed
 from fastload.loader import TwoPhaseLoader
 from fastload.order import FAST, FINE_TUNE, Order
 from fastload.packed import PackedFile
@@ -137,8 +137,8 @@ def _batches(place: Workplace, run: Run, first: int) -> Iterator[Iterator[tuple[
     """Give the batches from step `first` on; all is compiled and uploaded before."""
     steps, batch, last = place.scale.steps, place.scale.batch, torch.channels_last
     if run.fresh:
-        order: Any = FreshSubsets(len(place.full), parse_size(SIZE, len(place.full)), run.seed)
-        feed = open_feed(place.full, AUGMENT, order, Output(batch, place.device, memory_format=last))
+        subsets = FreshSubsets(len(place.full), parse_size(SIZE, len(place.full)), run.seed)
+        feed = FreshFeed(place.full, AUGMENT, subsets, Output(batch, place.device, memory_format=last))
         stream = run_feed(feed, lambda step: (step * batch, batch), first, steps, place.device)
         try:
             yield ((images, labels) for images, labels, _ in stream)

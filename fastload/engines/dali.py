@@ -20,6 +20,7 @@ from fastload.augment import Augment, Parameters, kernel_settings
 from fastload.errors import DataError, UsageError
 from fastload.kernels import augment as kernel
 from fastload.kernels import finish
+from fastload.processors import makers
 
 _of_parents: list[Any] = []
 """Pipelines that a forked child has inherited and cannot free."""
@@ -95,7 +96,7 @@ class DaliEngine:
         self._device_id: int | None = None
         if device.type == "cuda":
             self._device_id = torch.cuda.current_device() if device.index is None else device.index
-        self._threads = threads or min(8, len(os.sched_getaffinity(0)))
+        self._threads = threads or makers()
         self._closed, self._process = False, os.getpid()
         self._finishes = shape is None and self._device_id is None
         if self._finishes:

@@ -8,11 +8,10 @@ import random
 
 import numpy as np
 import torch
+from peer_loading import MADE_AHEAD, endless, loader_settings
 from torch.utils.data import DataLoader, Dataset
 
-WORKERS = 2
-PREFETCH = 4
-AHEAD = WORKERS * PREFETCH
+AHEAD = MADE_AHEAD
 LEAVES_OUT: dict[str, str] = {}
 
 FLIP, BRIGHTNESS, CONTRAST = 0.5, 63.0, (0.2, 1.8)
@@ -56,15 +55,5 @@ def open_batches(case):
     """Yield (images, labels), epoch after epoch."""
     labels = torch.from_numpy(np.load(case["labels"]).astype(np.int64))
     dataset = Images(np.load(case["images"]), labels, case["crop"], getattr(torch, case["dtype"]))
-    on_gpu = case["device"] != "cpu"
-    loader = DataLoader(
-        dataset, batch_size=case["batch"], shuffle=True, drop_last=True, num_workers=WORKERS,
-        prefetch_factor=PREFETCH, persistent_workers=True, pin_memory=on_gpu,
-    )  # fmt: skip
-    return _epochs(loader, torch.device(case["device"]))
-
-
-def _epochs(loader, device):
-    while True:
-        for images, labels in loader:
-            yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+    loader = DataLoader(dataset, batch_size=case["batch"], shuffle=True, drop_last=True, **loader_settings(case))
+    return endless(loader, case)

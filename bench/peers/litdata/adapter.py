@@ -13,13 +13,10 @@ os.environ.setdefault("LITDATA_DISABLE_VERSION_CHECK", "1")  # it would ask the 
 
 import litdata
 import numpy as np
-import torch
-from peer_augmentation import augment_randomly, batch_of_bytes
+from peer_loading import MADE_AHEAD, Collate, endless, loader_settings
 
 CASES = ("stream",)
-WORKERS = 2
-PREFETCH = 4
-AHEAD = WORKERS * PREFETCH
+AHEAD = MADE_AHEAD
 LEAVES_OUT = {"cifar": "a full shuffle: samples mix within their chunk of 64 MB, in blocks of 256"}
 
 CHUNK = "64MB"
@@ -36,17 +33,6 @@ class Sample:
         return {"image": self.images[row].tobytes(), "label": int(self.labels[row])}
 
 
-class Collate:
-    """A list of samples as augmented (images [B, C, crop, crop], labels int64 [B])."""
-
-    def __init__(self, shape, crop, dtype):
-        self.shape, self.crop, self.dtype = shape, crop, dtype
-
-    def __call__(self, samples):
-        images = batch_of_bytes([sample["image"] for sample in samples], self.shape)
-        return augment_randomly(images, self.crop, self.dtype), torch.tensor([sample["label"] for sample in samples])
-
-
 def open_batches(case):
     """Write the chunks, then yield (images, labels), epoch after epoch."""
     folder = str(Path(case["folder"]) / "litdata")
@@ -56,16 +42,8 @@ def open_batches(case):
         start_method="fork", verbose=False,
     )  # fmt: skip
     dataset = litdata.StreamingDataset(folder, shuffle=True, drop_last=True, batch_decode=DECODED_TOGETHER)
-    on_gpu = case["device"] != "cpu"
     loader = litdata.StreamingDataLoader(
-        dataset, batch_size=case["batch"], num_workers=WORKERS, prefetch_factor=PREFETCH, persistent_workers=True,
-        collate_fn=Collate(sample.images.shape[1:], case["crop"], getattr(torch, case["dtype"])), pin_memory=on_gpu,
-        drop_last=True,
+        dataset, batch_size=case["batch"], collate_fn=Collate(case, sample.images.shape[1:]), drop_last=True,
+        **loader_settings(case),
     )  # fmt: skip
-    return _endless(loader, torch.device(case["device"]))
-
-
-def _endless(loader, device):
-    while True:
-        for images, labels in loader:
-            yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+    return endless(loader, case)

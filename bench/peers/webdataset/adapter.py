@@ -11,30 +11,23 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import torch
 import webdataset as wds
-from peer_augmentation import augment_randomly, batch_of_bytes
+from peer_loading import MADE_AHEAD, WORKERS, Collate, endless, loader_settings
 
 CASES = ("stream",)
-WORKERS = 2
-PREFETCH = 4
-AHEAD = WORKERS * PREFETCH
+AHEAD = MADE_AHEAD
 LEAVES_OUT = {"cifar": "a full shuffle: samples mix in a buffer of 1,000"}
 
 SHARDS = 20
 BUFFER = 1000
 
 
-class Collate:
-    """A list of (pixels, label), both bytes, as augmented (images [B, C, crop, crop], labels int64 [B])."""
-
-    def __init__(self, shape, crop, dtype):
-        self.shape, self.crop, self.dtype = shape, crop, dtype
+class CollateBytes(Collate):
+    """A list of (pixels, label), both bytes."""
 
     def __call__(self, samples):
         stored, labels = zip(*samples, strict=True)
-        images = augment_randomly(batch_of_bytes(stored, self.shape), self.crop, self.dtype)
-        return images, torch.tensor([int(label) for label in labels])
+        return self.augmented(stored, [int(label) for label in labels])
 
 
 def open_batches(case):
@@ -44,15 +37,10 @@ def open_batches(case):
         wds.WebDataset(shards, shardshuffle=len(shards), empty_check=False)
         .shuffle(BUFFER)
         .to_tuple("bin", "cls")
-        .batched(case["batch"], collation_fn=Collate(shape, case["crop"], getattr(torch, case["dtype"])), partial=False)
+        .batched(case["batch"], collation_fn=CollateBytes(case, shape), partial=False)
         .repeat()
     )
-    on_gpu = case["device"] != "cpu"
-    loader = wds.WebLoader(
-        dataset, batch_size=None, num_workers=WORKERS, prefetch_factor=PREFETCH, persistent_workers=True,
-        pin_memory=on_gpu,
-    )  # fmt: skip
-    return _endless(loader, torch.device(case["device"]))
+    return endless(wds.WebLoader(dataset, batch_size=None, **loader_settings(case)), case)
 
 
 def _write(case):
@@ -78,9 +66,3 @@ def _add(tar, name, content):
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, BytesIO(content))
-
-
-def _endless(loader, device):
-    while True:
-        for images, labels in loader:
-            yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
