@@ -219,9 +219,13 @@ class Follower:
 
     def __init__(self, rank: int, world_size: int, line: Line) -> None:
         self.rank, self.world_size, self._line = rank, world_size, line
+        self._early: tuple[dict[str, Any], bytearray] | None = None
 
     def receive(self) -> tuple[dict[str, Any], bytearray]:
         """Wait for rank 0's next message; raise RankFailure where it, or another rank, failed."""
+        early, self._early = self._early, None
+        if early is not None:
+            return early
         try:
             header, payload = self._line.receive()
         except (OSError, EOFError) as error:
@@ -242,8 +246,8 @@ class Follower:
 
     def check(self) -> None:
         """Raise RankFailure where rank 0 ended the pass."""
-        if self._line.waits():
-            self.receive()
+        if self._early is None and self._line.waits():
+            self._early = self.receive()  # or else it is what comes after the pass, whose last chunk is sent
 
     def failed(self, error: BaseException) -> BaseException:
         """Tell rank 0 of an error; return what is to be raised here."""

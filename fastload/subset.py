@@ -81,7 +81,6 @@ DEFAULT_EPOCHS = 5
 PAPER_STEPS, PAPER_BATCH = 40_000, 1024
 STEPS = ("train", "embed", "analyse", "filter", "write")
 _SAVE_SECONDS = 30.0
-_ECHO_SECONDS = 2.0
 
 
 class Listener:
@@ -751,7 +750,7 @@ class _Builder:
     @contextlib.contextmanager
     def _deferred_interrupt(self) -> Iterator[Callable[[], bool]]:
         """As `deferred_interrupt`; asked whether to stop, it raises RankFailure where another rank has failed."""
-        with deferred_interrupt(echo=self.ranks.world_size > 1) as came:
+        with deferred_interrupt() as came:
 
             def should_stop() -> bool:
                 self.ranks.check()
@@ -828,17 +827,13 @@ def _untrained(file: Packed, training: Training) -> Autoencoder:
 
 
 @contextlib.contextmanager
-def deferred_interrupt(*, echo: bool = False) -> Iterator[Callable[[], bool]]:
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     """Hold Ctrl-C back until the work is at a point to save; yields a function that says whether it came.
 
     A second Ctrl-C acts at once. One that came too late for the block is raised at its end. Outside the main
     thread, where signals do not arrive, it never comes.
-
-    Arguments:
-        echo: a launcher passes on the Ctrl-C that the terminal has sent already, so that one comes twice.
     """
     came = threading.Event()
-    first = math.inf
     if threading.current_thread() is not threading.main_thread():
         yield came.is_set
         return
@@ -848,10 +843,8 @@ def deferred_interrupt(*, echo: bool = False) -> Iterator[Callable[[], bool]]:
         return
 
     def hold(number: int, frame: Any) -> None:
-        nonlocal first
-        if came.is_set() and not (echo and time.monotonic() - first < _ECHO_SECONDS):
+        if came.is_set():
             raise KeyboardInterrupt
-        first = min(first, time.monotonic())
         came.set()
 
     signal.signal(signal.SIGINT, hold)
