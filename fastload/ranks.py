@@ -295,7 +295,7 @@ def joined(*, alone: bool = False) -> Iterator[Leader | Follower]:
         part = _gather(store, name, world_size) if rank == 0 else _join(store, name, rank, world_size)
     except (OSError, RuntimeError) as error:  # torch's errors of its stores are RuntimeErrors
         raise RankFailure(
-            f"rank {rank}: the {world_size} ranks did not find each other within {JOIN_SECONDS:.0f} s "
+            f"rank {rank}: the {world_size} ranks did not find each other "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); start all of them together, or, "
             "to build in one process, call build_subset(…, alone=True) or unset WORLD_SIZE"
         ) from error
