@@ -135,7 +135,7 @@ def test_what_ctrl_c_and_a_killed_rank_left_other_numbers_of_ranks_finish(place)
     began = time.monotonic()
     process = start(place, 2, "full.h5", "s.h5", *SIZE, fault="die 1 2")
     killed = finish(process)
-    assert time.monotonic() - began < 30, "a launch takes about 10 s here, a hang of gloo's kind 1,800"
+    assert time.monotonic() - began < 60, "the launch included, which takes 5 to 15 s here; a hang has no end"
     assert killed.returncode != 0
     assert "error: rank 1: its process ended without a word" in killed.stderr
     assert files(place) == {"s.h5.work"}
