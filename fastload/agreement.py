@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -131,6 +132,13 @@ class Together:
                 )
             time.sleep(pause)
             pause = min(2 * pause, 0.02)
+
+
+def launched() -> tuple[int, int]:
+    """Return the rank and world size that a launcher such as torchrun has given this process; (0, 1) without one."""
+    if "LOCAL_RANK" not in os.environ:
+        return 0, 1
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def default_store(world_size: int) -> Any:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 import xxhash
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 from torch import Tensor, nn
 
 from fastload.arguments import seed64
@@ -307,6 +307,32 @@ def reproducible(device: str) -> Iterator[None]:
             yield
         finally:
             torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+
+
+@contextlib.contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Let torch use so many threads; what was set before comes back after.
+
+    On the CPU its rounding may depend on their number, which is why all ranks take rank 0's.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def weights_of(model: Autoencoder) -> bytes:
+    """Return the weights as safetensors, for another process."""
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
+
+
+def model_of(weights: bytes, channels: int, embedding_size: int) -> Autoencoder:
+    """Return the model of `weights_of`, in evaluation mode on the CPU."""
+    model = Autoencoder(channels, embedding_size)
+    model.load_state_dict(load(weights))
+    return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 
 def save_model(path: Path, model: Autoencoder) -> None:

@@ -156,7 +156,10 @@ def build_subset(
             images=images, labels=labels, seed=seed, device=device, engine=engine, threads=threads, keep=keep,
             fresh=fresh, listener=listener,
         )  # fmt: skip
-    print_report(report, json=json, quiet=quiet)
+    from fastload.agreement import launched
+
+    if launched()[0] == 0:
+        print_report(report, json=json, quiet=quiet)
 
 
 @app.command()
@@ -274,7 +277,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, _Interrupted):
         return f"interrupted: {error}", error.exit_code
     if isinstance(error, FastloadError):
-        return f"error: {error}", error.exit_code
+        return "" if error.told else f"error: {error}", error.exit_code
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return "interrupted", 130
     if hasattr(error, "format_message"):  # typer's own: an unknown option, a missing argument

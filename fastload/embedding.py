@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from fastload.errors import DataError, UsageError
 from fastload.evaluation import EvaluationLoader
 from fastload.packed import checked_dataset, open_hdf5
 from fastload.packed_set import Packed
+from fastload.ranks import Leader, RankFailure
 from fastload.read_ahead import FileRows
 
 CHUNK = 1024
@@ -63,6 +64,11 @@ class Encoder:
 def autoencoder_encoder(model: Autoencoder) -> Encoder:
     """Return the encoder half of a trained autoencoder: its last block's non-negative outputs."""
     return Encoder(_EncoderHalf(model), VIEW.evaluation(), "autoencoder", _weights_hash(model))
+
+
+def trained_model(encoder: Encoder) -> Autoencoder | None:
+    """Return the autoencoder whose half an encoder is; None for one of the user's own."""
+    return encoder.model.autoencoder if isinstance(encoder.model, _EncoderHalf) else None
 
 
 class _EncoderHalf(nn.Module):
@@ -165,6 +171,7 @@ def embed(
     device: str = "cpu",
     engine: str = "auto",
     first_row: int = 0,
+    leader: Leader | None = None,
     seconds_between: float = 10.0,
     on_chunk: Callable[[int], None] | None = None,
     on_saved: Callable[[int], None] | None = None,
@@ -179,46 +186,79 @@ def embed(
         file: the full set. encoder: see `Encoder`.
         out: the .npy file, or what takes the chunks; it is not closed. device, engine: as for EvaluationLoader.
         first_row: rows that an interrupted call has passed on already, a multiple of the chunk.
+        leader: of other ranks, which make their share of the chunks; see `fastload.follow`.
         on_chunk: called after each chunk with the rows that are passed on.
         on_saved: called each `seconds_between` seconds with the rows that are safe on disk.
         should_stop: asked after each chunk; True saves, calls `on_saved` and raises KeyboardInterrupt.
 
-    Raises UsageError where the model fails, DataError where the disk is full.
+    Raises UsageError where the model fails, DataError where the disk is full, RankFailure (having saved) where
+    another rank failed.
     """
-    if isinstance(encoder.model, nn.Module):
-        encoder.model.to(device)
-    loader = EvaluationLoader(
-        file, encoder.view, batch_size=chunk_rows(encoder.view), device=device, engine=engine, first_row=first_row
-    )
+    world_size = 1 if leader is None else leader.world_size
+    mine = embed_chunks(file, encoder, device=device, engine=engine, first_row=first_row, every=world_size)
     row, saved = first_row, time.monotonic()
     sink: Sink | None = None if isinstance(out, Path) else out
     writer: RowWriter | None = None
+
+    def save() -> None:
+        nonlocal saved
+        if sink is not None and row > first_row:
+            sink.sync()
+            if on_saved is not None:
+                on_saved(row)
+        saved = time.monotonic()
+
+    try:
+        for number in range(-(-(len(file) - first_row) // chunk_rows(encoder.view))):
+            embeddings = _next_chunk(number % world_size, row, mine, leader)
+            if isinstance(out, Path) and sink is None:
+                sink = writer = RowWriter(out, len(file), embeddings.shape[1], keep=first_row > 0)
+            assert sink is not None
+            sink.write(row, embeddings)
+            row += len(embeddings)
+            if on_chunk is not None:
+                on_chunk(row)
+            stop = should_stop()
+            if stop or time.monotonic() - saved >= seconds_between:
+                save()
+            if stop and row < len(file):
+                raise KeyboardInterrupt
+    except RankFailure:
+        save()
+        raise
+    finally:
+        mine.close()
+        if writer is not None:
+            writer.close()
+
+
+def embed_chunks(
+    file: Packed, encoder: Encoder, *, device: str, engine: str, first_row: int, every: int
+) -> Generator[np.ndarray]:
+    """Yield the embeddings, float32 [b, D], of the chunk at `first_row` and each `every`-th one after it."""
+    if isinstance(encoder.model, nn.Module):
+        encoder.model.to(device)
+    loader = EvaluationLoader(
+        file, encoder.view, batch_size=chunk_rows(encoder.view), device=device, engine=engine, first_row=first_row,
+        every=every,
+    )  # fmt: skip
     batches = iter(loader)
     try:
         with reproducible(device):
             for images, *_ in batches:
-                embeddings = embed_chunk(encoder, images)
-                if isinstance(out, Path) and sink is None:
-                    sink = writer = RowWriter(out, len(file), embeddings.shape[1], keep=first_row > 0)
-                assert sink is not None
-                sink.write(row, embeddings)
-                row += len(embeddings)
-                if on_chunk is not None:
-                    on_chunk(row)
-                stop = should_stop()
-                if stop or time.monotonic() - saved >= seconds_between:
-                    sink.sync()
-                    if on_saved is not None:
-                        on_saved(row)
-                    saved = time.monotonic()
-                if stop and row < len(file):
-                    raise KeyboardInterrupt
+                yield embed_chunk(encoder, images)
     finally:
         close = getattr(batches, "close", None)
         if close is not None:
             close()
-        if writer is not None:
-            writer.close()
+
+
+def _next_chunk(rank: int, row: int, mine: Iterator[np.ndarray], leader: Leader | None) -> np.ndarray:
+    """Return the chunk at `row`, which is `rank`'s to make: this process's own, or what another sends."""
+    if leader is None:
+        return next(mine)
+    leader.check()
+    return next(mine) if rank == 0 else leader.chunk(rank, row)
 
 
 class Sink(Protocol):

@@ -2,9 +2,13 @@
 
 
 class FastloadError(Exception):
-    """Base of all errors that the command prints as one line; `exit_code` is the command's."""
+    """Base of all errors that the command prints as one line; `exit_code` is the command's.
+
+    `told`: another process prints it.
+    """
 
     exit_code = 1
+    told = False
 
 
 class DataError(FastloadError, ValueError):

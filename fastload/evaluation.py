@@ -24,6 +24,7 @@ class EvaluationLoader:
         batch_size: images a batch; the last batch holds what is left.
         with_ids: yield (images, labels, ids) rather than (images, labels).
         first_row: where to begin, to go on with a pass that was interrupted.
+        every: yield each `every`-th batch only, from the first one on: a rank's share.
         device, engine, dtype, memory_format: as for TwoPhaseLoader.
 
     Raises UsageError and DataError as TwoPhaseLoader does.
@@ -41,16 +42,17 @@ class EvaluationLoader:
         memory_format: torch.memory_format = torch.contiguous_format,
         with_ids: bool = False,
         first_row: int = 0,
+        every: int = 1,
     ) -> None:
         settings = checked(augment).evaluation()
         self._owned = not isinstance(source, PackedFile | PackedSet)
         self._file = source if isinstance(source, PackedFile | PackedSet) else open_packed(source, argument="path")
         self._augment, self._engine = settings, engine
         self._output = Output(batch_size, resolve_device(device), dtype, memory_format)
-        self._with_ids, self._first, self._closed = with_ids, first_row, False
+        self._with_ids, self._first, self._every, self._closed = with_ids, first_row, every, False
 
     def __len__(self) -> int:
-        return -(-(len(self._file) - self._first) // self._output.batch_size)
+        return max(0, -(-(len(self._file) - self._first) // (self._output.batch_size * self._every)))
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
         if self._closed:
@@ -61,7 +63,7 @@ class EvaluationLoader:
             yield batch if self._with_ids else batch[:2]
 
     def _locate(self, step: int) -> tuple[int, int]:
-        start = self._first + step * self._output.batch_size
+        start = self._first + step * self._every * self._output.batch_size
         return start, min(self._output.batch_size, len(self._file) - start)
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import xxhash
 
-from fastload.agreement import Alone, Decision, Together, default_store
+from fastload.agreement import Alone, Decision, Together, default_store, launched
 from fastload.arguments import flag, real, seed64, whole
 from fastload.augment import Augment, checked
 from fastload.engines import choose_engine
@@ -677,8 +677,8 @@ def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if rank is None or world_size is None:
         group = torch.distributed
         if not (group.is_available() and group.is_initialized()):
-            started = os.environ.get("WORLD_SIZE", "1") if "LOCAL_RANK" in os.environ else "1"
-            if started != "1":  # else every rank would train on the same batches, and nothing would show it
+            _, started = launched()
+            if started != 1:  # else every rank would train on the same batches, and nothing would show it
                 raise UsageError(
                     f"a launcher has started several ranks (WORLD_SIZE={started}), but torch.distributed is not "
                     "initialized: make the loader after torch.distributed.init_process_group(), or give rank= and "

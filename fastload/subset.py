@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import xxhash
 
-from fastload import __version__, needs
+from fastload import needs
 from fastload.arguments import path_of, real, seed64, whole
 from fastload.autoencoder import (
     VIEW,
@@ -34,7 +34,9 @@ from fastload.autoencoder import (
     load_tensors,
     save_model,
     save_tensors,
+    torch_threads,
     train,
+    weights_of,
 )
 from fastload.embedding import (
     Encoder,
@@ -45,14 +47,16 @@ from fastload.embedding import (
     load_encoder,
     open_embeddings,
     saved_shape,
+    trained_model,
 )
 from fastload.errors import DataError, UsageError
-from fastload.feeds import resolve_device
+from fastload.follow import data_state, follow, rank_device
 from fastload.fused_pass import FusedPass
 from fastload.kernels.topk import TopKState
 from fastload.packed import PackedWriter, SelectionTable
 from fastload.packed_set import Packed, Source, open_packed
 from fastload.packed_writer import check_target, digest
+from fastload.ranks import Follower, Leader, joined
 from fastload.selection import (
     STRATEGIES,
     STREAMING,
@@ -123,6 +127,7 @@ def build_subset(
     threads: int | None = None,
     keep: bool = False,
     fresh: bool = False,
+    alone: bool = False,
     listener: Listener | None = None,
 ) -> SubsetReport:
     """Choose the samples of a packed full set that matter most by their embeddings, and write them as a packed file.
@@ -161,54 +166,66 @@ def build_subset(
         keep: store the embeddings and leave the work folder, so that another call, of another size say, reuses its
             weights and embeddings. Without it the embeddings of `top-activations` pass by once and need no space.
         fresh: begin anew whatever the work folder holds.
+        alone: do it in this process, though a launcher started several or torch.distributed has several. Otherwise
+            all ranks call this with the same arguments, share the encoder's pass, and rank 0 does and tells the rest
+            (docs/ranks.md); the file is the one that a single process writes.
         listener: hears of progress.
 
     Returns a SubsetReport. Raises UsageError for settings that cannot be served (a size beyond the set, no CUDA,
     too little memory, another process on the same output), DataError for data that cannot (NaN in embeddings, a
-    broken image, a full disk). KeyboardInterrupt leaves the state for the next call.
+    broken image, a full disk), RankFailure where another rank failed. KeyboardInterrupt leaves the state for the next
+    call.
     """
     listener = listener or Listener()
-    out, seed = path_of("out", out), seed64(seed)
-    learning_rate, epochs = real("learning_rate", learning_rate), None if epochs is None else real("epochs", epochs)
-    per_dimension, input_size, embedding_size, batch_size, resize, threads = (
-        None if value is None else whole(name, value)
-        for name, value in (
-            ("per_dimension", per_dimension), ("input_size", input_size), ("embedding_size", embedding_size),
-            ("batch_size", batch_size), ("resize", resize), ("threads", threads),
-        )
-    )  # fmt: skip
-    if encoder is not None and not isinstance(encoder, str):
-        raise UsageError(f"encoder={encoder!r}; it is a text, module:callable, for example my_models:encoder")
-    if embeddings is not None:
-        embeddings = path_of("embeddings", embeddings)
-    check_target(out)
-    with open_packed(full, images=images, labels=labels) as file, _torch_threads(threads):
-        _check_full(file, out)
-        choice = _Choice.parse(file, strategy, size, per_dimension, balance_classes, seed)
-        training = _training(
-            len(file), preset, epochs, batch_size, learning_rate, embedding_size, seed,
-            own=_own_source(embeddings, encoder, input_size),
-        )  # fmt: skip
-        if not choice.embeds and (embeddings is not None or encoder is not None):
-            raise UsageError(
-                f"--strategy {strategy} needs no embeddings, so there is no use for --embeddings and --encoder"
-            )
-        resolved = str(resolve_device(device))
-        loaded = load_encoder(encoder, input_size=input_size, seed=seed) if encoder and choice.embeds else None
-        brought = open_embeddings(embeddings, len(file)) if embeddings is not None and choice.embeds else None
-        with WorkFolder(out, fresh=fresh) as work:
-            builder = _Builder(
-                file=file, out=out, work=work, listener=listener, choice=choice, training=training,
-                encoder=loaded, brought=brought, resize=resize, device=resolved, engine=engine,
-                threads=threads or needs.processors(), keep=keep,
+    with joined(alone=alone) as ranks:
+        if isinstance(ranks, Follower):
+            state = follow(
+                ranks, full, images=images, labels=labels, encoder=encoder, input_size=input_size, seed=seed,
+                device=device, engine=engine,
             )  # fmt: skip
-            try:
-                report = builder.build()
-            except KeyboardInterrupt:
-                command = "the same command" + (" without --fresh" if fresh else "")
-                raise KeyboardInterrupt(f"{work.path} keeps what is done; {command} goes on from there") from None
-            if not keep:
-                work.remove()
+            return SubsetReport.from_state(state)
+        out, seed = path_of("out", out), seed64(seed)
+        learning_rate, epochs = real("learning_rate", learning_rate), None if epochs is None else real("epochs", epochs)
+        per_dimension, input_size, embedding_size, batch_size, resize, threads = (
+            None if value is None else whole(name, value)
+            for name, value in (
+                ("per_dimension", per_dimension), ("input_size", input_size), ("embedding_size", embedding_size),
+                ("batch_size", batch_size), ("resize", resize), ("threads", threads),
+            )
+        )  # fmt: skip
+        if encoder is not None and not isinstance(encoder, str):
+            raise UsageError(f"encoder={encoder!r}; it is a text, module:callable, for example my_models:encoder")
+        if embeddings is not None:
+            embeddings = path_of("embeddings", embeddings)
+        check_target(out)
+        with open_packed(full, images=images, labels=labels) as file, torch_threads(_thread_count(threads)):
+            _check_full(file, out)
+            choice = _Choice.parse(file, strategy, size, per_dimension, balance_classes, seed)
+            training = _training(
+                len(file), preset, epochs, batch_size, learning_rate, embedding_size, seed,
+                own=_own_source(embeddings, encoder, input_size),
+            )  # fmt: skip
+            if not choice.embeds and (embeddings is not None or encoder is not None):
+                raise UsageError(
+                    f"--strategy {strategy} needs no embeddings, so there is no use for --embeddings and --encoder"
+                )
+            resolved = rank_device(device, ranks.world_size)
+            loaded = load_encoder(encoder, input_size=input_size, seed=seed) if encoder and choice.embeds else None
+            brought = open_embeddings(embeddings, len(file)) if embeddings is not None and choice.embeds else None
+            with WorkFolder(out, fresh=fresh) as work:
+                builder = _Builder(
+                    file=file, out=out, work=work, listener=listener, choice=choice, training=training,
+                    encoder=loaded, brought=brought, resize=resize, device=resolved, engine=engine,
+                    threads=_thread_count(threads), keep=keep, ranks=ranks,
+                )  # fmt: skip
+                try:
+                    report = builder.build()
+                except KeyboardInterrupt:
+                    command = "the same command" + (" without --fresh" if fresh else "")
+                    raise KeyboardInterrupt(f"{work.path} keeps what is done; {command} goes on from there") from None
+                if not keep:
+                    work.remove()
+        ranks.tell({"report": report.state()})
     return report
 
 
@@ -328,16 +345,10 @@ def _training(
     )
 
 
-@contextlib.contextmanager
-def _torch_threads(threads: int | None) -> Iterator[None]:
+def _thread_count(threads: int | None) -> int:
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads}: it must be at least 1")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or needs.processors())
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return threads or needs.processors()
 
 
 # -- the steps ---------------------------------------------------------------------------------------------------
@@ -360,6 +371,7 @@ class _Builder:
     engine: str
     threads: int
     keep: bool
+    ranks: Leader
 
     def __post_init__(self) -> None:
         self.steps: list[StepReport] = []
@@ -367,10 +379,7 @@ class _Builder:
         self.trains = self.choice.embeds and self.encoder is None and self.brought is None
         self.embeds = self.choice.embeds and self.brought is None
         self._redone = False
-        self._data = {
-            "fastload": __version__, "fingerprint": self.file.fingerprint, "samples": len(self.file),
-            "ids": xxhash.xxh3_128_hexdigest(self.file.ids.data),
-        }  # fmt: skip
+        self._data = data_state(self.file)
         balance = self.choice.balance
         self._samples = Samples.of(self.file.ids, self.file.labels if balance else None)
         self._labels_hash = (
@@ -425,8 +434,8 @@ class _Builder:
                 chunk = chunk_rows(encoder.view)
                 trial = needs.try_embedding(file, encoder, min(chunk, count), device=self.device, engine=self.engine)
                 embed_rows, columns = count - plan.first, trial.columns
-                found.seconds["embed"] = trial.seconds * embed_rows
-                _add_memory(found, trial)
+                found.seconds["embed"] = trial.seconds * embed_rows / self.ranks.world_size
+                _add_memory(found, trial, self.ranks.on_this_machine)
             fused = plan.fused is not None
             if not fused and not self.work.file("embeddings.npy").exists():
                 found.disk += count * columns * 4
@@ -486,7 +495,7 @@ class _Builder:
                 started = True
             self.listener.advance(step, "" if loss is None else f"loss {loss:.3f}")
 
-        with deferred_interrupt() as should_stop:
+        with self._deferred_interrupt() as should_stop:
             trained = train(
                 self.file, self.training, device=self.device, engine=self.engine, checkpoint=path,
                 key=self._train_key, seconds_between=_SAVE_SECONDS, on_step=on_step, should_stop=should_stop,
@@ -554,12 +563,13 @@ class _Builder:
         def run(first: int) -> None:
             self.listener.begin("embed", len(self.file), first)
             self.work.record("embed", settings, before + time.monotonic() - began, {"rows": first}, done=False)
+            self._ask_for_shares(encoder, first)
             embed(
                 self.file, encoder, plan.fused or path, device=self.device, engine=self.engine, first_row=first,
-                on_chunk=self.listener.advance, on_saved=on_saved, should_stop=should_stop,
+                leader=self.ranks, on_chunk=self.listener.advance, on_saved=on_saved, should_stop=should_stop,
             )  # fmt: skip
 
-        with deferred_interrupt() as should_stop:
+        with self._deferred_interrupt() as should_stop:
             if plan.fused is None:
                 run(plan.first)
                 vectors = np.load(path, mmap_mode="r")
@@ -573,6 +583,19 @@ class _Builder:
         repeated = f", {passes} passes" if passes > 1 else ""
         self._report("embed", how, seconds, f"{len(self.file):,} × {columns}{repeated}")
         return self._embedded(plan, hashed)
+
+    def _ask_for_shares(self, encoder: Encoder, first: int) -> None:
+        """Let the other ranks begin on their share of a pass from row `first` on."""
+        asked = {
+            "first": first, "threads": self.threads, "data": self._data, "encoder": encoder.identity,
+            "view": encoder.view.state(),
+        }  # fmt: skip
+        model = trained_model(encoder)
+        if model is None:
+            self.ranks.tell(asked)
+        else:
+            asked |= {"channels": model.channels, "embedding_size": model.embedding_size}
+            self.ranks.tell(asked, weights_of(model))
 
     def _pass_by(self, fused: FusedPass, run: Callable[[int], None]) -> None:
         """Repeat the encoder's pass, each time with longer lists, until they are long enough to choose from."""
@@ -724,9 +747,21 @@ class _Builder:
             filled=int(facts["filled"]), overlap=Overlap(**facts["overlap"]) if facts["overlap"] else None,
         )  # fmt: skip
 
+    @contextlib.contextmanager
+    def _deferred_interrupt(self) -> Iterator[Callable[[], bool]]:
+        """As `deferred_interrupt`; asked whether to stop, it raises RankFailure where another rank has failed."""
+        with deferred_interrupt() as came:
+
+            def should_stop() -> bool:
+                self.ranks.check()
+                return came()
+
+            yield should_stop
+
     # -- telling ----------------------------------------------------------------------------------
 
     def _report(self, step: str, how: str, seconds: float, detail: str) -> None:
+        self.ranks.check()
         self.steps.append(StepReport(step, how, seconds, detail))
         self.listener.end(self.steps[-1])
 
@@ -779,9 +814,9 @@ def _hash(settings: dict[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(settings, sort_keys=True).encode())
 
 
-def _add_memory(found: needs.Needs, trial: needs.Trial) -> None:
+def _add_memory(found: needs.Needs, trial: needs.Trial, processes: int = 1) -> None:
     """The steps come one after the other, so the largest counts."""
-    found.memory = max(found.memory, needs.BASE_MEMORY + trial.memory)
+    found.memory = max(found.memory, processes * (needs.BASE_MEMORY + trial.memory))
     found.device_memory = max(found.device_memory, trial.device_memory)
 
 

@@ -98,6 +98,20 @@ class SubsetReport:
             else dataclasses.asdict(self.overlap) | {"share": self.overlap.share},
         }
 
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> SubsetReport:
+        """Return the report whose `state` that is."""
+        overlap = None
+        if state["overlap"] is not None:
+            overlap = Overlap(**{name: value for name, value in state["overlap"].items() if name != "share"})
+        changed = {
+            "full": Path(state["full"]), "out": Path(state["out"]),
+            "steps": [StepReport(**step) for step in state["steps"]],
+            "classes": [(found["name"], found["chosen"], found["total"]) for found in state["classes"]],
+            "per_dimension": np.asarray(state["per_dimension"], np.int64), "overlap": overlap,
+        }  # fmt: skip
+        return cls(**(dict(state) | changed))
+
     def show(self, console: Console) -> None:
         """Print the report as tables."""
         from rich.markup import escape

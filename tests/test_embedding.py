@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fastload.augment import Augment
-from fastload.autoencoder import VIEW, Autoencoder
+from fastload.autoencoder import VIEW, Autoencoder, model_of, torch_threads, weights_of
 from fastload.embedding import (
     CHUNK,
     Encoder,
@@ -21,11 +21,13 @@ from fastload.embedding import (
     autoencoder_encoder,
     chunk_rows,
     embed,
+    embed_chunks,
     hash_rows,
     load_encoder,
     open_embeddings,
     saved_shape,
     split_spec,
+    trained_model,
 )
 from fastload.errors import DataError, UsageError
 from fastload.packed import PackedFile, PackedWriter
@@ -95,6 +97,33 @@ def test_the_encoder_sees_chunks_of_1024_rows(large, tmp_path):
 
     embed(large, Encoder(Spy(), VIEW.evaluation(), "spy", ""), tmp_path / "e.npy")
     assert seen == [(1024, 3, 24, 24), (1024, 3, 24, 24), (452, 3, 24, 24)]
+
+
+def test_shares_of_several_ranks_are_the_chunks_of_one_and_a_rank_may_get_none(large, encoder, tmp_path):
+    embed(large, encoder, tmp_path / "e.npy")
+    whole = np.load(tmp_path / "e.npy")
+    for every in (1, 2, 3, 5):
+        for rank in range(every):
+            first = rank * CHUNK
+            share = list(embed_chunks(large, encoder, device="cpu", engine="auto", first_row=first, every=every))
+            starts = range(first, len(whole), every * CHUNK)
+            assert len(share) == len(starts)
+            for start, values in zip(starts, share, strict=True):
+                assert values.tobytes() == whole[start : start + CHUNK].tobytes()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_autoencoder_s_embeddings_do_not_depend_on_torch_s_threads(large, encoder, tmp_path, threads):
+    embed(large, encoder, tmp_path / "e.npy")
+    with torch_threads(threads):
+        embed(large, encoder, tmp_path / "t.npy")
+    assert (tmp_path / "e.npy").read_bytes() == (tmp_path / "t.npy").read_bytes()
+
+
+def test_weights_for_another_process_make_the_same_encoder(encoder):
+    model = trained_model(encoder)
+    assert autoencoder_encoder(model_of(weights_of(model), 3, 216)).identity == encoder.identity
+    assert trained_model(Encoder(nn.Flatten(), VIEW.evaluation(), "own", "")) is None
 
 
 def test_chunks_depend_on_the_view_alone_and_shrink_with_large_images():
