@@ -521,9 +521,10 @@ def top_slabs(
     Bound by memory: each row of this level is read once, and after the first levels hits are rare. Memory of 4.8 TB/s
     that answers after some 700 ns is kept busy by 3.4 MB under way, 25 KB for each of an H200's 132 multiprocessors. A
     thread has four rows of 16 bytes under way (eight of 8 bytes where values have 16 bits), and a multiprocessor five
-    blocks of up to 128 threads: 40 KB, or 34 KB where 216 columns make blocks of 2 × 54. A step is about 170
-    instructions (float32) or 300 for a warp's 2 KB, of the 400 that are issued while memory delivers them. Reasoned
-    from the machine code, not measured; where loads are not wide, four times as many ask for as much.
+    blocks of up to 128 threads: 40 KB, or 34 KB where 216 columns make blocks of 2 × 54. A step is about 160
+    instructions (float32) or 340 for a warp's 2 KB, of the 430 that can be issued while memory delivers them. Reasoned
+    from the machine code, not measured; where loads are not wide, four times as many ask for as much. A hit waits for
+    memory itself, some 1 µs: of a million rows and k = 20, about one a thread.
 
     Arguments:
         x: address of float32 or 16-bit values [R, D]. kind: FLOAT32, FLOAT16 or BFLOAT16. wide: whether four columns
@@ -618,10 +619,11 @@ def top_slabs(
         minimum = _least(minimum, p, q, r, s)
         total += _sum_of(p, q, r, s)
         if hits != 0:
-            bit = np.int32(0)
-            while hits != 0:
+            while hits != 0:  # each lane takes its own next hit, so that a warp's lanes take theirs together
+                bit = np.int32(cuda.popc(np.uint32(~hits & np.uint32(hits - np.uint32(1)))))
+                hits = np.uint32(hits & np.uint32(hits - np.uint32(1)))
                 hit = np.int32(visit + (bit >> 2))
-                if hits & np.uint32(1) and hit <= end:
+                if hit <= end:
                     c = bit & 3
                     one = column + c * apart
                     row = origin + _position(hit, phase, skip) * stride
@@ -638,8 +640,6 @@ def top_slabs(
                             list_values[0], list_ids[0], floor_values[c, thread], floor_ids[c, thread]
                         ):
                             floor_values[c, thread], floor_ids[c, thread] = list_values[0], list_ids[0]
-                hits = np.uint32(hits >> np.uint32(1))
-                bit = np.int32(bit + 1)
             limits = _limits(floor_values, floor_ids, thread, column, apart, dims, lowest_id)
         visit = np.int32(visit + rows)
     slab_counts[slab, column], slab_minimum[slab, column] = held[0, thread], minimum[0]
