@@ -619,7 +619,7 @@ def top_slabs(
         minimum = _least(minimum, p, q, r, s)
         total += _sum_of(p, q, r, s)
         if hits != 0:
-            while hits != 0:  # each lane takes its own next hit, so that a warp's lanes take theirs together
+            while hits != 0:  # a lane takes its own next one, so that a warp's lanes wait for memory together
                 bit = np.int32(cuda.popc(np.uint32(~hits & np.uint32(hits - np.uint32(1)))))
                 hits = np.uint32(hits & np.uint32(hits - np.uint32(1)))
                 hit = np.int32(visit + (bit >> 2))
@@ -672,7 +672,8 @@ def merge_slabs(
     barriers of the network, not by memory: it reads lists, of which a level has far fewer bytes than rows.
 
     Arguments:
-        groups, first_slab, last_slab: int64 [Q], the groups of this launch and their slabs; the grid is (Q, D).
+        groups, first_slab, last_slab: int64 [Q], the groups of this launch and their slabs; the grid is Q · D:
+            a second axis would end at 65,535.
         slab_…: as `top_slabs` wrote them. values, ids, counts: the state. minimum: float32 [G, D].
         room: entries sorted at once, a power of two, above k and at most 2,048.
     """
@@ -681,9 +682,9 @@ def merge_slabs(
     least = cuda.shared.array(_MERGE_THREADS, types.float32)
     shared = cuda.shared.array(2, types.int32)  # entries in use; whether a thread has more
     thread, threads = cuda.threadIdx.x, cuda.blockDim.x
-    group, column = groups[cuda.blockIdx.x], cuda.blockIdx.y
-    first, last = first_slab[cuda.blockIdx.x], last_slab[cuda.blockIdx.x]
-    k = values.shape[2]
+    dims, k = values.shape[1], values.shape[2]
+    which, column = cuda.blockIdx.x // dims, cuda.blockIdx.x % dims
+    group, first, last = groups[which], first_slab[which], last_slab[which]
     kept = np.int64(counts[group, column])
     for i in range(thread, kept, threads):
         best[i] = values[group, column, i]
@@ -1098,7 +1099,7 @@ class _CudaLists:
             x.data_ptr(), kind, int(wide), self.dims, *[device_array(t) for t in on_device], int(order.size > 0),
             *[device_array(row) for row in table], plan.stride, plan.skip, *state, *lists, device_array(bad),
         )  # fmt: skip
-        _compiled(merge_slabs)[(len(present), self.dims), self.merge_threads, stream](
+        _compiled(merge_slabs)[len(present) * self.dims, self.merge_threads, stream](
             *[device_array(row) for row in ranges], *lists, *state, device_array(self.minimum), self.room
         )
 

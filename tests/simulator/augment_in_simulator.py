@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import cuda_stand_ins
 import reference
 from packs import noise_images, write_raw
+from walled import walled
 
 from fastload.augment import Augment, kernel_settings
 from fastload.feeds import Output, _FusedResidentFeed, _FusedStreamFeed
@@ -40,12 +41,12 @@ LABELS = np.array([[4], [3], [2], [1], [0]], np.int64)
 
 
 def stored(images, planar):
-    """The images' bytes and the strides (image, row, column, channel) that kernels take."""
+    """The images' bytes, which nobody may read beyond, and the strides (image, row, column, channel)."""
     _, height, width, channels = images.shape
     size = height * width * channels
     if planar:
-        return images.transpose(0, 3, 1, 2).reshape(-1).copy(), (size, width, 1, height * width)
-    return images.reshape(-1).copy(), (size, width * channels, channels, 1)
+        return walled(images.transpose(0, 3, 1, 2).reshape(-1)), (size, width, 1, height * width)
+    return walled(images.reshape(-1)), (size, width * channels, channels, 1)
 
 
 def address(array):
@@ -120,6 +121,7 @@ def run_resident(augment, images, *, start, count, dtype, last, planar, shuffled
 def run_gathered(augment, images, ids, epochs, *, phase=FAST, dtype, last, planar, threads=8, places=1):
     """The gathered kernel's output."""
     data, strides = stored(images, planar)
+    ids, epochs = walled(ids), walled(epochs)
     height, width = augment.size
     out = guarded(len(images), height * width * images.shape[3], dtype)
     plan = kernel.plan(kernel_settings(augment), strides, images.shape[1:], SEED, phase, last, KINDS[dtype])

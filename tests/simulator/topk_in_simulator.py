@@ -7,8 +7,10 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from selection_reference import assert_lists_are_exact
+from walled import walled
 
 from fastload.kernels import topk
 from fastload.kernels.cuda_target import SIMULATED
@@ -85,7 +87,8 @@ for dtype, wide, narrow in (
     for rows, dims in ((37, 4), (43, 24), (20, 19)):
         x = torch.from_numpy(rng.integers(-9, 9, (rows, dims)).astype(np.float32)).to(dtype)
         ids, exact = rng.permutation(rows), x.double().numpy()
-        assert_lists_are_exact(update(x, ids, 2), exact, ids, 2)
+        ends = torch.from_numpy(walled(x.view(torch.uint8).numpy())).view(dtype)
+        assert_lists_are_exact(update(ends, ids, 2), exact, ids, 2)
         assert wide in taken if dims % 4 == 0 else wide not in taken
         assert_lists_are_exact(update(shifted(x), ids, 2), exact, ids, 2)
         assert wide not in taken and narrow in taken
