@@ -239,6 +239,10 @@ for channels in (1, 2, 4):
     for planar, last in ((True, False), (False, False), (True, True)):
         check_gathered(wide, images=np.ascontiguousarray(four[:2, ..., :channels]), planar=planar, last=last)
 
+# The last word of the last image is the last that may be read.
+for planar in (False, True):
+    check_gathered(Augment(crop=(4, 8)), images=np.ascontiguousarray(IMAGES[:2, :4, :8]), planar=planar)
+
 # Many items a thread: sums in several runs, on noise and where the divisor's floor magnifies every rounding.
 large = np.stack([rng.integers(0, 256, (30, 45, 3)), np.full((30, 45, 3), 77)]).astype(np.uint8)
 check_gathered(Augment(crop=(29, 43)), images=large, threads=4)
