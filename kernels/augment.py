@@ -519,6 +519,14 @@ def augment_stream(
 THREADS = 384
 """The most threads a block has: two blocks of up to 80 registers a thread share a multiprocessor's 65,536."""
 
+SMALL = 96
+"""Threads that an image has at most, unless each of them would have more than ITEMS: three warps of the 28 that 72
+registers a thread leave a multiprocessor, so that the eight images that 132 of them get of 1,024 are all worked on."""
+
+ITEMS = 4
+MAX_IMAGES = 8
+"""The most images a block has: with more, a batch of 1,024 would leave multiprocessors of an H200 without any."""
+
 MAX_CHANNELS = 4
 
 # A plan: what every image of a feed shares, int64 in device memory. A launch then takes a few numbers.
@@ -530,6 +538,10 @@ MAX_CHANNELS = 4
 
 # How a thread reads: one pixel, four neighbours of each plane, or four neighbours of red, green and blue interleaved.
 _PIXEL, _PLANES, _RGB = 0, 1, 2
+
+# What one thread finds for all of an image's, int64 in shared memory: addresses of the crop and of its output (0 where
+# the place has no image), whether it is mirrored, and the image's row.
+_CROP, _MIRRORED, _OUT, _ROW = range(4)
 _GROUPS = 16
 
 
@@ -560,11 +572,18 @@ def plan(
     return found
 
 
-def launch_size(plan):
-    """Return (threads a block, bytes of shared memory) for a plan: few threads for few pixels, their barriers cheap."""
-    items = plan[_HEIGHT] * plan[_WIDTH] // (1 if plan[_READ] == _PIXEL else 4)
-    threads = min(THREADS, -(-int(items) // 32) * 32)
-    return threads, threads * MAX_CHANNELS * 8
+def launch_shape(plan, count):
+    """Return (blocks, (threads an image, images a block), bytes of shared memory) for a batch of `count` images.
+
+    Threads follow from the plan alone: they set the order of sums, and a sample's bits are the same in any batch.
+    """
+    items = int(plan[_HEIGHT] * plan[_WIDTH]) // (1 if plan[_READ] == _PIXEL else 4)
+    each = min(ITEMS, -(-items // SMALL))
+    threads = min(THREADS, -(-items // each))
+    images = 1
+    while 2 * images <= min(MAX_IMAGES, THREADS // threads):
+        images *= 2
+    return -(-count // images), (threads, images), threads * images * MAX_CHANNELS * 8
 
 
 @exact
@@ -580,7 +599,7 @@ def _float32(plan, field):
 
 @exact
 def _find_crop(plan, image, sample, epoch, found, factors):
-    """Draw the parameters of a sample whose image lies at address `image`: by one thread, for its block."""
+    """Draw the parameters of a sample whose image lies at address `image`: by one thread, for all of the image's."""
     settings = (
         load_long(plan + 8 * _HEIGHT), load_long(plan + 8 * _WIDTH), load_long(plan + 8 * _CENTRE),
         load_long(plan + 8 * _FLIP).view(np.float64),
@@ -591,8 +610,8 @@ def _find_crop(plan, image, sample, epoch, found, factors):
     word0, word1, flip, brightness, contrast = draw(sample, epoch, seed, phase, settings)
     top = corner(word0, load_long(plan + 8 * _ROOM_DOWN), settings[2])
     left = corner(word1, load_long(plan + 8 * _ROOM_RIGHT), settings[2])
-    found[0] = image + top * load_long(plan + 8 * _DOWN) + left * load_long(plan + 8 * _RIGHT)
-    found[1] = np.int64(flip)
+    found[_CROP] = image + top * load_long(plan + 8 * _DOWN) + left * load_long(plan + 8 * _RIGHT)
+    found[_MIRRORED] = np.int64(flip)
     factors[0] = brightness
     factors[1] = contrast
 
@@ -755,45 +774,66 @@ def _store_interleaved(address, a, b, c, contrast, o0, o1, o2, low, high, mean, 
 
 
 @exact
-def _block_sums(count, scratch, groups):
-    """Sum `count` quantities of the block's threads, scratch[quantity · threads + thread], in a fixed order.
+def _next_item(walk, item, x, y, a, b, c, d):
+    """Return a thread's next item, its column and row, and its words: those given where there is none."""
+    address, items, threads, columns_on, rows_on, across_row, down, step, across, channels, read, flip = walk
+    item = np.int32(item + threads)
+    x, y = np.int32(x + columns_on), np.int32(y + rows_on)
+    if x >= across_row:
+        x, y = np.int32(x - across_row), np.int32(y + 1)
+    if item < items:
+        a, b, c, d = _read_item(address + np.int64(np.int32(y * down + x * step)), across, channels, read, flip)
+    return item, x, y, a, b, c, d
 
-    Leaves _GROUPS partial sums of each in `groups`. Two barriers in all, where halving takes one a level.
+
+@exact
+def _sum_threads(count, scratch, thread, threads, first, stride):
+    """Sum `count` quantities of an image's threads, scratch[quantity · stride + first + thread], in a fixed order.
+
+    Leaves _GROUPS partial sums of each where its first threads' values were; a group's values are read by none but
+    the thread that replaces the first of them. Two barriers in all, where halving takes one a level.
     """
-    thread, threads = cuda.threadIdx.x, cuda.blockDim.x
     cuda.syncthreads()
     for g in range(thread, count * _GROUPS, threads):
-        total = np.float64(0)
-        base = (g // _GROUPS) * threads
-        for k in range(g % _GROUPS, threads, _GROUPS):
-            total += scratch[base + k]
-        groups[g] = total
+        group = g % _GROUPS
+        base = first + (g // _GROUPS) * stride
+        if group < threads:
+            total = np.float64(0)
+            for k in range(group, threads, _GROUPS):
+                total += scratch[base + k]
+            scratch[base + group] = total
     cuda.syncthreads()
 
 
 @exact
-def _group_sum(groups, quantity):
+def _group_sum(scratch, base, threads):
     total = np.float64(0)
     for g in range(_GROUPS):
-        total += groups[quantity * _GROUPS + g]
+        if g < threads:
+            total += scratch[base + g]
     return total
 
 
 @exact
-def _augment_crop(plan, found, factors, out):
-    """Augment the crop that `_find_crop` found with the threads of a block; `out`: the address of its first value.
+def _augment_crop(plan, found, factors):
+    """Augment the crop that `_find_crop` found with the threads of an image.
 
     A thread's item is four neighbouring pixels, or one where a row does not divide by four. It reads the next item
-    before it works on this one; the first stays in registers, so that a small crop is read once.
+    before it works on this one; the first stays in registers, so that an image of as many threads is read once.
+
+    All of a block's threads meet at every barrier: those of a place without an image work on the last one too, and
+    store nothing. No warp operations: an image's threads need be no multiple of 32, so that none is idle,
+    and sums take two barriers each.
     """
     scratch = cuda.shared.array(0, types.float64)
-    groups = cuda.shared.array(4 * 16, types.float64)
-    offsets = cuda.shared.array(8, types.float32)
-    thread, threads = np.int32(cuda.threadIdx.x), np.int32(cuda.blockDim.x)
+    offsets = cuda.shared.array((MAX_IMAGES, 8), types.float32)
+    place, thread, threads = np.int32(cuda.threadIdx.y), np.int32(cuda.threadIdx.x), np.int32(cuda.blockDim.x)
+    first, stride = np.int32(place * threads), np.int32(threads * np.int32(cuda.blockDim.y))
     width, down, across = _int32(plan, _WIDTH), _int32(plan, _DOWN), _int32(plan, _ACROSS)
     channels, read, kind = _int32(plan, _CHANNELS), _int32(plan, _READ), _int32(plan, _KIND)
     channels_last = _int32(plan, _CHANNELS_LAST)
-    address, flip, brightness, contrast = found[0], np.int32(found[1]), factors[0], factors[1]
+    address, flip = found[place, _CROP], np.int32(found[place, _MIRRORED])
+    brightness, contrast = factors[place, 0], factors[place, 1]
     shift = np.int32(0 if read == _PIXEL else 2)  # an item has 1 << shift pixels
     pixels = np.int32(_int32(plan, _HEIGHT) * width)
     items, across_row = np.int32(pixels >> shift), np.int32(width >> shift)
@@ -804,6 +844,7 @@ def _augment_crop(plan, found, factors, out):
     if flip:
         address += np.int64(across_row - 1) * np.int64(step)
         step = np.int32(-step)
+    walk = address, items, threads, columns_on, rows_on, across_row, down, step, across, channels, read, flip
     first_y = np.int32(np.uint32(thread) // np.uint32(across_row))
     first_x = np.int32(thread - first_y * across_row)
     a0, b0, c0, d0 = np.uint32(0), np.uint32(0), np.uint32(0), np.uint32(0)
@@ -814,34 +855,29 @@ def _augment_crop(plan, found, factors, out):
 
     # The channels' means, exactly.
     s0, s1, s2, s3 = np.uint32(0), np.uint32(0), np.uint32(0), np.uint32(0)
-    a, b, c, d, x, y = a0, b0, c0, d0, first_x, first_y
-    item = thread
+    item, x, y, a, b, c, d = thread, first_x, first_y, a0, b0, c0, d0
     while item < items:
-        item = np.int32(item + threads)
-        x, y = np.int32(x + columns_on), np.int32(y + rows_on)
-        if x >= across_row:
-            x, y = np.int32(x - across_row), np.int32(y + 1)
         a1, b1, c1, d1 = a, b, c, d
-        if item < items:
-            a, b, c, d = _read_item(address + np.int64(np.int32(y * down + x * step)), across, channels, read, flip)
+        item, x, y, a, b, c, d = _next_item(walk, item, x, y, a, b, c, d)
         s0, s1 = np.uint32(s0 + _byte_sum(a1)), np.uint32(s1 + _byte_sum(b1))
         s2, s3 = np.uint32(s2 + _byte_sum(c1)), np.uint32(s3 + _byte_sum(d1))
-    scratch[thread], scratch[threads + thread] = np.float64(s0), np.float64(s1)
-    scratch[2 * threads + thread], scratch[3 * threads + thread] = np.float64(s2), np.float64(s3)
-    _block_sums(channels, scratch, groups)
+    mine = np.int32(first + thread)
+    scratch[mine], scratch[stride + mine] = np.float64(s0), np.float64(s1)
+    scratch[2 * stride + mine], scratch[3 * stride + mine] = np.float64(s2), np.float64(s3)
+    _sum_threads(channels, scratch, thread, threads, first, stride)
     for k in range(thread, channels, threads):
-        total = _group_sum(groups, k)
-        offsets[k] = affine(total, pixels, brightness, contrast)
-        offsets[4 + k] = np.float32(pivot(total, pixels, brightness, load_long(plan + 8 * _CLAMP)))
+        total = _group_sum(scratch, k * stride + first, threads)
+        offsets[place, k] = affine(total, pixels, brightness, contrast)
+        offsets[place, 4 + k] = np.float32(pivot(total, pixels, brightness, load_long(plan + 8 * _CLAMP)))
     cuda.syncthreads()
-    o0, o1, o2, o3 = offsets[0], np.float32(0), np.float32(0), np.float32(0)
-    middle = offsets[4]
+    o0, o1, o2, o3 = offsets[place, 0], np.float32(0), np.float32(0), np.float32(0)
+    middle = offsets[place, 4]
     if channels > 1:
-        o1, middle = offsets[1], middle + offsets[5]
+        o1, middle = offsets[place, 1], middle + offsets[place, 5]
     if channels > 2:
-        o2, middle = offsets[2], middle + offsets[6]
+        o2, middle = offsets[place, 2], middle + offsets[place, 6]
     if channels > 3:
-        o3, middle = offsets[3], middle + offsets[7]
+        o3, middle = offsets[place, 3], middle + offsets[place, 7]
     middle = np.float32(middle / np.float32(channels))
     low, high = -np.float32(np.inf), np.float32(np.inf)
     if load_long(plan + 8 * _CLAMP):
@@ -852,17 +888,11 @@ def _augment_crop(plan, found, factors, out):
     if standardize != KEEP:
         total, squares = np.float64(0), np.float64(0)
         part, square = np.float32(0), np.float32(0)
-        a, b, c, d, x, y = a0, b0, c0, d0, first_x, first_y
-        item = thread
         run = 0
+        item, x, y, a, b, c, d = thread, first_x, first_y, a0, b0, c0, d0
         while item < items:
-            item = np.int32(item + threads)
-            x, y = np.int32(x + columns_on), np.int32(y + rows_on)
-            if x >= across_row:
-                x, y = np.int32(x - across_row), np.int32(y + 1)
             a1, b1, c1, d1 = a, b, c, d
-            if item < items:
-                a, b, c, d = _read_item(address + np.int64(np.int32(y * down + x * step)), across, channels, read, flip)
+            item, x, y, a, b, c, d = _next_item(walk, item, x, y, a, b, c, d)
             more, more_squares = _item_moments(a1, read, contrast, o0, low, high, middle)
             part, square = part + more, square + more_squares
             if channels > 1:
@@ -878,37 +908,35 @@ def _augment_crop(plan, found, factors, out):
             if run == 32:  # float32 sums stay short, and float64 out of the way where it is slow
                 total, squares = total + np.float64(part), squares + np.float64(square)
                 part, square, run = np.float32(0), np.float32(0), 0
-        scratch[thread] = total + np.float64(part)
-        scratch[threads + thread] = squares + np.float64(square)
-        _block_sums(2, scratch, groups)
+        scratch[mine] = total + np.float64(part)
+        scratch[stride + mine] = squares + np.float64(square)
+        _sum_threads(2, scratch, thread, threads, first, stride)
         if thread == 0:
             mean, scale = standardization(
-                _group_sum(groups, 0), _group_sum(groups, 1), np.int64(pixels) * channels, middle, standardize
-            )
-            offsets[0], offsets[1] = mean, scale
+                _group_sum(scratch, first, threads), _group_sum(scratch, stride + first, threads),
+                np.int64(pixels) * channels, middle, standardize,
+            )  # fmt: skip
+            offsets[place, 0], offsets[place, 1] = mean, scale
         cuda.syncthreads()
-        mean, scale = offsets[0], offsets[1]
+        mean, scale = offsets[place, 0], offsets[place, 1]
 
+    out = found[place, _OUT]
+    if out == 0:
+        return
     size = np.int64(4 if kind == FLOAT32 else 2)
-    a, b, c, d, x, y = a0, b0, c0, d0, first_x, first_y
-    item = thread
+    item, x, y, a, b, c, d = thread, first_x, first_y, a0, b0, c0, d0
     while item < items:
-        place = np.int64(item) << np.int64(shift)
-        item = np.int32(item + threads)
-        x, y = np.int32(x + columns_on), np.int32(y + rows_on)
-        if x >= across_row:
-            x, y = np.int32(x - across_row), np.int32(y + 1)
+        position = np.int64(item) << np.int64(shift)
         a1, b1, c1, d1 = a, b, c, d
-        if item < items:
-            a, b, c, d = _read_item(address + np.int64(np.int32(y * down + x * step)), across, channels, read, flip)
+        item, x, y, a, b, c, d = _next_item(walk, item, x, y, a, b, c, d)
         if channels_last and read != _PIXEL:  # three channels
             _store_interleaved(
-                out + place * 3 * size, a1, b1, c1, contrast, o0, o1, o2, low, high, mean, scale, 4 * size, kind
+                out + position * 3 * size, a1, b1, c1, contrast, o0, o1, o2, low, high, mean, scale, 4 * size, kind
             )
         else:
-            target, plane = out + place * size, np.int64(pixels) * size
+            target, plane = out + position * size, np.int64(pixels) * size
             if channels_last:
-                target, plane = out + place * channels * size, size
+                target, plane = out + position * channels * size, size
             _store_plane(target, a1, read, contrast, o0, low, high, mean, scale, kind)
             if channels > 1:
                 _store_plane(target + plane, b1, read, contrast, o1, low, high, mean, scale, kind)
@@ -925,65 +953,78 @@ def _output_place(plan, out, slot):
     return out + slot * count * (4 if load_long(plan + 8 * _KIND) == FLOAT32 else 2)
 
 
-def augment_resident(plan, start, out, out_labels, out_ids):
-    """CUDA kernel, one block an image: a whole batch from its first position, out of device-resident images.
+def augment_resident(plan, count, start, out, out_labels, out_ids):
+    """CUDA kernel, a few threads an image: a whole batch from its first position, out of device-resident images.
 
-    Arguments, int64, addresses but for the second:
-        plan: see `plan`; blocks and shared memory: `launch_size`. start: the batch's first position.
-        out: float32 or 16 bits each [b, h·w·c], aligned to 16 bytes. out_labels: b rows of the plan's `label_bytes`.
-        out_ids: int64 [b].
+    Arguments, int64, addresses but for the second and third:
+        plan: see `plan`; blocks, threads and shared memory: `launch_shape`. count: the images b of the batch.
+        start: the batch's first position. out: float32 or 16 bits each [b, h·w·c], aligned to 16 bytes.
+        out_labels: b rows of the plan's `label_bytes`. out_ids: int64 [b].
 
-    Reasoned from counted bytes and instructions, not measured. 32² → 24², float32, batch of 1,024: 9 MB, 3 µs of
-    an H200's memory; eight blocks a multiprocessor, all at once, so that what counts is one block's latency (the
-    permutation and Philox by one thread, three barriers a sum), 5 to 10 µs, and that the host takes longer to launch.
-    256² → 224², float16: 0.45 MB an image, of which two thirds are written: bound by memory; the second and third
-    reading of the crop are served by the second-level cache.
+    Reasoned from counted bytes, instructions and the linker's report, not measured. 32² → 24², float32, batch of 1,024
+    on an H200: 3 MB read and 7 written, 2 µs of its memory. Blocks of four images of 72 threads, of which each has two
+    items; 72 registers leave a multiprocessor 28 warps, 12 images, so that all 1,024 are worked on at once and what
+    counts is the latency of one: the permutation and Philox of one thread an image (some 3,000 instructions that
+    depend on each other, 3 µs; by neighbouring lanes, since one thread a warp would give them half of all issue slots),
+    three reads that wait for each other, two sums. 5 to 10 µs, and the host takes as long to launch.
+    256² → 224², float16: 0.45 MB an image, of which two thirds are written: bound by memory; one image a block, and
+    the second and third reading of the crop are served by the second-level cache.
     """
-    found = cuda.shared.array(4, types.int64)
-    factors = cuda.shared.array(2, types.float32)
-    keys = cuda.shared.array(8, types.uint64)
-    slot, thread = np.int64(cuda.blockIdx.x), np.int64(cuda.threadIdx.x)
-    if thread == 0:
+    found = cuda.shared.array((MAX_IMAGES, 4), types.int64)
+    factors = cuda.shared.array((MAX_IMAGES, 2), types.float32)
+    keys = cuda.shared.array((MAX_IMAGES, 8), types.uint64)
+    images = np.int32(cuda.blockDim.y)
+    one = np.int32(np.int32(cuda.threadIdx.y) * np.int32(cuda.blockDim.x) + np.int32(cuda.threadIdx.x))
+    if one < images:  # neighbouring lanes: a block's images are found by the instructions that one would take
+        slot = np.int64(cuda.blockIdx.x) * images + one
         n = np.uint64(load_long(plan + 8 * _ROWS))
-        position = np.uint64(start) + np.uint64(slot)
+        position = np.uint64(start) + np.uint64(min(slot, count - 1))
         epoch = position // n
         offset = position - epoch * n
         row = offset
         seed, phase = np.uint64(load_long(plan + 8 * _SEED)), np.uint64(load_long(plan + 8 * _PHASE))
         if load_long(plan + 8 * _SHUFFLED):
-            round_keys(seed, np.uint64(0), epoch & MASK32, phase * np.uint64(16) + np.uint64(STREAM_ROWS), keys)
-            row = permute(offset, n, half_bits(n), keys)
+            round_keys(seed, np.uint64(0), epoch & MASK32, phase * np.uint64(16) + np.uint64(STREAM_ROWS), keys[one])
+            row = permute(offset, n, half_bits(n), keys[one])
         sample = load_long(load_long(plan + 8 * _IDS) + 8 * np.int64(row))
         image = load_long(plan + 8 * _IMAGES) + np.int64(row) * load_long(plan + 8 * _IMAGE)
-        store_long(out_ids + 8 * slot, sample)
-        found[2] = np.int64(row)
-        _find_crop(plan, image, np.uint64(sample), epoch, found, factors)
+        found[one, _ROW], found[one, _OUT] = np.int64(row), 0
+        if slot < count:
+            store_long(out_ids + 8 * slot, sample)
+            found[one, _OUT] = _output_place(plan, out, slot)
+        _find_crop(plan, image, np.uint64(sample), epoch, found[one], factors[one])
     cuda.syncthreads()
-    size = load_long(plan + 8 * _LABEL_BYTES)
-    label = load_long(plan + 8 * _LABELS) + found[2] * size
-    for k in range(thread, size, cuda.blockDim.x):
-        store_byte(out_labels + slot * size + k, np.uint8(load_byte(label + k)))
-    _augment_crop(plan, found, factors, _output_place(plan, out, slot))
+    place = np.int32(cuda.threadIdx.y)
+    if found[place, _OUT] != 0:
+        size = load_long(plan + 8 * _LABEL_BYTES)
+        label = load_long(plan + 8 * _LABELS) + found[place, _ROW] * size
+        target = out_labels + (np.int64(cuda.blockIdx.x) * images + place) * size
+        for k in range(cuda.threadIdx.x, size, cuda.blockDim.x):
+            store_byte(target + k, np.uint8(load_byte(label + k)))
+    _augment_crop(plan, found, factors)
 
 
-def augment_gathered(plan, images, ids, epochs, out):
-    """CUDA kernel, one block an image: a batch whose images, ids and epochs (int64 [b]) were gathered in order.
+def augment_gathered(plan, count, images, ids, epochs, out):
+    """CUDA kernel, a few threads an image: a batch whose images, ids and epochs (int64 [b]) were gathered in order.
 
-    Arguments: addresses, int64. The same bits as from `augment_resident`, and bound by the same.
+    Arguments: as for `augment_resident`, addresses, int64. The same bits as from it, and bound by the same.
     """
-    found = cuda.shared.array(4, types.int64)
-    factors = cuda.shared.array(2, types.float32)
-    slot = np.int64(cuda.blockIdx.x)
-    if cuda.threadIdx.x == 0:
+    found = cuda.shared.array((MAX_IMAGES, 4), types.int64)
+    factors = cuda.shared.array((MAX_IMAGES, 2), types.float32)
+    one = np.int32(np.int32(cuda.threadIdx.y) * np.int32(cuda.blockDim.x) + np.int32(cuda.threadIdx.x))
+    if one < cuda.blockDim.y:
+        slot = np.int64(cuda.blockIdx.x) * np.int64(cuda.blockDim.y) + one
+        found[one, _OUT] = _output_place(plan, out, slot) if slot < count else 0
+        slot = min(slot, count - 1)
         sample, epoch = load_long(ids + 8 * slot), load_long(epochs + 8 * slot)
         image = images + slot * load_long(plan + 8 * _IMAGE)
-        _find_crop(plan, image, np.uint64(sample), np.uint64(epoch), found, factors)
+        _find_crop(plan, image, np.uint64(sample), np.uint64(epoch), found[one], factors[one])
     cuda.syncthreads()
-    _augment_crop(plan, found, factors, _output_place(plan, out, slot))
+    _augment_crop(plan, found, factors)
 
 
 CUDA_KERNELS = [
-    ("augment_resident", augment_resident, (types.int64,) * 5),
-    ("augment_gathered", augment_gathered, (types.int64,) * 5),
+    ("augment_resident", augment_resident, (types.int64,) * 6),
+    ("augment_gathered", augment_gathered, (types.int64,) * 6),
 ]
 """(name, function, argument types) of each kernel, for compiling them without a GPU."""

@@ -27,6 +27,7 @@ from numba.extending import overload, register_jitable
 
 from fastload.errors import UsageError
 
+from .cuda_memory import load_four, load_short, load_two, load_word, widen_half
 from .cuda_target import SIMULATED, cuda, device_array, launch_stream
 
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
@@ -43,7 +44,7 @@ _FLOAT16_SCALE = np.float32(2.0**112)
 _BLOCK = 256
 _LANES = 16
 _SORTED = 2048
-_MOST_THREADS = 256
+_MERGE_THREADS = 128
 
 
 # -- shared by both targets ----------------------------------------------------------------------------------------
@@ -370,18 +371,165 @@ def _merge_lists(a_values, a_ids, a_counts, b_values, b_ids, b_counts, values, i
 # -- CUDA ----------------------------------------------------------------------------------------------------------
 
 
+_COLUMNS = 4
+"""Columns that a thread has: one load of 16 bytes a row, or of 8 where a value has 16 bits."""
+
+SLAB_THREADS = 4 if SIMULATED else 128
+"""The most threads a block of `top_slabs` has. A simulated thread is a Python thread: the fewest that show races."""
+
+MAX_REGISTERS = 96
+"""Registers a thread may have; left to itself, the linker takes 108 for some architectures, and spills none at 96."""
+
+SLAB_WARPS = 20
+"""Warps of `top_slabs` that a multiprocessor holds: five for each quarter of its registers."""
+
+inlined = register_jitable(forceinline=True)
+
+
+@inlined
+def _position(visit, phase, skip):
+    """Return how many of a level's positions lie between a slab's first visit, `phase` mod 31, and its `visit`-th."""
+    skipped = np.int32(np.uint32(np.int32(phase + visit)) // np.uint32(_RATIO - 1))
+    return np.int64(np.int32(visit + np.int32(skip * skipped)))
+
+
+@inlined
+def _float32s(words):
+    return (
+        words[0].view(np.float32), words[1].view(np.float32), words[2].view(np.float32), words[3].view(np.float32)
+    )  # fmt: skip
+
+
+@inlined
+def _from_bfloat16s(words):
+    """Return the four float32 that two words stand for."""
+    a, b = words
+    shift, upper = np.uint32(16), np.uint32(0xFFFF0000)
+    return (
+        np.uint32(a << shift).view(np.float32), np.uint32(a & upper).view(np.float32),
+        np.uint32(b << shift).view(np.float32), np.uint32(b & upper).view(np.float32),
+    )  # fmt: skip
+
+
+@inlined
+def _from_float16s(words):
+    a, b = words
+    shift = np.uint32(16)
+    return widen_half(a), widen_half(np.uint32(a >> shift)), widen_half(b), widen_half(np.uint32(b >> shift))
+
+
+@inlined
+def _four_widened(a, b, c, d, kind):
+    if kind == BFLOAT16:
+        return _from_bfloat16s(a), _from_bfloat16s(b), _from_bfloat16s(c), _from_bfloat16s(d)
+    return _from_float16s(a), _from_float16s(b), _from_float16s(c), _from_float16s(d)
+
+
+@inlined
+def _from_bits(bits, kind):
+    if kind == FLOAT32:
+        return np.uint32(bits).view(np.float32)
+    if kind == BFLOAT16:
+        return np.uint32(bits << np.uint32(16)).view(np.float32)
+    return widen_half(bits)
+
+
+@inlined
+def _value_at(address, kind):
+    return _from_bits(load_word(address) if kind == FLOAT32 else load_short(address), kind)
+
+
+@inlined
+def _words_at(row, places):
+    """Return four words that lie `places` bytes behind a row's address."""
+    a, b, c, d = places
+    return load_word(row + a), load_word(row + b), load_word(row + c), load_word(row + d)
+
+
+@inlined
+def _shorts_at(row, places):
+    a, b, c, d = places
+    return load_short(row + a), load_short(row + b), load_short(row + c), load_short(row + d)
+
+
+@inlined
+def _each_widened(bits, kind):
+    return _from_bits(bits[0], kind), _from_bits(bits[1], kind), _from_bits(bits[2], kind), _from_bits(bits[3], kind)
+
+
+@inlined
+def _reaches(row, limits):
+    return row[0] >= limits[0] or row[1] >= limits[1] or row[2] >= limits[2] or row[3] >= limits[3]
+
+
+@inlined
+def _hit_bits(row, limits):
+    bits = np.uint32(row[0] >= limits[0]) | np.uint32(np.uint32(row[1] >= limits[1]) << np.uint32(1))
+    bits |= np.uint32(np.uint32(row[2] >= limits[2]) << np.uint32(2))
+    return np.uint32(bits | np.uint32(np.uint32(row[3] >= limits[3]) << np.uint32(3)))
+
+
+@inlined
+def _hits(p, q, r, s, limits):
+    """Return bit 4·row + column for each value of four rows that reaches its column's limit."""
+    if _reaches(p, limits) or _reaches(q, limits) or _reaches(r, limits) or _reaches(s, limits):
+        low = np.uint32(_hit_bits(p, limits) | np.uint32(_hit_bits(q, limits) << np.uint32(4)))
+        high = np.uint32(_hit_bits(r, limits) | np.uint32(_hit_bits(s, limits) << np.uint32(4)))
+        return np.uint32(low | np.uint32(high << np.uint32(8)))
+    return np.uint32(0)
+
+
+@inlined
+def _least(a, p, q, r, s):
+    return (
+        min(a[0], min(min(p[0], q[0]), min(r[0], s[0]))), min(a[1], min(min(p[1], q[1]), min(r[1], s[1]))),
+        min(a[2], min(min(p[2], q[2]), min(r[2], s[2]))), min(a[3], min(min(p[3], q[3]), min(r[3], s[3]))),
+    )  # fmt: skip
+
+
+@inlined
+def _sum_of(p, q, r, s):
+    one = ((p[0] + p[1]) + (p[2] + p[3])) + ((q[0] + q[1]) + (q[2] + q[3]))
+    return one + (((r[0] + r[1]) + (r[2] + r[3])) + ((s[0] + s[1]) + (s[2] + s[3])))
+
+
+@inlined
+def _limits(floor_values, floor_ids, thread, column, apart, dims, lowest_id):
+    """Return what a value of each of a thread's columns must reach; a column that is not there, NaN."""
+    none = np.float32(np.nan)
+    a, b, c, d = none, none, none, none
+    if column < dims:
+        a = limit_of(floor_values[0, thread], floor_ids[0, thread], lowest_id)
+    if column + apart < dims:
+        b = limit_of(floor_values[1, thread], floor_ids[1, thread], lowest_id)
+    if column + 2 * apart < dims:
+        c = limit_of(floor_values[2, thread], floor_ids[2, thread], lowest_id)
+    if column + 3 * apart < dims:
+        d = limit_of(floor_values[3, thread], floor_ids[3, thread], lowest_id)
+    return a, b, c, d
+
+
 def top_slabs(
-    x, kind, samples, order, ordered, slab_first, slab_last, slab_group, slab_lowest_id, stride, skip,
+    x, kind, wide, dims, samples, order, ordered, slab_first, slab_last, slab_group, slab_lowest_id, stride, skip,
     values, ids, counts, slab_values, slab_ids, slab_counts, slab_minimum, bad,
 ):  # fmt: skip
-    """CUDA kernel: one thread a column of a slab of rows, lists of what gets past the state's k-th best.
+    """CUDA kernel: one thread four columns of a slab of rows, lists of what gets past the state's k-th best.
 
     Lanes of a warp take neighbouring columns, so rows load whole; threads' y takes further slabs where columns are
-    few. Bound by memory: each row of this level is read once, and after the first levels hits are rare.
+    few. Limits stay in registers; what only hits need (floors, counts) lies in shared memory, each thread's its own.
+
+    Bound by memory: each row of this level is read once, and after the first levels hits are rare. Memory of 4.8 TB/s
+    that answers after some 700 ns is kept busy by 3.4 MB under way, 25 KB for each of an H200's 132 multiprocessors. A
+    thread has four rows of 16 bytes under way (eight of 8 bytes where values have 16 bits), and a multiprocessor five
+    blocks of up to 128 threads: 40 KB, or 34 KB where 216 columns make blocks of 2 × 54. A step is about 160
+    instructions (float32) or 340 for a warp's 2 KB, of the 430 that can be issued while memory delivers them. Reasoned
+    from the machine code, not measured; where loads are not wide, four times as many ask for as much. A hit waits for
+    memory itself, some 1 µs: of a million rows and k = 20, about one a thread.
 
     Arguments:
-        x: float32 or int16 (the bits) [R, D]. kind: FLOAT32, FLOAT16 or BFLOAT16. samples: int64 [R], the ids.
-        order: int64 [R], rows sorted by group, used where `ordered` is 1.
+        x: address of float32 or 16-bit values [R, D]. kind: FLOAT32, FLOAT16 or BFLOAT16. wide: whether four columns
+        are one load: D a multiple of four and x aligned to it; else a thread's columns lie a block's width apart.
+        samples: int64 [R], the ids. order: int64 [R], rows sorted by group, used where `ordered` is 1.
         slab_first, slab_last: int64 [S], which of the level's visits. slab_group: int64 [S].
         slab_lowest_id: int64 [S], the slab's lowest id, or -1 where it is not known.
         stride, skip: the level visits positions j·stride, all j (skip 0), or those not multiples of 32 (skip 1).
@@ -389,77 +537,128 @@ def top_slabs(
         slab_values, slab_ids: [S, c, D], slab_counts: int32 [S, D], slab_minimum: float32 [S, D]: written.
         bad: uint8 [R + 1]: set to 1 for rows with NaN or infinity, and at R when there is any.
     """
-    dims = x.shape[1]
-    tiles = (dims + cuda.blockDim.x - 1) // cuda.blockDim.x
-    column = (cuda.blockIdx.x % tiles) * cuda.blockDim.x + cuda.threadIdx.x
-    slab = (cuda.blockIdx.x // tiles) * cuda.blockDim.y + cuda.threadIdx.y
+    floor_values = cuda.shared.array((_COLUMNS, SLAB_THREADS), types.float32)
+    floor_ids = cuda.shared.array((_COLUMNS, SLAB_THREADS), types.int64)
+    held = cuda.shared.array((_COLUMNS, SLAB_THREADS), types.int32)
+    width, dims = np.int32(cuda.blockDim.x), np.int32(dims)
+    tiles = np.int32((dims + _COLUMNS * width - 1) // (_COLUMNS * width))
+    block = np.int32(cuda.blockIdx.x)
+    apart = np.int32(1 if wide else width)
+    column = np.int32((block % tiles) * _COLUMNS * width + np.int32(cuda.threadIdx.x) * (_COLUMNS if wide else 1))
+    slab = np.int64(block // tiles) * cuda.blockDim.y + cuda.threadIdx.y
     if column >= dims or slab >= slab_first.shape[0]:
         return
+    thread = np.int32(np.int32(cuda.threadIdx.y) * width + np.int32(cuda.threadIdx.x))
     group, lowest_id = slab_group[slab], slab_lowest_id[slab]
     k = values.shape[2]
-    floor_value, floor_id = _LOWEST, _NO_ID
-    if counts[group, column] == k:
-        floor_value, floor_id = values[group, column, k - 1], ids[group, column, k - 1]
-    limit = limit_of(floor_value, floor_id, lowest_id)
-    list_values, list_ids = slab_values[slab, :, column], slab_ids[slab, :, column]
-    count = 0
-    minimum, total = np.float32(np.inf), np.float32(0)
-    visit, last = slab_first[slab], slab_last[slab]
-    j = visit + skip * (1 + visit // (_RATIO - 1))
-    while visit < last:
-        # Four loads in flight; a short last step repeats its last row.
-        n = min(4, last - visit)
-        p0 = j
-        p1, p2, p3 = p0, p0, p0
-        if n > 1:
-            p1 = p0 + 1
-            p1 += skip * np.int64(p1 & (_RATIO - 1) == 0)
-            p2, p3 = p1, p1
-        if n > 2:
-            p2 = p1 + 1
-            p2 += skip * np.int64(p2 & (_RATIO - 1) == 0)
-            p3 = p2
-        if n > 3:
-            p3 = p2 + 1
-            p3 += skip * np.int64(p3 & (_RATIO - 1) == 0)
-        j = p3 + 1
-        j += skip * np.int64(j & (_RATIO - 1) == 0)
-        visit += n
-        r0, r1, r2, r3 = p0 * stride, p1 * stride, p2 * stride, p3 * stride
+    for c in range(_COLUMNS):
+        held[c, thread] = 0
+        floor_values[c, thread], floor_ids[c, thread] = _LOWEST, _NO_ID
+        one = column + c * apart
+        if one < dims and counts[group, one] == k:
+            floor_values[c, thread], floor_ids[c, thread] = values[group, one, k - 1], ids[group, one, k - 1]
+    limits = _limits(floor_values, floor_ids, thread, column, apart, dims, lowest_id)
+    infinity = np.float32(np.inf)
+    minimum, total = (infinity, infinity, infinity, infinity), np.float32(0)
+    size = np.int32(4 if kind == FLOAT32 else 2)
+    # A column that is not there is read as the last one is.
+    places = (
+        np.int32(column * size), np.int32(min(column + apart, dims - 1) * size),
+        np.int32(min(column + 2 * apart, dims - 1) * size), np.int32(min(column + 3 * apart, dims - 1) * size),
+    )  # fmt: skip
+    begin = slab_first[slab]
+    origin, pitch = (begin + skip * (1 + begin // (_RATIO - 1))) * stride, np.int64(dims) * size
+    start, leap = x + origin * pitch, stride * pitch
+    phase, skip = np.int32(begin % (_RATIO - 1)), np.int32(skip)
+    visit, end = np.int32(0), np.int32(slab_last[slab] - begin - 1)
+    rows = np.int32(8 if wide and kind != FLOAT32 else 4)  # of a step: where loads are wide, 64 bytes a thread
+    while visit <= end:  # a short last step repeats its last row
+        r0 = _position(visit, phase, skip)
+        r1 = _position(min(np.int32(visit + 1), end), phase, skip)
+        r2 = _position(min(np.int32(visit + 2), end), phase, skip)
+        r3 = _position(min(np.int32(visit + 3), end), phase, skip)
         if ordered:
-            r0, r1, r2, r3 = order[r0], order[r1], order[r2], order[r3]
-        raw0, raw1, raw2, raw3 = x[r0, column], x[r1, column], x[r2, column], x[r3, column]
-        v0, v1, v2, v3 = widen(raw0, kind), widen(raw1, kind), widen(raw2, kind), widen(raw3, kind)
-        minimum = min(minimum, min(min(v0, v1), min(v2, v3)))
-        total += (v0 + v1) + (v2 + v3)
-        if v0 >= limit or v1 >= limit or v2 >= limit or v3 >= limit:
-            for q in range(n):
-                value, row = v0, r0
-                if q == 1:
-                    value, row = v1, r1
-                elif q == 2:
-                    value, row = v2, r2
-                elif q == 3:
-                    value, row = v3, r3
-                if value >= limit:
+            r0, r1, r2, r3 = r0 * stride, r1 * stride, r2 * stride, r3 * stride
+            r0, r1, r2, r3 = order[origin + r0], order[origin + r1], order[origin + r2], order[origin + r3]
+            r0, r1, r2, r3 = x + r0 * pitch, x + r1 * pitch, x + r2 * pitch, x + r3 * pitch
+        else:
+            r0, r1, r2, r3 = start + r0 * leap, start + r1 * leap, start + r2 * leap, start + r3 * leap
+        hits, at = np.uint32(0), places[0]
+        # All of a step's loads before the first use of one, and no branch between them.
+        if wide and kind == FLOAT32:
+            f0, f1, f2, f3 = load_four(r0 + at), load_four(r1 + at), load_four(r2 + at), load_four(r3 + at)
+            p, q, r, s = _float32s(f0), _float32s(f1), _float32s(f2), _float32s(f3)
+        elif wide:
+            r4 = _position(min(np.int32(visit + 4), end), phase, skip)
+            r5 = _position(min(np.int32(visit + 5), end), phase, skip)
+            r6 = _position(min(np.int32(visit + 6), end), phase, skip)
+            r7 = _position(min(np.int32(visit + 7), end), phase, skip)
+            if ordered:
+                r4, r5, r6, r7 = r4 * stride, r5 * stride, r6 * stride, r7 * stride
+                r4, r5, r6, r7 = order[origin + r4], order[origin + r5], order[origin + r6], order[origin + r7]
+                r4, r5, r6, r7 = x + r4 * pitch, x + r5 * pitch, x + r6 * pitch, x + r7 * pitch
+            else:
+                r4, r5, r6, r7 = start + r4 * leap, start + r5 * leap, start + r6 * leap, start + r7 * leap
+            w0, w1, w2, w3 = load_two(r0 + at), load_two(r1 + at), load_two(r2 + at), load_two(r3 + at)
+            w4, w5, w6, w7 = load_two(r4 + at), load_two(r5 + at), load_two(r6 + at), load_two(r7 + at)
+            p, q, r, s = _four_widened(w4, w5, w6, w7, kind)
+            hits = np.uint32(_hits(p, q, r, s, limits) << np.uint32(16))
+            minimum = _least(minimum, p, q, r, s)
+            total += _sum_of(p, q, r, s)
+            p, q, r, s = _four_widened(w0, w1, w2, w3, kind)
+        elif kind == FLOAT32:
+            f0, f1, f2, f3 = _words_at(r0, places), _words_at(r1, places), _words_at(r2, places), _words_at(r3, places)
+            p, q, r, s = _float32s(f0), _float32s(f1), _float32s(f2), _float32s(f3)
+        else:
+            h0, h1, h2, h3 = (
+                _shorts_at(r0, places), _shorts_at(r1, places), _shorts_at(r2, places), _shorts_at(r3, places),
+            )  # fmt: skip
+            p, q = _each_widened(h0, kind), _each_widened(h1, kind)
+            r, s = _each_widened(h2, kind), _each_widened(h3, kind)
+        hits = np.uint32(hits | _hits(p, q, r, s, limits))
+        minimum = _least(minimum, p, q, r, s)
+        total += _sum_of(p, q, r, s)
+        if hits != 0:
+            while hits != 0:  # a lane takes its own next one, so that a warp's lanes wait for memory together
+                bit = np.int32(cuda.popc(np.uint32(~hits & np.uint32(hits - np.uint32(1)))))
+                hits = np.uint32(hits & np.uint32(hits - np.uint32(1)))
+                hit = np.int32(visit + (bit >> 2))
+                if hit <= end:
+                    c = bit & 3
+                    one = column + c * apart
+                    row = origin + _position(hit, phase, skip) * stride
+                    if ordered:
+                        row = order[row]
                     sample = samples[row]
-                    value = np.float32(value + np.float32(0))
-                    if better(value, sample, floor_value, floor_id):
-                        count = offer(list_values, list_ids, count, value, sample)
+                    value = np.float32(_value_at(x + row * pitch + one * size, kind) + np.float32(0))
+                    if better(value, sample, floor_values[c, thread], floor_ids[c, thread]):
+                        list_values, list_ids = slab_values[slab, :, one], slab_ids[slab, :, one]
+                        count = offer(list_values, list_ids, held[c, thread], value, sample)
+                        held[c, thread] = count
                         # The slab's own k-th best raises the floor; a shorter list holds its whole slab.
-                        if count == k and better(list_values[0], list_ids[0], floor_value, floor_id):
-                            floor_value, floor_id = list_values[0], list_ids[0]
-                            limit = limit_of(floor_value, floor_id, lowest_id)
-    slab_counts[slab, column] = count
-    slab_minimum[slab, column] = minimum
+                        if count == k and better(
+                            list_values[0], list_ids[0], floor_values[c, thread], floor_ids[c, thread]
+                        ):
+                            floor_values[c, thread], floor_ids[c, thread] = list_values[0], list_ids[0]
+            limits = _limits(floor_values, floor_ids, thread, column, apart, dims, lowest_id)
+        visit = np.int32(visit + rows)
+    slab_counts[slab, column], slab_minimum[slab, column] = held[0, thread], minimum[0]
+    if column + apart < dims:
+        slab_counts[slab, column + apart], slab_minimum[slab, column + apart] = held[1, thread], minimum[1]
+    if column + 2 * apart < dims:
+        slab_counts[slab, column + 2 * apart], slab_minimum[slab, column + 2 * apart] = held[2, thread], minimum[2]
+    if column + 3 * apart < dims:
+        slab_counts[slab, column + 3 * apart], slab_minimum[slab, column + 3 * apart] = held[3, thread], minimum[3]
     if not abs(total) <= _FLOAT32_MAX:
-        for visit in range(slab_first[slab], slab_last[slab]):
-            row = (visit + skip * (1 + visit // (_RATIO - 1))) * stride
+        for visit in range(end + 1):
+            row = origin + _position(np.int32(visit), phase, skip) * stride
             if ordered:
                 row = order[row]
-            if not abs(widen(x[row, column], kind)) <= _FLOAT32_MAX:
-                bad[row] = 1
-                bad[bad.shape[0] - 1] = 1
+            for c in range(_COLUMNS):
+                one = column + c * apart
+                if one < dims and not abs(_value_at(x + row * pitch + one * size, kind)) <= _FLOAT32_MAX:
+                    bad[row] = 1
+                    bad[bad.shape[0] - 1] = 1
 
 
 def merge_slabs(
@@ -473,18 +672,19 @@ def merge_slabs(
     barriers of the network, not by memory: it reads lists, of which a level has far fewer bytes than rows.
 
     Arguments:
-        groups, first_slab, last_slab: int64 [Q], the groups of this launch and their slabs; the grid is (Q, D).
+        groups, first_slab, last_slab: int64 [Q], the groups of this launch and their slabs; the grid is Q · D:
+            a second axis would end at 65,535.
         slab_…: as `top_slabs` wrote them. values, ids, counts: the state. minimum: float32 [G, D].
         room: entries sorted at once, a power of two, above k and at most 2,048.
     """
     best = cuda.shared.array(_SORTED, types.float32)
     best_ids = cuda.shared.array(_SORTED, types.int64)
-    least = cuda.shared.array(_MOST_THREADS, types.float32)
+    least = cuda.shared.array(_MERGE_THREADS, types.float32)
     shared = cuda.shared.array(2, types.int32)  # entries in use; whether a thread has more
     thread, threads = cuda.threadIdx.x, cuda.blockDim.x
-    group, column = groups[cuda.blockIdx.x], cuda.blockIdx.y
-    first, last = first_slab[cuda.blockIdx.x], last_slab[cuda.blockIdx.x]
-    k = values.shape[2]
+    dims, k = values.shape[1], values.shape[2]
+    which, column = cuda.blockIdx.x // dims, cuda.blockIdx.x % dims
+    group, first, last = groups[which], first_slab[which], last_slab[which]
     kept = np.int64(counts[group, column])
     for i in range(thread, kept, threads):
         best[i] = values[group, column, i]
@@ -560,12 +760,11 @@ def _cuda_signatures():
     integer, ids = types.int64, types.int64[::1]
     lists, list_ids = types.float32[:, :, ::1], types.int64[:, :, ::1]
     counts, floats = types.int32[:, ::1], types.float32[:, ::1]
-    for pixel in (types.float32, types.int16):
-        yield (
-            "top_slabs", top_slabs,
-            (pixel[:, ::1], integer, ids, ids, integer, ids, ids, ids, ids, integer, integer,
-             lists, list_ids, counts, lists, list_ids, counts, floats, types.uint8[::1]),
-        )  # fmt: skip
+    yield (
+        "top_slabs", top_slabs,
+        (integer, integer, integer, integer, ids, ids, integer, ids, ids, ids, ids, integer, integer,
+         lists, list_ids, counts, lists, list_ids, counts, floats, types.uint8[::1]),
+    )  # fmt: skip
     yield (
         "merge_slabs", merge_slabs,
         (ids, ids, ids, lists, list_ids, counts, floats, lists, list_ids, counts, floats, integer),
@@ -578,7 +777,7 @@ CUDA_KERNELS = list(_cuda_signatures())
 
 @cache
 def _compiled(kernel):
-    return cuda.jit(kernel)
+    return cuda.jit(kernel) if SIMULATED else cuda.jit(max_registers=MAX_REGISTERS)(kernel)
 
 
 # -- the host's side -----------------------------------------------------------------------------------------------
@@ -821,36 +1020,39 @@ class _CudaLists:
         self.ids = torch.full(shape, -1, dtype=torch.int64, device=self.device)
         self.counts = torch.zeros((groups, dims), dtype=torch.int32, device=self.device)
         self.minimum = torch.full((groups, dims), math.inf, dtype=torch.float32, device=self.device)
-        self.lanes = 4096 if SIMULATED else 2048 * torch.cuda.get_device_properties(self.device).multi_processor_count
-        self.room = 1 << max(8, (2 * k - 1).bit_length())
-        self.merge_threads = 128
+        self.shape = slab_shape(dims)
+        self.slabs = 4
+        self.room, self.merge_threads = 1 << (2 * k - 1).bit_length(), 4
+        if not SIMULATED:
+            self.slabs = slabs_at_once(dims, torch.cuda.get_device_properties(self.device).multi_processor_count)
+            self.room, self.merge_threads = max(256, self.room), _MERGE_THREADS
         self.slab_bytes = 1 << 29
-        if SIMULATED:  # a simulated thread is a Python thread: the fewest that still show races
-            self.room, self.merge_threads, self.lanes = 1 << (2 * k - 1).bit_length(), 4, 4 * dims
         self.nonfinite = 0
         self.bad_ids = np.empty(0, np.int64)
 
     def update(self, x: Any, kind: int, ids: np.ndarray | range, order: np.ndarray, bounds: np.ndarray) -> None:
         import torch
 
-        samples = np.arange(ids.start, ids.stop) if isinstance(ids, range) else ids
         if not hasattr(x, "data_ptr"):
             x = torch.from_numpy(np.ascontiguousarray(x))
         x = x.detach().to(self.device).contiguous()
-        rows = len(samples)
+        rows = len(ids)
         bad = torch.zeros(rows + 1, dtype=torch.uint8, device=self.device)
-        on_device = [self._upload(samples), self._upload(order if order.size else np.zeros(1, np.int64))]
-        ascending = bool((samples[1:] > samples[:-1]).all())
+        if isinstance(ids, range):
+            samples, ascending = torch.arange(ids.start, ids.stop, device=self.device), True
+        else:
+            samples, ascending = self._upload(ids), bool((ids[1:] > ids[:-1]).all())
+        on_device = [samples, self._upload(order if order.size else np.zeros(1, np.int64))]
         present = np.flatnonzero(np.diff(bounds))
         stride, skip = top_stride(rows, self.k * len(present)), 0
         while stride > 0:
             plan = self._plan(bounds, present, stride, skip)
             if len(plan.first):
                 with _current(self.device):  # numba launches in the current device's context
-                    self._level(x, kind, on_device, order, samples if ascending else None, plan, present, bad)
+                    self._level(x, kind, on_device, order, ids if ascending else None, plan, present, bad)
             stride, skip = stride // _RATIO, 1
         if int(bad[-1]):
-            found = samples[_host(bad[:-1]).astype(bool)]
+            found = _ids_of(ids, np.flatnonzero(_host(bad[:-1])))
             self.nonfinite += len(found)
             self.bad_ids = np.sort(np.concatenate([self.bad_ids, found]))[:FIRST_IDS]
 
@@ -864,9 +1066,8 @@ class _CudaLists:
         reached = -(-bounds // stride)
         visits = reached - -(-reached // _RATIO) if skip else reached
         begins, ends = visits[present], visits[present + 1]
-        fewest = max(1, self.lanes // self.dims)
         affordable = max(1, self.slab_bytes // (self.dims * self.k * 12))
-        length = max(16, -(-int(visits[-1]) // min(fewest, affordable)))
+        length = max(16, -(-int(visits[-1]) // min(self.slabs, affordable)))
         pieces = -(-(ends - begins) // length)
         last_slab = np.cumsum(pieces)
         first_slab = last_slab - pieces
@@ -875,7 +1076,7 @@ class _CudaLists:
         last = np.minimum(first + length, np.repeat(ends, pieces))
         return _Plan(stride, skip, length, first, last, np.repeat(present, pieces), first_slab, last_slab)
 
-    def _level(self, x, kind, on_device, order, ascending_samples, plan, present, bad) -> None:
+    def _level(self, x, kind, on_device, order, ascending_ids, plan, present, bad) -> None:
         import torch
 
         slabs, capacity = len(plan.first), min(self.k, plan.length)
@@ -884,20 +1085,21 @@ class _CudaLists:
         slab_counts = torch.empty((slabs, self.dims), dtype=torch.int32, device=self.device)
         slab_minimum = torch.empty((slabs, self.dims), dtype=torch.float32, device=self.device)
         lowest_id = np.full(slabs, -1, np.int64)
-        if ascending_samples is not None:
+        if ascending_ids is not None:
             row = (plan.first + plan.skip * (1 + plan.first // (_RATIO - 1))) * plan.stride
-            lowest_id = ascending_samples[order[row] if order.size else row]
+            lowest_id = _ids_of(ascending_ids, order[row] if order.size else row)
         table = self._upload(np.stack([plan.first, plan.last, plan.group, lowest_id]))
         ranges = self._upload(np.stack([present, plan.first_slab, plan.last_slab]))
         stream = 0 if SIMULATED else launch_stream(torch.cuda.current_stream(self.device))
         state = [device_array(t) for t in (self.values, self.ids, self.counts)]
         lists = [device_array(t) for t in (slab_values, slab_ids, slab_counts, slab_minimum)]
-        grid, block = _launch_shape(slabs, self.dims)
-        _compiled(top_slabs)[grid, block, stream](
-            device_array(x), kind, *[device_array(t) for t in on_device], int(order.size > 0),
+        tiles, width, height = self.shape
+        wide = self.dims % _COLUMNS == 0 and x.data_ptr() % (_COLUMNS * x.element_size()) == 0
+        _compiled(top_slabs)[tiles * -(-slabs // height), (width, height), stream](
+            x.data_ptr(), kind, int(wide), self.dims, *[device_array(t) for t in on_device], int(order.size > 0),
             *[device_array(row) for row in table], plan.stride, plan.skip, *state, *lists, device_array(bad),
         )  # fmt: skip
-        _compiled(merge_slabs)[(len(present), self.dims), self.merge_threads, stream](
+        _compiled(merge_slabs)[len(present) * self.dims, self.merge_threads, stream](
             *[device_array(row) for row in ranges], *lists, *state, device_array(self.minimum), self.room
         )
 
@@ -929,12 +1131,20 @@ class _Plan:
     last_slab: np.ndarray
 
 
-def _launch_shape(slabs: int, dims: int) -> tuple[int, tuple[int, int]]:
-    """Return the grid and block of `top_slabs`: tiles of columns of equal width, slabs side by side below 32."""
-    tiles = -(-dims // _MOST_THREADS)
-    width = 32 * -(-dims // (32 * tiles)) if dims >= 32 else 1 << (dims - 1).bit_length()
-    height = 2 if SIMULATED else max(1, _MOST_THREADS // width)
-    if SIMULATED:
-        width = min(width, 4)
-        tiles = -(-dims // width)
-    return tiles * -(-slabs // height), (width, height)
+def _ids_of(ids: np.ndarray | range, rows: np.ndarray) -> np.ndarray:
+    return ids.start + rows if isinstance(ids, range) else ids[rows]
+
+
+def slab_shape(dims: int) -> tuple[int, int, int]:
+    """Return (tiles, width, height) of `top_slabs`: blocks side by side for a row, a block's threads and slabs."""
+    threads = -(-dims // _COLUMNS)
+    tiles = -(-threads // SLAB_THREADS)
+    width = -(-threads // tiles)
+    return tiles, width, SLAB_THREADS // width
+
+
+def slabs_at_once(dims: int, multiprocessors: int) -> int:
+    """Return how many slabs a device works on at once: with a few more, most of it would wait for the last ones."""
+    tiles, width, height = slab_shape(dims)
+    blocks = multiprocessors * (SLAB_WARPS // -(-width * height // 32))
+    return max(1, blocks // tiles) * height

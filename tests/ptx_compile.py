@@ -17,14 +17,27 @@ from fastload.kernels.cuda_target import cuda
 # isort: split
 import numba.cuda.dispatcher as dispatcher
 
+ACCESS = r"\b((?:ld|st)\.global[\w.]*|ld\.[bu]\d+|st\.[bu]\d+)"
 
-def ptxas_report(ptx: str, arch: str) -> dict:
+
+SHARED = r"\.shared\s+\.align\s+\d+\s+\.b8\s+\w+\[(\d+)\]"
+WIDE = {16: r"\bld\.global\.nc\.v4\.[bfu]32\b", 8: r"\bld\.global\.nc\.(?:v2\.[bfu]32|[bu]64)\b"}
+
+
+def together(ptx: str) -> dict[int, int]:
+    """By width in bytes: the most loads with no branch, label or store between them, which can be under way at once."""
+    runs = re.split(r"^(?:\$\w+:|\s*(?:@!?%p\d+\s+)?bra\b.*|\s*st\..*)$", ptx, flags=re.M)
+    return {width: max(len(re.findall(load, run)) for run in runs) for width, load in WIDE.items()}
+
+
+def ptxas_report(ptx: str, arch: str, most: int | None) -> dict:
     """What ptxas says of the machine code: bytes of stack and spills, registers (spills do not show in PTX)."""
     try:
         from cuda.core import Linker, LinkerOptions, ObjectCode
     except ImportError:
         return {"linker": "cuda.core has no Linker"}
-    linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=LinkerOptions(arch=arch, ptxas_options=["-v"]))
+    options = LinkerOptions(arch=arch, ptxas_options=["-v"], max_register_count=most)
+    linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=options)
     linker.link("cubin")
     log = linker.get_info_log()
     stack = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
@@ -52,11 +65,12 @@ def main() -> None:
                 "name": name,
                 "function": function.__name__,
                 "signature": str(signature),
-                "threads": getattr(imported, "THREADS", None),
                 "targets": re.findall(r"^\.target\s+(\S+)", ptx, re.M),
-                "accesses": sorted(set(re.findall(r"\b((?:ld|st)\.global[\w.]*|ld\.[bu]\d+|st\.[bu]\d+)", ptx))),
+                "accesses": sorted(set(re.findall(ACCESS, ptx))),
+                "together": together(ptx),
+                "shared": sum(map(int, re.findall(SHARED, ptx))),
                 "entries": re.findall(r"\.visible\s+\.entry\s+(\w+)", ptx),
-                **ptxas_report(ptx, f"sm_{capability[0]}{capability[1]}"),
+                **ptxas_report(ptx, f"sm_{capability[0]}{capability[1]}", getattr(imported, "MAX_REGISTERS", None)),
             }
             print(json.dumps(found), flush=True)
 

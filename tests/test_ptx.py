@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from fastload.augment import Augment, kernel_settings
+from fastload.kernels import augment, topk
+
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,12 +70,82 @@ def test_the_augmentation_stores_16_bytes_and_reads_words_that_nobody_writes(com
             assert all(".global" in access for access in accesses), found
 
 
+def warps_of(threads: int, registers: int) -> int:
+    """How many warps of a kernel a multiprocessor holds: its registers are four quarters, given out by 8 a thread."""
+    blocks_warps = -(-threads // 32)
+    warps = 4 * (16_384 // (32 * (-(-registers // 8) * 8)))
+    return warps // blocks_warps * blocks_warps
+
+
+def shape_of(crop, count, *, channels=3, planar=False, last=False, kind=augment.FLOAT32):
+    """What `launch_shape` says of a batch of crops out of larger images."""
+    height, width = crop[0] + 8, crop[1] + 8
+    strides = (channels * height * width, width, 1, height * width)
+    if not planar:
+        strides = (channels * height * width, width * channels, channels, 1)
+    plan = augment.plan(kernel_settings(Augment(crop=crop)), strides, (height, width, channels), 0, 0, last, kind)
+    return augment.launch_shape(plan, count)
+
+
 @pytest.mark.parametrize("capability", ARCHITECTURES)
 def test_two_blocks_of_large_images_share_a_multiprocessor(compiled, capability):
     for found in compiled[capability]:
         if found["module"] == "augment" and not found["linker"]:
-            registers = -(-found["registers"] // 8) * 8  # as they are given out
-            assert 2 * found["threads"] * registers <= 65_536, found
+            assert warps_of(augment.THREADS, found["registers"]) >= 2 * augment.THREADS // 32, found
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+def test_every_launch_of_the_augmentation_is_within_the_limits_of_the_device(compiled, capability, planar, last):
+    sizes = [1, 2, 3, 4, 7, 8, 16, 21, 24, 28, 32, 33, 48, 64, 96, 224, 500, 4096]
+    for crop in [(side, side) for side in sizes] + [(1, 4096), (4096, 1), (24, 21), (3, 8)]:
+        for channels in (1, 2, 3, 4):
+            for count in (1, 7, 1024, 2**20):
+                blocks, (threads, images), dynamic = shape_of(crop, count, channels=channels, planar=planar, last=last)
+                assert blocks * images >= count > (blocks - 1) * images and blocks < 2**31
+                assert threads >= 1 and 1 <= images <= augment.MAX_IMAGES and threads * images <= augment.THREADS
+                assert dynamic >= threads * images * augment.MAX_CHANNELS * 8
+                for found in compiled[capability]:
+                    if found["module"] == "augment":
+                        assert found["shared"] > 0 and found["shared"] + dynamic <= 48 * 1024, found
+                        if not found["linker"]:
+                            assert warps_of(threads * images, found["registers"]) > 0, found
+                # The threads of an image set the order of its sums: they must not follow from the batch.
+                assert threads == shape_of(crop, 64, channels=channels, planar=planar, last=last)[1][0]
+
+
+def test_small_images_share_blocks_and_a_batch_of_cifar_is_worked_on_at_once(compiled):
+    blocks, (threads, images), _ = shape_of((24, 24), 1024)
+    assert (blocks, threads, images) == (256, 72, 4)
+    assert shape_of((32, 32), 1024)[1] == (86, 4) and shape_of((8, 8), 1024)[1] == (16, 8)
+    assert shape_of((64, 64), 1024)[1] == (256, 1) and shape_of((224, 224), 1024)[1] == (384, 1)
+    for found in compiled[(9, 0)]:
+        if found["module"] == "augment" and not found["linker"]:
+            for crop in (24, 28, 32):
+                blocks, (threads, images), _ = shape_of((crop, crop), 1024)
+                warps = -(-threads * images // 32)
+                assert 132 * (warps_of(threads * images, found["registers"]) // warps) >= blocks, found
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+def test_the_selection_loads_16_bytes_a_row_and_has_a_step_of_rows_under_way(compiled, capability):
+    (found,) = [found for found in compiled[capability] if found["name"] == "top_slabs"]
+    assert found["together"] == {"16": 4, "8": 8}, found
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+@pytest.mark.parametrize("dims", [64, 216, 512, 768, 2048])
+def test_the_selection_has_more_bytes_under_way_than_memory_of_4_8_tb_s_keeps_waiting(compiled, capability, dims):
+    (found,) = [found for found in compiled[capability] if found["name"] == "top_slabs"]
+    _, width, height = topk.slab_shape(dims)
+    warps = -(-width * height // 32)
+    if not found["linker"]:
+        assert warps_of(width * height, found["registers"]) >= topk.SLAB_WARPS // warps * warps, found
+    shared = 65_536 if capability == (7, 5) else 167_936
+    blocks = topk.SLAB_WARPS // warps
+    assert blocks * (found["shared"] + 1024) <= shared, found
+    assert blocks * width * height * 64 >= 4.8e12 * 700e-9 / 132
 
 
 def kernels_in(source: str) -> set[str]:

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from selection_reference import assert_lists_are_exact
 
 from fastload.errors import UsageError
-from fastload.kernels.topk import CUDA_KERNELS, TopK, merge_states, top_stride
+from fastload.kernels.topk import (
+    CUDA_KERNELS,
+    SLAB_THREADS,
+    TopK,
+    merge_states,
+    slab_shape,
+    slabs_at_once,
+    top_stride,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -183,6 +191,19 @@ def test_what_cannot_be_served_is_one_line_that_says_why(call, words):
     with pytest.raises(UsageError) as caught:
         call()
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@given(dims=st.integers(1, 100_000), multiprocessors=st.integers(1, 200))
+def test_the_blocks_of_a_launch_cover_every_column_and_fill_a_device_once(dims, multiprocessors):
+    tiles, width, height = slab_shape(dims)
+    assert 1 <= width * height <= SLAB_THREADS and height >= 1
+    # Four columns a thread; of the last tile there is at least one.
+    assert 4 * width * (tiles - 1) < dims <= 4 * width * tiles
+    slabs = slabs_at_once(dims, multiprocessors)
+    assert slabs >= height and slabs % height == 0
+    warps = -(-width * height // 32)
+    resident = multiprocessors * (20 // warps)
+    assert tiles * (slabs // height) <= max(resident, tiles)
 
 
 def test_cuda_without_a_device_is_an_error_that_says_so():

@@ -112,25 +112,26 @@ class _Launcher:
 
     def __init__(self, name: str, plan: np.ndarray, device: torch.device) -> None:
         self._name, self._device = name, device
-        self._size = kernel.launch_size(plan)
+        self._host_plan = plan
         self._plan = torch.from_numpy(plan).to(device)
         self._address = self._plan.data_ptr()
         torch.cuda.current_stream(device).synchronize()  # other streams will read the plan
         self._configured: dict[tuple[int, int], Any] = {}
 
-    def __call__(self, blocks: int, *numbers: int) -> None:
+    def __call__(self, count: int, *numbers: int) -> None:
+        """Launch for a batch of `count` images."""
         with torch.cuda.device(self._device):  # numba launches in the current device's context
             stream = torch.cuda.current_stream()
-            launch = self._configured.get((blocks, stream.cuda_stream))
+            launch = self._configured.get((count, stream.cuda_stream))
             if launch is None:
-                launch = self._configure(blocks, stream)
-            launch(self._address, *numbers)
+                launch = self._configure(count, stream)
+            launch(self._address, count, *numbers)
 
-    def _configure(self, blocks: int, stream: torch.cuda.Stream) -> Any:
+    def _configure(self, count: int, stream: torch.cuda.Stream) -> Any:
         self._plan.record_stream(stream)  # or its memory could be reused, once dropped, before that stream is done
-        threads, shared_bytes = self._size
+        blocks, threads, shared_bytes = kernel.launch_shape(self._host_plan, count)
         launch = _kernel(self._name)[blocks, threads, launch_stream(stream), shared_bytes]
-        self._configured[blocks, stream.cuda_stream] = launch
+        self._configured[count, stream.cuda_stream] = launch
         return launch
 
 

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import cuda_stand_ins
 import reference
 from packs import noise_images, write_raw
+from walled import walled
 
 from fastload.augment import Augment, kernel_settings
 from fastload.feeds import Output, _FusedResidentFeed, _FusedStreamFeed
@@ -40,24 +41,23 @@ LABELS = np.array([[4], [3], [2], [1], [0]], np.int64)
 
 
 def stored(images, planar):
-    """The images' bytes and the strides (image, row, column, channel) that kernels take."""
+    """The images' bytes, which nobody may read beyond, and the strides (image, row, column, channel)."""
     _, height, width, channels = images.shape
     size = height * width * channels
     if planar:
-        return images.transpose(0, 3, 1, 2).reshape(-1).copy(), (size, width, 1, height * width)
-    return images.reshape(-1).copy(), (size, width * channels, channels, 1)
+        return walled(images.transpose(0, 3, 1, 2).reshape(-1)), (size, width, 1, height * width)
+    return walled(images.reshape(-1)), (size, width * channels, channels, 1)
 
 
 def address(array):
     return array.ctypes.data
 
 
-def aligned(shape, dtype):
+def aligned(size, dtype):
     """Memory as torch gives it on a GPU, where wide stores need it so: from a multiple of 16 bytes."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    room = np.empty(size + 16, np.uint8)
+    room = np.empty(size * np.dtype(dtype).itemsize + 16, np.uint8)
     skipped = -room.ctypes.data % 16
-    return room[skipped : skipped + size].view(dtype).reshape(shape)
+    return room[skipped:][: len(room) - 16].view(dtype)
 
 
 def as_hwc(out, dtype, channels_last, augment, channels):
@@ -78,40 +78,67 @@ def compare(got, image, sample, epoch, phase, augment, dtype):
     reference.assert_close(got, want, divisor, dtype)
 
 
-def run_resident(augment, images, *, start, count, dtype, last, planar, shuffled=True, threads=8):
+GUARD = 64
+"""Values beyond the batch that a place without an image must leave alone."""
+
+
+def launch(kernel_in_simulator, plan, count, threads, images, *numbers):
+    """Run a kernel with blocks of `images` images of `threads` threads each, as `launch_shape` says it."""
+    blocks = -(-count // images)
+    shape = (threads, images)
+    kernel_in_simulator[blocks, shape, 0, 32 * threads * images](address(plan), count, *numbers)
+
+
+def guarded(count, size, dtype):
+    """Room for a batch's output, and what lies behind it."""
+    room = aligned(count * size + GUARD, np.float32 if dtype == "float32" else np.int16)
+    room[count * size :] = 77
+    return room
+
+
+def batch_of(room, count):
+    """The batch in what `guarded` gave, of which nothing behind the batch was written."""
+    assert (room[-GUARD:] == 77).all()
+    return room[:-GUARD].reshape(count, -1)
+
+
+def run_resident(augment, images, *, start, count, dtype, last, planar, shuffled=True, threads=8, places=1):
     """The resident kernel's (output, labels, ids)."""
     data, strides = stored(images, planar)
     height, width = augment.size
-    out = aligned((count, height * width * images.shape[3]), np.float32 if dtype == "float32" else np.int16)
-    out_labels, out_ids = np.empty((count, 1), np.int64), np.empty(count, np.int64)
+    out = guarded(count, height * width * images.shape[3], dtype)
+    out_labels, out_ids = np.full((count + places, 1), -5, np.int64), np.full(count + places, -5, np.int64)
     plan = kernel.plan(
         kernel_settings(augment), strides, images.shape[1:], SEED, FINE_TUNE, last, KINDS[dtype],
         images=address(data), ids=address(IDS), labels=address(LABELS), label_bytes=8, n=len(images),
         shuffled=shuffled,
     )  # fmt: skip
-    resident[count, threads, 0, 32 * threads](address(plan), start, address(out), address(out_labels), address(out_ids))
-    return out, out_labels, out_ids
+    launch(resident, plan, count, threads, places, start, address(out), address(out_labels), address(out_ids))
+    assert (out_labels[count:] == -5).all() and (out_ids[count:] == -5).all()
+    return batch_of(out, count), out_labels[:count], out_ids[:count]
 
 
-def run_gathered(augment, images, ids, epochs, *, phase=FAST, dtype, last, planar, threads=8):
+def run_gathered(augment, images, ids, epochs, *, phase=FAST, dtype, last, planar, threads=8, places=1):
     """The gathered kernel's output."""
     data, strides = stored(images, planar)
+    ids, epochs = walled(ids), walled(epochs)
     height, width = augment.size
-    out = aligned((len(images), height * width * images.shape[3]), np.float32 if dtype == "float32" else np.int16)
+    out = guarded(len(images), height * width * images.shape[3], dtype)
     plan = kernel.plan(kernel_settings(augment), strides, images.shape[1:], SEED, phase, last, KINDS[dtype])
-    gathered[len(images), threads, 0, 32 * threads](
-        address(plan), address(data), address(ids), address(epochs), address(out)
-    )
-    return out
+    launch(
+        gathered, plan, len(images), threads, places, address(data), address(ids), address(epochs), address(out)
+    )  # fmt: skip
+    return batch_of(out, len(images))
 
 
 def check_resident(
-    augment, *, start=3, count=4, dtype="float32", last=False, planar=False, shuffled=True, threads=8, images=IMAGES
-):
+    augment, *, start=3, count=4, dtype="float32", last=False, planar=False, shuffled=True, threads=8, places=1,
+    images=IMAGES,
+):  # fmt: skip
     n, channels = len(images), images.shape[3]
     out, out_labels, out_ids = run_resident(
         augment, images, start=start, count=count, dtype=dtype, last=last, planar=planar, shuffled=shuffled,
-        threads=threads,
+        threads=threads, places=places,
     )  # fmt: skip
     values = as_hwc(out, dtype, last, augment, channels)
     for i in range(count):
@@ -122,20 +149,25 @@ def check_resident(
         compare(values[i], images[row], int(IDS[row]), epoch, FINE_TUNE, augment, dtype)
 
 
-def check_gathered(augment, *, dtype="float32", last=False, planar=False, threads=8, images=IMAGES):
+def check_gathered(augment, *, dtype="float32", last=False, planar=False, threads=8, places=1, images=IMAGES):
     ids, epochs = IDS[: len(images)], np.array([0, 1, 2, 2**31, 2**32 - 1], np.int64)[: len(images)]
-    out = run_gathered(augment, images, ids, epochs, dtype=dtype, last=last, planar=planar, threads=threads)
+    out = run_gathered(
+        augment, images, ids, epochs, dtype=dtype, last=last, planar=planar, threads=threads, places=places
+    )
     values = as_hwc(out, dtype, last, augment, images.shape[3])
     for i, image in enumerate(images):
         compare(values[i], image, int(ids[i]), int(epochs[i]), FAST, augment, dtype)
 
 
 def check_both_give_the_same_bits(augment, dtype, last, planar):
+    """From both kernels, however many images a block has."""
     layout = {"dtype": dtype, "last": last, "planar": planar}
     out, _, ids = run_resident(augment, IMAGES, start=6, count=5, **layout)
     places = [reference.row_at(6 + i, len(IMAGES), SEED, FINE_TUNE) for i in range(5)]
     rows, epochs = (np.array(column, np.int64) for column in zip(*places, strict=True))
-    assert np.array_equal(out, run_gathered(augment, IMAGES[rows], ids, epochs, phase=FINE_TUNE, **layout))
+    for images in (1, 2, 5):
+        again = run_gathered(augment, IMAGES[rows], ids, epochs, phase=FINE_TUNE, places=images, **layout)
+        assert np.array_equal(out, again)
 
 
 def check_feed(kind, path, augment, order, *, start, count, dtype, last):
@@ -207,10 +239,26 @@ for channels in (1, 2, 4):
     for planar, last in ((True, False), (False, False), (True, True)):
         check_gathered(wide, images=np.ascontiguousarray(four[:2, ..., :channels]), planar=planar, last=last)
 
+# The last word of the last image is the last that may be read.
+for planar in (False, True):
+    check_gathered(Augment(crop=(4, 8)), images=np.ascontiguousarray(IMAGES[:2, :4, :8]), planar=planar)
+
 # Many items a thread: sums in several runs, on noise and where the divisor's floor magnifies every rounding.
 large = np.stack([rng.integers(0, 256, (30, 45, 3)), np.full((30, 45, 3), 77)]).astype(np.uint8)
 check_gathered(Augment(crop=(29, 43)), images=large, threads=4)
 check_gathered(Augment(crop=(30, 44)), images=large, threads=2, dtype="float16")
+
+# Several images a block: full blocks, a last one with places to spare, more places than images; fewer threads an image
+# than groups of sums, or more, and no multiple of a warp; each kind of item, output and layout.
+check_resident(wide, start=3, count=6, threads=3, places=3)
+check_resident(wide, start=4, count=4, threads=3, places=3, dtype="float16", last=True)
+check_resident(cropped, start=2, count=2, threads=5, places=8, planar=True)
+check_resident(cropped, start=4, count=5, threads=21, places=2, shuffled=False, dtype="bfloat16", last=True)
+check_gathered(wide, threads=2, places=4, planar=True)
+check_gathered(Augment(crop=(6, 4), standardize=None), threads=7, places=2, dtype="bfloat16", planar=True)
+check_gathered(Augment(crop=(6, 4), standardize="variance"), threads=1, places=8, last=True)
+check_gathered(Augment(crop=1), threads=1, places=8)
+check_gathered(cropped, threads=17, places=2, images=four)
 
 # A sample's bits are the same from both kernels.
 check_both_give_the_same_bits(wide, "float32", False, False)

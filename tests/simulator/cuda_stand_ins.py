@@ -37,7 +37,7 @@ class Event:
 
 
 def install(threads):
-    """Replace torch.cuda's streams, events and pinned memory, and let blocks have `threads` threads."""
+    """Replace torch.cuda's streams, events and pinned memory, and let blocks have `threads` threads, of two images."""
     only = Stream()
     plain_empty = torch.empty
 
@@ -51,4 +51,4 @@ def install(threads):
     torch.cuda.current_stream = lambda device=None: only
     torch.cuda.stream = torch.cuda.device = lambda which: nullcontext()
     feeds.check_fits = lambda size, device, name: None
-    augment.THREADS = threads
+    augment.THREADS, augment.SMALL, augment.ITEMS = threads, threads // 2, 1000

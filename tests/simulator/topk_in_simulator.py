@@ -4,11 +4,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from selection_reference import assert_lists_are_exact
+from walled import walled
 
+from fastload.kernels import topk
 from fastload.kernels.cuda_target import SIMULATED
 from fastload.kernels.topk import BFLOAT16, FLOAT16, FLOAT32, TopK, merge_states, widen
 
@@ -44,6 +48,61 @@ check(ties[:1, :1], np.array([5]), 1)
 check(ties[:12, :2], np.arange(12), 12)
 check(ties, np.arange(70), 2, cuts=(40,), group_of_row=rng.integers(0, 3, 70), groups=4)
 check(ties[:60].astype(np.float16), range(60), 2)
+
+# Wide and narrow loads: each matrix with both, where its width allows (a base that is not aligned does not), in every
+# type, with rows that are no multiple of a step and several tiles of columns, of which the last is not full.
+taken = set()
+
+
+def noted(name, load):
+    def loading(address):
+        taken.add(name)
+        return load(address)
+
+    return loading
+
+
+for name in ("load_two", "load_four", "load_short", "load_word"):
+    setattr(topk, name, noted(name, getattr(topk, name)))
+
+
+def shifted(tensor):
+    """The same values from one further on than an aligned place."""
+    room = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:].view(tensor.shape)
+    return room.copy_(tensor)
+
+
+def update(x, ids, k, group_of_row=None, groups=1):
+    taken.clear()
+    lists = TopK(x.shape[1], k, groups, device="cuda")
+    lists.update(x, ids, group_of_row)
+    return lists.result()
+
+
+for dtype, wide, narrow in (
+    (torch.float32, "load_four", "load_word"),
+    (torch.float16, "load_two", "load_short"),
+    (torch.bfloat16, "load_two", "load_short"),
+):
+    for rows, dims in ((37, 4), (43, 24), (20, 19)):
+        x = torch.from_numpy(rng.integers(-9, 9, (rows, dims)).astype(np.float32)).to(dtype)
+        ids, exact = rng.permutation(rows), x.double().numpy()
+        ends = torch.from_numpy(walled(x.view(torch.uint8).numpy())).view(dtype)
+        assert_lists_are_exact(update(ends, ids, 2), exact, ids, 2)
+        assert wide in taken if dims % 4 == 0 else wide not in taken
+        assert_lists_are_exact(update(shifted(x), ids, 2), exact, ids, 2)
+        assert wide not in taken and narrow in taken
+    group_of_row = rng.integers(0, 3, rows)
+    x = x[:, :16].contiguous()
+    exact = x.double().numpy()
+    assert_lists_are_exact(update(x, ids, 3, group_of_row, 4), exact, ids, 3, group_of_row, 4)
+    assert wide in taken
+    tall = torch.from_numpy(rng.integers(-9, 9, (150, 4)).astype(np.float32)).to(dtype)  # two levels of strides
+    assert_lists_are_exact(update(tall, range(150), 2), tall.double().numpy(), range(150), 2)
+    tall[[31, 32, 149], 3] = torch.tensor([-np.inf, np.nan, np.inf], dtype=dtype)
+    with np.errstate(invalid="ignore"):
+        state = update(tall, range(5, 155), 2)
+    assert state.nonfinite == 3 and state.nonfinite_ids.tolist() == [36, 37, 154]
 
 # bfloat16 goes in as its bits: here the upper halves of float32.
 exact = ties[:40, :2]
