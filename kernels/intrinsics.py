@@ -56,7 +56,9 @@ copy16, copy64 = _block_copier(16), _block_copier(64)
 
 
 @intrinsic
-def _prefetch_line(typing_context, data, index):  # type: ignore[no-untyped-def]
+def prefetch_element(typing_context, data, index):  # type: ignore[no-untyped-def]
+    """Begin to read the cache line of an array's element, counted from its first; one outside of it does no harm."""
+
     def code(context, builder, signature, values):  # type: ignore[no-untyped-def]
         byte, word = ir.IntType(8), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte.as_pointer(), word, word, word])
@@ -73,9 +75,9 @@ def _prefetch_line(typing_context, data, index):  # type: ignore[no-untyped-def]
 def prefetch(data, begin, size):
     """Begin to read `size` bytes of uint8 `data` from `begin`, without waiting; places outside of it do no harm."""
     for k in range(0, size, _LINE):
-        _prefetch_line(data, begin + k)
+        prefetch_element(data, begin + k)
     if size > 0:
-        _prefetch_line(data, begin + size - 1)
+        prefetch_element(data, begin + size - 1)
 
 
 @intrinsic
@@ -86,3 +88,70 @@ def to_half(typing_context, value):  # type: ignore[no-untyped-def]
         return builder.bitcast(builder.fptrunc(values[0], ir.HalfType()), ir.IntType(16))
 
     return types.uint16(types.float32), code
+
+
+LANES = 16
+"""Columns that `survey` and `survey_tail` look at together."""
+
+
+def _surveyor(whole: bool) -> Any:
+    @intrinsic
+    def survey(typing_context, m, starts, column, count, limit, lowest):  # type: ignore[no-untyped-def]
+        """Look at LANES columns of eight rows of float32 `m` from `column` on; no bounds are checked.
+
+        `starts` are the rows' first elements, uint64. The result's bits, one a column: from bit 0 on, whether one of
+        the eight reaches `limit`; from bit 16 on, whether one is below `lowest`; from bit 32 on, whether their sum is
+        infinite or NaN, as it is where one of them is. Only the first `count` columns exist for `survey_tail`.
+        """
+
+        def code(context, builder, signature, values):  # type: ignore[no-untyped-def]
+            vector, flags = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.IntType(1), LANES)
+            long = ir.IntType(64)
+
+            def splat(value):  # type: ignore[no-untyped-def]
+                return ir.Constant(vector, [ir.Constant(ir.FloatType(), value)] * LANES)
+
+            if not whole:
+                numbers = ir.VectorType(long, LANES)
+                first = builder.insert_element(ir.Constant(numbers, ir.Undefined), values[3], ir.IntType(32)(0))
+                zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+                counts = builder.shuffle_vector(first, first, zeros)
+                mask = builder.icmp_unsigned("<", ir.Constant(numbers, list(range(LANES))), counts)
+                kind = ir.FunctionType(vector, [vector.as_pointer(), ir.IntType(32), flags, vector])
+                masked = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.load.v{LANES}f32.p0")
+
+            def load(place, index, other):  # type: ignore[no-untyped-def]
+                pointer = _pointer(context, builder, signature.args[place], values[place], index, vector)
+                if not whole:
+                    return builder.call(masked, [pointer, ir.IntType(32)(4), mask, splat(other)])
+                loaded = builder.load(pointer)
+                loaded.align = 4
+                return loaded
+
+            def fold(rows, join):  # type: ignore[no-untyped-def]
+                while len(rows) > 1:
+                    rows = [join(rows[i], rows[i + 1]) for i in range(0, len(rows), 2)]
+                return rows[0]
+
+            def chosen(relation):  # type: ignore[no-untyped-def]
+                return lambda a, b: builder.select(builder.fcmp_ordered(relation, a, b), a, b)
+
+            def bits(found, shift):  # type: ignore[no-untyped-def]
+                return builder.shl(builder.zext(builder.bitcast(found, ir.IntType(LANES)), long), long(shift))
+
+            starts_of = (builder.extract_value(values[1], j) for j in range(8))
+            rows = [load(0, builder.add(start, values[2]), 0.0) for start in starts_of]
+            above = builder.fcmp_ordered(">=", fold(rows, chosen(">")), load(4, values[2], float("inf")))
+            below = builder.fcmp_ordered("<", fold(rows, chosen("<")), load(5, values[2], float("-inf")))
+            total = fold(rows, builder.fadd)
+            # x - x is 0 for what is finite, and NaN for what is not.
+            odd = builder.fcmp_unordered("uno", *(2 * [builder.fsub(total, total)]))
+            return builder.or_(bits(above, 0), builder.or_(bits(below, LANES), bits(odd, 2 * LANES)))
+
+        rows = types.UniTuple(types.uint64, 8)
+        return types.uint64(m, rows, types.uint64, types.uint64, limit, lowest), code
+
+    return survey
+
+
+survey, survey_tail = _surveyor(True), _surveyor(False)

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 from selection_reference import assert_lists_are_exact
 
 from fastload.errors import UsageError
+from fastload.kernels.intrinsics import LANES, survey, survey_tail
 from fastload.kernels.topk import (
     CUDA_KERNELS,
     SLAB_THREADS,
@@ -280,3 +282,42 @@ def test_cuda_gives_the_lists_of_its_cpu_twin(kind, n, dims, k, groups):
         for start, end in ((0, n // 3), (n // 3, n)):
             lists.update(tensor[start:end].cuda(), ids[start:end], group_of_row[start:end])
         assert_same(lists.result(), twin.result())
+
+
+@njit
+def _surveyed(m, starts, column, count, limit, lowest, whole):
+    if whole:
+        return survey(m, starts, np.uint64(column), np.uint64(count), limit, lowest)
+    return survey_tail(m, starts, np.uint64(column), np.uint64(count), limit, lowest)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    dims=st.integers(1, 40), seed=st.integers(0, 2**32 - 1),
+    odd=st.sampled_from([None, np.nan, np.inf, -np.inf, np.float32(3e38)]),
+)  # fmt: skip
+def test_a_survey_tells_of_each_column_whether_one_of_eight_rows_reaches_it(dims, seed, odd):
+    rng = np.random.default_rng(seed)
+    # Of few values, so that limits are met exactly; and walled by columns that would tell otherwise.
+    m = rng.integers(-3, 4, (12, dims)).astype(np.float32)
+    if odd is not None:
+        m[rng.integers(12), rng.integers(dims)] = odd
+    limit, lowest = rng.integers(1, 5, dims).astype(np.float32), rng.integers(-4, -1, dims).astype(np.float32)
+    rows = rng.integers(0, 12, 8)
+    starts = tuple(np.uint64(row * dims) for row in rows)
+    for column in range(0, dims, LANES):
+        count = dims - column
+        found = int(_surveyed(m, starts, column, count, limit, lowest, count >= LANES))
+        here = slice(column, column + LANES)
+        with np.errstate(over="ignore", invalid="ignore"):
+            seen = m[rows, here].astype(np.float64)
+            whole = np.isfinite(seen).all(axis=0)
+        told = [[found >> (LANES * part + lane) & 1 for lane in range(min(LANES, count))] for part in range(3)]
+        assert not found >> 3 * LANES and all(
+            not found >> (LANES * part + lane) & 1 for part in range(3) for lane in range(count, LANES)
+        )
+        assert all(odd for odd, fine in zip(told[2], whole, strict=True) if not fine), "each column of NaN or infinity"
+        if odd is None:
+            assert not any(told[2])
+        assert np.array_equal(np.array(told[0])[whole], (seen.max(axis=0) >= limit[here])[whole])
+        assert np.array_equal(np.array(told[1])[whole], (seen.min(axis=0) < lowest[here])[whole])
