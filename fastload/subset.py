@@ -53,7 +53,7 @@ from fastload.errors import DataError, UsageError
 from fastload.follow import data_state, follow, rank_device
 from fastload.fused_pass import FusedPass
 from fastload.kernels.topk import TopKState
-from fastload.packed import PackedWriter, SelectionTable
+from fastload.packed import PackedFile, PackedWriter, SelectionTable
 from fastload.packed_set import Packed, Source, open_packed
 from fastload.packed_writer import check_target, digest
 from fastload.ranks import Follower, Leader, joined
@@ -172,9 +172,9 @@ def build_subset(
         listener: hears of progress.
 
     Returns a SubsetReport. Raises UsageError for settings that cannot be served (a size beyond the set, no CUDA,
-    too little memory, another process on the same output), DataError for data that cannot (NaN in embeddings, a
-    broken image, a full disk), RankFailure where another rank failed. KeyboardInterrupt leaves the state for the next
-    call.
+    too little memory, another process on the same output, a full set as the output), DataError for data that cannot
+    (NaN in embeddings, a broken image, a full disk), RankFailure where another rank failed. KeyboardInterrupt leaves
+    the state for the next call.
     """
     listener = listener or Listener()
     with joined(alone=alone) as ranks:
@@ -200,6 +200,7 @@ def build_subset(
         check_target(out)
         with open_packed(full, images=images, labels=labels) as file, torch_threads(_thread_count(threads)):
             _check_full(file, out)
+            _check_replaceable(out)
             choice = _Choice.parse(file, strategy, size, per_dimension, balance_classes, seed)
             training = _training(
                 len(file), preset, epochs, batch_size, learning_rate, embedding_size, seed,
@@ -305,6 +306,18 @@ def _check_full(file: Packed, out: Path) -> None:
         )
     if len(file) == 1:
         raise DataError(f"{file.path}: has one image; there is nothing to choose from")
+
+
+def _check_replaceable(out: Path) -> None:
+    """Refuse to write over a full set, which may have taken hours to pack."""
+    if not out.exists():
+        return
+    with contextlib.suppress(DataError), PackedFile(out) as file:  # what is damaged may go
+        if file.selection is None:
+            raise UsageError(
+                f"{out}: is there already, a packed file of {len(file):,} samples and no subset; give another name, or "
+                "remove it first"
+            )
 
 
 def _own_source(embeddings: object, encoder: str | None, input_size: int | None) -> str | None:

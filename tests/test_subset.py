@@ -488,6 +488,19 @@ def test_one_image_a_subset_and_the_set_itself_are_refused(few_cifar, own, tmp_p
         build_subset(copy, copy, size=5)
 
 
+def test_a_full_set_is_never_written_over_and_an_earlier_subset_is(few_cifar, own, tmp_path):
+    other = tmp_path / "other.h5"
+    shutil.copy(few_cifar, other)
+    before = other.read_bytes()
+    with pytest.raises(UsageError, match=r"other.h5: is there already, a packed file of 400 samples and no subset"):
+        build_subset(few_cifar, other, size=5, strategy="random")
+    assert other.read_bytes() == before
+    build_subset(few_cifar, tmp_path / "s.h5", size=20, embeddings=own)
+    build_subset(few_cifar, tmp_path / "s.h5", size=5, strategy="random")
+    with PackedFile(tmp_path / "s.h5") as file:
+        assert len(file) == 5
+
+
 def test_nan_in_embeddings_is_an_error_with_the_count_and_the_first_ids(few_cifar, vectors, tmp_path):
     bad = vectors.copy()
     bad[[17, 60, 300], [0, 3, 11]] = np.nan, np.inf, np.nan
