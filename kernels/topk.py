@@ -241,8 +241,12 @@ def _scan_rows(
         odd = np.uint64(0)
         for column in range(0, dims, LANES):
             first_column, left = np.uint64(column), np.uint64(dims - column)
-            for j in range(following, min(following + 8, last)):
-                prefetch_element(x, np.uint64((order[j] if order.size else j) * dims + column))
+            if order.size:
+                for j in range(following, min(following + 8, last)):
+                    prefetch_element(x, np.uint64(order[j] * dims + column))
+            else:  # line by line: the processor's own prefetcher sees a sequence
+                for j in range(8):
+                    prefetch_element(x, np.uint64(following * dims + 8 * column + LANES * j))
             if left >= np.uint64(LANES):
                 found = survey(m, begin, first_column, left, limit, lowest)
             else:
