@@ -210,7 +210,9 @@ class DaliEngine:
             self._device_id,
             seed=0,
             prefetch_queue_depth=1,
-            exec_dynamic=True,
+            # The dynamic executor gives its buffers back after each batch, and the system clears their pages anew: on
+            # the CPU that took 8 % of an encoded batch's time. On CUDA, what is by sample comes back to the CPU by it.
+            exec_dynamic=self._device_id is not None,
         )
         with pipeline:
             crops = self._encoded_crops() if self._shape is None else self._raw_crops(self._shape)
