@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import io
 import sys
 import tarfile
@@ -324,6 +325,92 @@ def test_real_photographs_are_decoded_as_by_pillow_resized_and_cropped(imagenet_
         assert abs(out[i] - cropped[0]).max() <= 1.51  # one more for the decoders
 
 
+@pytest.mark.parametrize(
+    "sides", [(1, 1), (1, 37), (2, 3), (31, 2), (33, 700), (900, 32), (64, 64), (31, 33), (32, 40)]
+)
+def test_encoded_images_are_resized_from_any_size_and_cropped_up_to_the_edges(sides):
+    image = np.random.default_rng(6).integers(0, 256, (*sides, 3), dtype=np.uint8)
+    augment = Augment(crop=(32, 30), resize=32, **PLAIN)
+    words = np.array([0, 2**32 - 1, 2**31, 12345678], np.uint32)
+    still = Parameters(words, words, np.zeros(4, bool), np.zeros(4, np.float32), np.ones(4, np.float32))
+    out = augmented(augment, [encoded(image)] * 4, None, still).numpy()
+    for i in range(4):
+        expected = reference(shrunk(image, augment), still, i, (32, 30), standardize=None)[0]
+        assert abs(out[i] - expected).max() <= (0 if sides == (32, 40) else 0.501)
+
+
+def all_photographs(archive):
+    with tarfile.open(archive) as tar:
+        return [np.frombuffer(tar.extractfile(member).read(), np.uint8) for member in tar if member.isfile()]
+
+
+def rotated_and_grey():
+    exif = Image.Exif()
+    exif[0x112] = 6
+    image = picture(300, 400)
+    return [
+        encoded(image, "JPEG", exif=exif.tobytes()),
+        encoded(image.convert("L")),
+        encoded(image.convert("CMYK"), "JPEG"),
+    ]
+
+
+@pytest.mark.parametrize("resize", [256, None])
+def test_the_kernel_gives_the_pixels_that_dali_gives_but_for_a_rounding_in_a_thousand(imagenet_tar, resize):
+    from nvidia import dali
+
+    files = [*all_photographs(imagenet_tar), *rotated_and_grey()]
+    augment = Augment(crop=224 if resize else 90, resize=resize, **PLAIN)
+    pipeline = dali.Pipeline(1, 1, None, prefetch_queue_depth=1)  # more would run ahead of what is fed
+    with pipeline:
+        file = dali.fn.external_source(name="file", ndim=1, dtype=dali.types.UINT8)
+        images = dali.fn.decoders.image(file, device="cpu")
+        if resize:
+            size = dali.fn.external_source(name="size", ndim=1, dtype=dali.types.FLOAT)
+            images = dali.fn.resize(images, size=size, subpixel_scale=False)
+        pipeline.set_outputs(images)
+    engine = DaliEngine(augment, shape=None, batch_size=len(files), device=CPU)
+    parameters, different, count = parameters_of(augment, len(files)), 0, 0
+    out = augmented(augment, files, None, parameters, engine).numpy()
+    for i, file in enumerate(files):
+        height, width = ImageOps.exif_transpose(Image.open(io.BytesIO(file.tobytes()))).size[::-1]
+        pipeline.feed_input("file", [file])
+        if resize:
+            pipeline.feed_input("size", [np.array(resized(augment, (height, width)), np.float32)])
+        whole = np.array(pipeline.run()[0].as_tensor())[0]
+        error = abs(out[i] - reference(whole, parameters, i, augment.size, standardize=None)[0])
+        assert error.max() <= (1 if resize else 0), f"photograph {i}"
+        different, count = different + np.count_nonzero(error), count + error.size
+    assert different <= count / 1000
+
+
+@pytest.mark.parametrize("resize", [256, None])
+def test_the_graph_that_cuda_runs_on_encoded_images_gives_the_same_on_the_cpu(resize):
+    files = [encoded(picture(260 + 10 * i, 400), "JPEG", quality=95) for i in range(6)] + rotated_and_grey()
+    augment = Augment(crop=224, resize=resize, standardize=None)
+    for changed in (augment, augment.evaluation()):
+        engine = DaliEngine(changed, shape=None, batch_size=16, device=CPU)
+        expected = augmented(changed, files, None, engine=engine)
+        engine._finishes = False
+        engine._pipeline = engine._build()
+        error = abs(augmented(changed, files, None, engine=engine) - expected)
+        # One level, times the contrast; the mean of the crop moves by less.
+        assert error.max() <= (1.9 if resize else 1e-3)
+        assert (error > 0.1).float().mean() <= 0.001
+
+
+def test_encoded_images_are_the_same_whatever_the_number_of_threads_and_the_rest_of_the_batch():
+    files = [encoded(picture(40 + 7 * i, 90 - 3 * i)) for i in range(20)]
+    augment, parameters = Augment(crop=30, resize=33), parameters_of(Augment(crop=30, resize=33), 20)
+    whole, alone = torch.empty(20, 3, 30, 30), torch.empty(20, 3, 30, 30)
+    DaliEngine(augment, shape=None, batch_size=20, device=CPU, threads=4)(files, parameters, whole)
+    single = DaliEngine(augment, shape=None, batch_size=1, device=CPU, threads=1)
+    for i in range(20):
+        one = Parameters(*(getattr(parameters, field.name)[i : i + 1] for field in dataclasses.fields(Parameters)))
+        single(files[i : i + 1], one, alone[i : i + 1])
+    assert torch.equal(whole, alone)
+
+
 # -- bad input -----------------------------------------------------------------------------------------------------
 
 
@@ -364,6 +451,14 @@ def test_an_image_smaller_than_the_crop_is_named_with_what_to_do(augment, small,
         with pytest.raises(SampleError, match=f"sample 1 of the batch {says}"):
             augmented(changed, samples, None, engine=engine)
         assert augmented(changed, samples[:1], None, engine=engine).isfinite().all()
+
+
+def test_of_a_small_image_and_a_damaged_one_the_first_is_named():
+    good, small, damaged = (encoded(picture(*sides), "JPEG") for sides in ((60, 60), (20, 60), (60, 60)))
+    engine = DaliEngine(Augment(crop=30), shape=None, batch_size=3, device=CPU)
+    for samples, says in (((good, small, damaged[:-400]), "too small"), ((good, damaged[:-400], small), "be decoded")):
+        with pytest.raises(SampleError, match=f"sample 1 of the batch .*{says}"):
+            augmented(Augment(crop=30), samples, None, engine=engine)
 
 
 def test_a_crop_larger_than_the_raw_images_is_refused_at_construction():
@@ -475,6 +570,7 @@ def test_close_ends_the_pipelines_threads_and_may_be_called_twice():
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) for line in status if line.startswith("Threads:"))
 
+    gc.collect()  # an engine of the test before, held by a cycle, would end its threads while these are counted
     DaliEngine(Augment(crop=24), shape=None, batch_size=4, device=CPU, threads=1).close()  # what DALI starts once
     before = threads()
     engine = DaliEngine(Augment(crop=24), shape=None, batch_size=4, device=CPU, threads=5)
