@@ -43,6 +43,7 @@ _LOWEST = np.float32(-np.inf)
 _FLOAT32_MAX = np.float32(3.4028234663852886e38)
 _FLOAT16_SCALE = np.float32(2.0**112)
 _BLOCK = 256
+_ALL_LANES = np.uint64((1 << LANES) - 1)
 _SORTED = 2048
 _MERGE_THREADS = 128
 
@@ -238,7 +239,7 @@ def _scan_rows(
             np.uint64(rows[4] * dims), np.uint64(rows[5] * dims), np.uint64(rows[6] * dims), np.uint64(rows[7] * dims),
         )  # fmt: skip
         following = start + 8 * stride
-        odd = np.uint64(0)
+        seen = np.uint64(0)
         for column in range(0, dims, LANES):
             first_column, left = np.uint64(column), np.uint64(dims - column)
             if order.size:
@@ -252,12 +253,9 @@ def _scan_rows(
             else:
                 found = survey_tail(m, begin, first_column, left, limit, lowest)
             if found:
-                odd |= found >> np.uint64(2 * LANES)
-                for lane in range(min(LANES, dims - column)):
+                seen |= found
+                for lane in range(min(LANES, dims - column) if found & _ALL_LANES else 0):
                     i = column + lane
-                    if found >> np.uint64(LANES + lane) & np.uint64(1):
-                        for row in rows:
-                            lowest[i] = _lower(m[row, i], lowest[i])
                     if found >> np.uint64(lane) & np.uint64(1):
                         for j in range(n):
                             value = m[rows[j], i]
@@ -268,7 +266,11 @@ def _scan_rows(
                                 counts[i] = offer(heap_values, heap_ids, i * k, k, counts[i], value, sample)
                                 if counts[i] == k:
                                     limit[i] = _higher(floor[i], limit_of(values[i, 0], ids[i, 0], lowest_id))
-        if odd:
+        if seen >> np.uint64(LANES) & _ALL_LANES:
+            for row in rows:
+                for i in range(dims):
+                    lowest[i] = _lower(m[row, i], lowest[i])
+        if seen >> np.uint64(2 * LANES):
             for j in range(n):
                 _note_bad_row(m, rows[j], _id_of(samples, first_id, places[j]), bad_ids, bad_count)
 
