@@ -44,7 +44,7 @@ def test_every_case_runs_without_rivals_each_figure_beside_its_limit_and_each_ta
     found = report_of(["stream", "--scratch", str(tmp_path)], tmp_path / "stream.json")
     names = [one["name"] for one in found["results"]]
     assert names == [
-        "stream, raw, fused, 24²", "stream, raw, dali, 24²", "resident, fused, 24²", "stream, raw, cold, blocks",
+        "resident, fused, 24²", "stream, raw, fused, 24²", "stream, raw, dali, 24²", "stream, raw, cold, blocks",
         "stream, raw, cold, shuffled", "gap at the swap, no trainer", "gap at the swap, 10 ms steps",
         "waited, 10 ms steps, fast phase", "waited, 10 ms steps, stream phase",
         "first batch after the imports, fresh process", "stream, encoded, dali, 32²",
