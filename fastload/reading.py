@@ -144,13 +144,18 @@ class ReadAhead:
             self._step, self._lead = order.block_rows, order.window_blocks + margin
         else:
             self._step, self._lead = max(1, window // 2 // max(1, sample_bytes)), 2
+        self._scattered = self._foresees and not self._in_blocks and order.shuffle is not False
         self._reached, self._found = -1, True
         self._lock = threading.Lock()
 
-    def want(self, start: int, count: int) -> None:
-        """Say that the positions start … start + count - 1 are about to be read."""
+    def want(self, start: int, count: int) -> bool:
+        """Say that the positions start … start + count - 1 are about to be read; return whether a map is good for it.
+
+        It is not for scattered samples that lie on a disk: a page that is touched before it is there brings its
+        neighbours with it (0.03 GB/s, and 0.07 with `pread`).
+        """
         if not self._foresees:
-            return
+            return True
         first, last = self._step_of(start), self._step_of(start + count - 1)
         with self._lock:
             if (
@@ -163,7 +168,8 @@ class ReadAhead:
             self._ask_for_blocks(steps)
         else:
             for step in steps:
-                self._ask_for_unit(step)
+                self._found = self._ask_for_unit(step)
+        return self._found or not self._scattered
 
     @property
     def _steps(self) -> int:
@@ -197,18 +203,20 @@ class ReadAhead:
             self._found = bool(here[looked][-1])
         self._advise(starts[0, ~here], ends[1, ~here])
 
-    def _ask_for_unit(self, step: int) -> None:
+    def _ask_for_unit(self, step: int) -> bool:
+        """Ask for a unit unless it is there; return whether it is."""
         epoch, unit = divmod(step, self._steps)
         start = epoch * self._order.n + unit * self._step
         count = min(self._step, self._order.n - unit * self._step)
         probes = [self._order.rows(start + count * i // self.PROBES, 1)[0] for i in range(min(count, self.PROBES))]
         if self._reader.cached(self._reader.ranges(np.concatenate(probes))[0]).all():
-            return
+            return True
         rows = np.sort(self._order.rows(start, count)[0])
         starts, sizes = self._reader.ranges(rows)
         breaks = np.flatnonzero(np.diff(rows) != 1) + 1
         first, last = np.append(0, breaks), np.append(breaks, len(rows)) - 1
         self._advise(starts[first], (starts + sizes)[last])
+        return False
 
     def _advise(self, starts: np.ndarray, ends: np.ndarray) -> None:
         if starts.size:

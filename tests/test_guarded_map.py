@@ -55,6 +55,8 @@ def only(monkeypatch, feed, way):
     """Let a stream feed make its batches from the map alone, or by reading alone."""
     if way == "pread":
         monkeypatch.setattr(feed, "_mapped", None)
+    elif feed._ahead is not None:  # whatever the file system says of its cache
+        monkeypatch.setattr(feed._ahead, "want", lambda start, count: True)
     forbidden = {"map": "on_cpu_stream", "pread": "on_cpu_map"}[way]
     monkeypatch.setattr(feed._engine, forbidden, lambda *_: pytest.fail(f"{forbidden} was called"))
     return feed
@@ -284,3 +286,26 @@ def test_each_file_of_a_map_stands_where_a_large_page_of_it_could_be_mapped_whol
         addresses = mapped.data.ctypes.data + mapped.place[2]
         assert np.array_equal(addresses % (2 << 20), reader.place[1] % (2 << 20))
         reader.close()
+
+
+@pytest.mark.parametrize(("shuffle", "cached", "way"), [
+    (True, True, "on_cpu_map"), (True, False, "on_cpu_stream"), ("block", False, "on_cpu_map"),
+    (False, False, "on_cpu_map"),
+])  # fmt: skip
+def test_scattered_samples_that_lie_on_a_disk_are_read_and_all_else_is_gathered(
+    full, monkeypatch, shuffle, cached, way
+):
+    monkeypatch.setattr(SampleReader, "cached", lambda self, starts: np.full(len(starts), cached))
+    with PackedFile(full) as file:
+        order = Order(len(file), 3, 1, shuffle, block_rows=16)
+        feed = open_feed(file, Augment(crop=24), order, Output(BATCH, torch.device("cpu")), resident=False, workers=1)
+        calls = []
+        for name in ("on_cpu_map", "on_cpu_stream"):
+            made = getattr(feed._engine, name)
+            monkeypatch.setattr(
+                feed._engine, name, lambda *given, name=name, made=made: (calls.append(name), made(*given))[1]
+            )
+        for step in range(3):
+            feed.make(step * BATCH, BATCH)
+        assert calls == [way] * 3
+        feed.close()
