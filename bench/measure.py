@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from fastload.processors import processors
+
 PACKAGES = ("fastload", "torch", "numba", "numba-cuda", "numpy", "h5py", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
 _REST = 0.1
 """Seconds for threads that work ahead to come to rest, or they would slow down the limit's measurement."""
@@ -167,7 +169,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     found: dict[str, Any] = {
         "system": platform.platform(),
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": processors(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "device": device.type,
     }

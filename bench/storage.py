@@ -8,6 +8,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from fastload.reading import is_cached
+
 READ_BYTES = 8 << 20
 TILE_ROWS = 4096
 
@@ -36,18 +38,10 @@ def evict(path: Path) -> float:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        buffer, size = bytearray(1), os.fstat(descriptor).st_size
-        return sum(_cached(descriptor, buffer, size * place // 256) for place in range(256)) / 256
+        size = os.fstat(descriptor).st_size
+        return sum(is_cached(descriptor, size * place // 256) for place in range(256)) / 256
     finally:
         os.close(descriptor)
-
-
-def _cached(descriptor: int, buffer: bytearray, offset: int) -> bool:
-    try:
-        os.preadv(descriptor, [buffer], offset, os.RWF_NOWAIT)
-    except OSError:  # not there without waiting, or a file system that cannot say
-        return False
-    return True
 
 
 def read_through(path: Path, size: int | None = None) -> int:

@@ -12,7 +12,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import xxhash
 
@@ -23,8 +22,8 @@ from fastload.engines import choose_engine
 from fastload.errors import DataError, UsageError
 from fastload.evaluation import EvaluationLoader
 from fastload.feeds import Batch, Feed, Output, open_feed, resolve_device
-from fastload.memory import free_memory
-from fastload.order import FAST, FINE_TUNE, Order, Shuffle, sorted_by_label
+from fastload.memory import free_memory, resident_room
+from fastload.order import FAST, FINE_TUNE, Order, Shuffle, shuffle_of, sorted_by_label
 from fastload.packed_set import Packed, Source, open_packed
 from fastload.phase import Phase
 from fastload.processors import makers
@@ -33,9 +32,6 @@ from fastload.telemetry import Bar, ScalarLog, Writer, advice, bar_kind
 
 STATE_FORMAT = 1
 PHASES = ("fast", "fine-tune")
-
-RESIDENT_BUDGET = 1 << 30
-"""Up to this many bytes, and a quarter of the device's free memory, a full set is kept on the device by default."""
 
 EMPTY_LOOPS = 1_000
 """After so many loops that got nothing, the next is an error: a framework without a limit would go on for ever."""
@@ -116,11 +112,7 @@ class TwoPhaseLoader:
         prefetch = None if prefetch is None else whole("prefetch", prefetch, 1)
         budget = None if resident_budget is None else whole("resident_budget", resident_budget, 0)
         checked(augment)
-        if not isinstance(shuffle, bool | int | np.bool_) or shuffle not in (True, False):
-            if not isinstance(shuffle, str) or shuffle != "block":
-                raise UsageError(f'shuffle={shuffle!r}; it is True, False or "block"')
-        else:
-            shuffle = bool(shuffle)
+        shuffle = shuffle_of(shuffle)
         self._seed = seed64(seed)
         self._swap = planned_swap(swap, self._steps, self._limit)
         self._augment, self._shuffle, self._engine = augment, shuffle, engine
@@ -150,7 +142,8 @@ class TwoPhaseLoader:
             self._full = self._open_file(full, "full", self._may_need_full, images, labels)
             self._subset = self._open_file(subset, "subset", self._swap != 0)
             self._check_files()
-            self._budget = self._resident_bytes(budget)
+            beside = self._subset.nbytes if self._subset is not None else 0
+            self._budget = resident_room(self._output.device, budget, beside=beside)
             self._fast = self._phase(FAST, self._subset, self._planned, depth)
             left = None if self._steps is None or self._planned is None else self._steps - self._planned
             self._fine = self._phase(FINE_TUNE, self._full, left, depth)
@@ -228,14 +221,6 @@ class TwoPhaseLoader:
         channels = 3 if full.shape is None else full.shape[2]
         if subset.shape is not None and subset.shape[2] != channels:
             raise DataError(f"{subset.path}: has {subset.shape[2]} channels, {full.path} has {channels}")
-
-    def _resident_bytes(self, budget: int | None) -> int:
-        """Return how many bytes of the full set may be kept on the device."""
-        free = free_memory(self._output.device)
-        if free is None:
-            return budget or 0
-        free -= self._subset.nbytes if self._subset is not None else 0
-        return min(RESIDENT_BUDGET if budget is None else budget, free // 4 if budget is None else free)
 
     def _is_resident(self, number: int, file: Packed) -> bool:
         if number == FAST:

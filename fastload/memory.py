@@ -8,6 +8,9 @@ import torch
 
 from fastload.errors import DataError
 
+RESIDENT_BUDGET = 1 << 30
+"""Up to this many bytes, and a quarter of the device's free memory, a full set is kept on the device by default."""
+
 
 def available_memory() -> int | None:
     """Return the bytes that this process can still have, by the system and its control group; None where unknown."""
@@ -31,6 +34,19 @@ def available_memory() -> int | None:
 def free_memory(device: torch.device) -> int | None:
     """Return the bytes that can still be had on a device, the host for "cpu"; None where unknown."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+
+
+def resident_room(device: torch.device, budget: int | None = None, *, beside: int = 0) -> int:
+    """Return how many bytes of a full set may be kept on a device, `beside` bytes of other data that are to come.
+
+    Arguments:
+        budget: at most that; by default RESIDENT_BUDGET, and no more than a quarter of what is free.
+    """
+    free = free_memory(device)
+    if free is None:
+        return budget or 0
+    free -= beside
+    return min(RESIDENT_BUDGET, free // 4) if budget is None else min(budget, free)
 
 
 def check_fits(size: int, device: torch.device, name: str) -> None:

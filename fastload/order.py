@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,6 +15,15 @@ FAST, FINE_TUNE, AUTOENCODER, ONCE = 0, 1, 2, 3
 """The phases; ONCE is for orders drawn a single time: `pack --order shuffled` and the random selection."""
 
 Shuffle = bool | Literal["block"]
+
+
+def shuffle_of(value: Any) -> Shuffle:
+    """Return a `shuffle` as plain True, False or "block"; raise UsageError for anything else, such as an array."""
+    if isinstance(value, bool | int | np.bool_) and value in (True, False):
+        return bool(value)
+    if isinstance(value, str) and value == "block":
+        return "block"
+    raise UsageError(f'shuffle={value!r}; it is True, False or "block"')
 
 
 @dataclass(frozen=True)
@@ -42,8 +51,7 @@ class Order:
         if self.n < 1:
             raise UsageError(f"an order needs at least one row, not {self.n}")
         seed64(self.seed)
-        if self.shuffle not in (True, False, "block"):
-            raise UsageError(f'shuffle={self.shuffle!r}; it is True, False or "block"')
+        shuffle_of(self.shuffle)
         if self.block_rows < 1 or self.window_blocks < 1:
             raise UsageError(f"block_rows={self.block_rows} and window_blocks={self.window_blocks} must be positive")
 

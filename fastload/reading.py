@@ -94,8 +94,7 @@ class SampleReader:
         descriptors, begins, firsts = self.place
         parts = np.searchsorted(firsts, starts, side="right") - 1
         places = zip(descriptors[parts], begins[parts] + starts - firsts[parts], strict=True)
-        buffer = bytearray(1)
-        return np.array([_is_cached(int(descriptor), int(offset), buffer) for descriptor, offset in places], bool)
+        return np.array([is_cached(int(descriptor), int(offset)) for descriptor, offset in places], bool)
 
     def close(self) -> None:
         """Give the descriptors back. Safe to call twice; nothing may be read any more."""
@@ -107,9 +106,10 @@ class SampleReader:
         self.close()
 
 
-def _is_cached(descriptor: int, offset: int, buffer: bytearray) -> bool:
+def is_cached(descriptor: int, offset: int) -> bool:
+    """Whether a file's byte can be read without waiting for a disk."""
     try:
-        os.preadv(descriptor, [buffer], offset, os.RWF_NOWAIT)
+        os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT)
     except OSError:  # not there yet, or a file system that cannot say
         return False
     return True
@@ -158,9 +158,8 @@ class ReadAhead:
             return True
         first, last = self._step_of(start), self._step_of(start + count - 1)
         with self._lock:
-            if (
-                not first <= self._reached <= last + 2 * self._lead + 8 * (last - first + 1)
-            ):  # the first call, or a jump
+            last_plausible = last + 2 * self._lead + 8 * (last - first + 1)
+            if not first <= self._reached <= last_plausible:  # the first call, or a jump
                 self._reached = first - self._into_window(start)
             steps = range(self._reached, last + self._lead + 1)
             self._reached = max(self._reached, steps.stop)

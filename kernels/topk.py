@@ -14,7 +14,6 @@ float above it where all ids to come are higher: a ReLU's zeros, equal in every 
 """
 
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from numba import njit, types
 from numba.extending import overload, register_jitable
 
 from fastload.errors import UsageError
+from fastload.processors import processors
 
 from .cuda_memory import load_four, load_short, load_two, load_word, widen_half
 from .cuda_target import SIMULATED, cuda, device_array, launch_stream
@@ -370,6 +370,20 @@ def _position(visit, phase, skip):
 
 
 @inlined
+def _four_rows(visit, end, phase, skip, x, pitch, start, leap, order, ordered, origin, stride):
+    """Return the addresses of the rows of four visits from `visit` on; past the end, of the last one's."""
+    a = _position(min(visit, end), phase, skip)
+    b = _position(min(np.int32(visit + 1), end), phase, skip)
+    c = _position(min(np.int32(visit + 2), end), phase, skip)
+    d = _position(min(np.int32(visit + 3), end), phase, skip)
+    if ordered:
+        a, b, c, d = a * stride, b * stride, c * stride, d * stride
+        a, b, c, d = order[origin + a], order[origin + b], order[origin + c], order[origin + d]
+        return x + a * pitch, x + b * pitch, x + c * pitch, x + d * pitch
+    return start + a * leap, start + b * leap, start + c * leap, start + d * leap
+
+
+@inlined
 def _float32s(words):
     return (
         words[0].view(np.float32), words[1].view(np.float32), words[2].view(np.float32), words[3].view(np.float32)
@@ -549,32 +563,15 @@ def top_slabs(
     visit, end = np.int32(0), np.int32(slab_last[slab] - begin - 1)
     rows = np.int32(8 if wide and kind != FLOAT32 else 4)  # of a step: where loads are wide, 64 bytes a thread
     while visit <= end:  # a short last step repeats its last row
-        r0 = _position(visit, phase, skip)
-        r1 = _position(min(np.int32(visit + 1), end), phase, skip)
-        r2 = _position(min(np.int32(visit + 2), end), phase, skip)
-        r3 = _position(min(np.int32(visit + 3), end), phase, skip)
-        if ordered:
-            r0, r1, r2, r3 = r0 * stride, r1 * stride, r2 * stride, r3 * stride
-            r0, r1, r2, r3 = order[origin + r0], order[origin + r1], order[origin + r2], order[origin + r3]
-            r0, r1, r2, r3 = x + r0 * pitch, x + r1 * pitch, x + r2 * pitch, x + r3 * pitch
-        else:
-            r0, r1, r2, r3 = start + r0 * leap, start + r1 * leap, start + r2 * leap, start + r3 * leap
+        r0, r1, r2, r3 = _four_rows(visit, end, phase, skip, x, pitch, start, leap, order, ordered, origin, stride)
         hits, at = np.uint32(0), places[0]
         # All of a step's loads before the first use of one, and no branch between them.
         if wide and kind == FLOAT32:
             f0, f1, f2, f3 = load_four(r0 + at), load_four(r1 + at), load_four(r2 + at), load_four(r3 + at)
             p, q, r, s = _float32s(f0), _float32s(f1), _float32s(f2), _float32s(f3)
         elif wide:
-            r4 = _position(min(np.int32(visit + 4), end), phase, skip)
-            r5 = _position(min(np.int32(visit + 5), end), phase, skip)
-            r6 = _position(min(np.int32(visit + 6), end), phase, skip)
-            r7 = _position(min(np.int32(visit + 7), end), phase, skip)
-            if ordered:
-                r4, r5, r6, r7 = r4 * stride, r5 * stride, r6 * stride, r7 * stride
-                r4, r5, r6, r7 = order[origin + r4], order[origin + r5], order[origin + r6], order[origin + r7]
-                r4, r5, r6, r7 = x + r4 * pitch, x + r5 * pitch, x + r6 * pitch, x + r7 * pitch
-            else:
-                r4, r5, r6, r7 = start + r4 * leap, start + r5 * leap, start + r6 * leap, start + r7 * leap
+            more = np.int32(visit + 4)
+            r4, r5, r6, r7 = _four_rows(more, end, phase, skip, x, pitch, start, leap, order, ordered, origin, stride)
             w0, w1, w2, w3 = load_two(r0 + at), load_two(r1 + at), load_two(r2 + at), load_two(r3 + at)
             w4, w5, w6, w7 = load_two(r4 + at), load_two(r5 + at), load_two(r6 + at), load_two(r7 + at)
             p, q, r, s = _four_widened(w4, w5, w6, w7, kind)
@@ -825,7 +822,7 @@ class TopK:
         if kind == "cuda":
             self._lists = _CudaLists(dims, k, groups, str(device))
         else:
-            self._lists = _CpuLists(dims, k, groups, threads or _cores())
+            self._lists = _CpuLists(dims, k, groups, threads or processors())
         self._merged: TopKState | None = None
         self._rows = 0
 
@@ -861,10 +858,6 @@ class TopK:
         """Return the state so far; further updates go on from it."""
         state = self._lists.state(self._rows)
         return state if self._merged is None else merge_states(state, self._merged)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _host(array: Any) -> np.ndarray:

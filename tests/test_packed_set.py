@@ -17,7 +17,7 @@ from fastload.kernels.augment import advise_ranges
 from fastload.order import Order
 from fastload.packed import PackedFile
 from fastload.packed_set import open_packed
-from fastload.reading import ReadAhead, SampleReader
+from fastload.reading import ReadAhead, SampleReader, is_cached
 
 SIZES = (70, 1, 129)
 
@@ -201,22 +201,15 @@ def test_a_range_that_goes_on_in_the_next_file_is_asked_for_in_both(tmp_path):
         os.fsync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     place = np.array(files, np.int32), np.zeros(2, np.int64), firsts
-    if all(_in_cache(descriptor, size - 1) for descriptor, size in zip(files, sizes, strict=True)):
+    if all(is_cached(descriptor, size - 1) for descriptor, size in zip(files, sizes, strict=True)):
         pytest.skip("this file system does not let go of its pages, or does not say so")
     advise_ranges(*place, np.array([1 << 19]), np.array([1 << 20]))
     deadline = time.monotonic() + 10
-    while not (_in_cache(files[0], (1 << 20) - 1) and _in_cache(files[1], 0)) and time.monotonic() < deadline:
+    while not (is_cached(files[0], (1 << 20) - 1) and is_cached(files[1], 0)) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert _in_cache(files[0], (1 << 20) - 1) and _in_cache(files[1], 0)
+    assert is_cached(files[0], (1 << 20) - 1) and is_cached(files[1], 0)
     for descriptor in files:
         os.close(descriptor)
-
-
-def _in_cache(descriptor, offset):
-    try:
-        return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
-    except OSError:
-        return False
 
 
 def test_what_lies_in_the_page_cache_is_not_asked_for(one, monkeypatch):

@@ -17,7 +17,7 @@ from fastload.augment import Augment
 from fastload.bench.__main__ import main
 from fastload.bench.advise import Advice
 from fastload.bench.measure import Deadline
-from fastload.bench.paper import budget, command, fresh_subsets, timed_training, training
+from fastload.bench.paper import budget, command, timed_training, training
 from fastload.bench.paper.findings import Accuracies, Noise, all_of, better, compare
 from fastload.bench.paper.fresh_subsets import FreshFeed, FreshSubsets
 from fastload.bench.paper.infobatch import InfoBatch
@@ -124,7 +124,7 @@ def test_rs2_of_a_resident_set_and_of_a_stream_are_the_same_batches(few_cifar, m
     subsets, runs = FreshSubsets(400, size, seed=5), {}
     with PackedFile(few_cifar) as full:
         for budget in (0, 1 << 30):
-            monkeypatch.setattr(fresh_subsets, "RESIDENT_BUDGET", budget)
+            monkeypatch.setattr("fastload.memory.RESIDENT_BUDGET", budget)
             feed = FreshFeed(full, Augment(crop=24), subsets, Output(16, CPU, memory_format=torch.channels_last))
             assert feed.resident == (budget > 0)
             runs[feed.resident] = [feed.make(step * 16, 16) for step in range(12)]

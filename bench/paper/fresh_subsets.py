@@ -14,8 +14,7 @@ import torch
 from fastload.augment import Augment
 from fastload.errors import UsageError
 from fastload.feeds import Batch, Output, open_feed
-from fastload.loader import RESIDENT_BUDGET
-from fastload.memory import free_memory
+from fastload.memory import resident_room
 from fastload.order import FINE_TUNE, Order
 from fastload.packed import PackedFile
 
@@ -66,8 +65,7 @@ class FreshFeed:
     """
 
     def __init__(self, file: PackedFile, augment: Augment, subsets: FreshSubsets, output: Output) -> None:
-        free = free_memory(output.device)
-        self.resident = file.shape is not None and file.nbytes <= min(RESIDENT_BUDGET, (free or 0) // 4)
+        self.resident = file.shape is not None and file.nbytes <= resident_room(output.device)
         order: Any = subsets.whole if self.resident else subsets
         self._feed = open_feed(file, augment, order, output, resident=self.resident)
         self.immediate, self.workers, self._subsets = self._feed.immediate, self._feed.workers, subsets

@@ -34,11 +34,16 @@ _STORED = {torch.float32: kernel.FLOAT32, torch.float16: kernel.FLOAT16, torch.b
 
 def resized(augment: Augment, sides: tuple[int, int]) -> tuple[int, int]:
     """Return (height, width) after `augment.resize`: the shorter side is just that, the longer rounded half up."""
+    height, width = _resized(augment, np.array(sides, np.int64)).tolist()
+    return height, width
+
+
+def _resized(augment: Augment, sides: np.ndarray) -> np.ndarray:
+    """Return the sides after `augment.resize`, int64 [..., 2]."""
     if augment.resize is None:
         return sides
-    short = min(sides)
-    height, width = ((2 * side * augment.resize + short) // (2 * short) for side in sides)
-    return height, width
+    short = sides.min(axis=-1, keepdims=True)
+    return (2 * sides * augment.resize + short) // (2 * short)
 
 
 def misfit(augment: Augment, sides: tuple[int, int]) -> str | None:
@@ -185,10 +190,7 @@ class DaliEngine:
 
     def _places(self, sides: np.ndarray, parameters: Parameters) -> np.ndarray:
         """Return images' sides, their sides once resized, and their crops' corners, int64 [b, 6]; refuse a misfit."""
-        sizes = sides
-        if self._augment.resize is not None:
-            short = sides.min(axis=1, keepdims=True)
-            sizes = (sides * (2 * self._augment.resize) + short) // (2 * short)  # as `resized`
+        sizes = _resized(self._augment, sides)
         rooms = np.subtract(sizes, self._augment.size)
         if (rooms < 0).any():
             position = int((rooms < 0).any(axis=1).argmax())
