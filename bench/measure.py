@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from fastload import __version__
 from fastload.processors import processors
 
-PACKAGES = ("fastload", "torch", "numba", "numba-cuda", "numpy", "h5py", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
+PACKAGES = ("torch", "numba", "numba-cuda", "numpy", "h5py", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
 _REST = 0.1
 """Seconds for threads that work ahead to come to rest, or they would slow down the limit's measurement."""
 
@@ -188,16 +189,12 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of what the figures depend on."""
-    found = {"python": sys.version.split()[0]}
+    found = {"python": sys.version.split()[0], "fastload": __version__}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    if "fastload" not in found:  # on a bare PYTHONPATH
-        import fastload
-
-        found["fastload"] = fastload.__version__
     return found
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastload.bench.measure import Result
 from fastload.errors import UsageError
+from fastload.install import install_command
 
 
 def require_matplotlib() -> None:
@@ -14,7 +15,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise UsageError("--plot needs matplotlib, which is not installed: pip install matplotlib") from error
+        raise UsageError(f"--plot needs matplotlib, which is not installed: {install_command('plot')}") from error
 
 
 def plot(results: Sequence[Result], path: Path, title: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from fastload.errors import UsageError
+from fastload.install import install_command
 
 SIDE = 32
 TEST_EVERY = 5
@@ -24,7 +25,7 @@ def write_digits(folder: Path) -> tuple[int, int]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise UsageError(
-            "the demo's digits come with scikit-learn, which is not installed: pip install 'fastload[demo]', "
+            f"the demo's digits come with scikit-learn, which is not installed: {install_command('demo')}, "
             "or give your own images with --data and --test"
         ) from error
     digits = load_digits()

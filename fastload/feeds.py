@@ -22,6 +22,7 @@ from fastload.engines.dali import DaliEngine, SampleError
 from fastload.engines.fused import FusedEngine, ResidentStore
 from fastload.errors import DataError, UsageError
 from fastload.guarded_map import GuardedMap
+from fastload.install import cuda_extra, install_command
 from fastload.kernels import augment as kernel
 from fastload.kernels import cuda_target
 from fastload.memory import check_fits
@@ -146,7 +147,7 @@ def open_feed(
     if output.device.type == "cpu":
         return _FusedCpuFeed(file, augment, order, output, resident, workers)
     if cuda_target.cuda is None:
-        raise UsageError("device='cuda' needs numba-cuda: pip install 'fastload[cuda13]' (or [cuda12])")
+        raise UsageError(f"device='cuda' needs numba-cuda: {install_command(cuda_extra())}")
     if resident:
         return _FusedResidentFeed(file, augment, order, output)
     return _FusedStreamFeed(file, augment, order, output, workers)

@@ -25,6 +25,7 @@ from numba import njit, types
 from numba.extending import overload, register_jitable
 
 from fastload.errors import UsageError
+from fastload.install import cuda_extra, install_command
 from fastload.processors import processors
 
 from .cuda_memory import load_four, load_short, load_two, load_word, widen_half
@@ -975,7 +976,7 @@ class _CudaLists:
 
     def __init__(self, dims: int, k: int, groups: int, device: str) -> None:
         if cuda is None:
-            raise UsageError('device="cuda" needs numba-cuda: pip install "fastload[cuda13]"')
+            raise UsageError(f"device='cuda' needs numba-cuda: {install_command(cuda_extra())}")
         import torch
 
         if not SIMULATED and not torch.cuda.is_available():

@@ -17,6 +17,7 @@ from rich.console import Console
 from fastload import demo, digits
 from fastload.cli import main
 from fastload.errors import DataError, UsageError
+from fastload.install import install_command
 from fastload.packed import PackedFile
 
 TINY: dict[str, Any] = {"steps": 6, "batch_size": 8, "epochs": 0.1}
@@ -122,7 +123,7 @@ def test_without_scikit_learn_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     assert main(["demo"]) == 2
-    assert "pip install 'fastload[demo]'" in capsys.readouterr().err
+    assert install_command("demo") in capsys.readouterr().err
     assert list(temporary.iterdir()) == []
 
 

@@ -79,11 +79,6 @@ class NumberedNames(Sequence[str]):
         return self._name(index)
 
 
-def printable(text: str) -> str:
-    """Return a file's name as text that UTF-8 can hold (names need not be UTF-8) and HDF5 can store."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").replace("\0", "�")
-
-
 def integer_labels(values: Any) -> np.ndarray:
     """Return class indices as int64 [N]; a column of integers, [N, 1], becomes [N]."""
     labels = np.asarray(values)

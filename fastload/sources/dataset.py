@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from fastload.errors import DataError, UsageError
-from fastload.sources.base import NumberedNames, Sample, Source, printable
+from fastload.sources.base import NumberedNames, Sample, Source
+from fastload.text import storable
 
 _IMAGE_KEYS = ("image", "img", "pixel_values", "pixels", "images", "x")
 _LABEL_KEYS = ("label", "labels", "fine_label", "target", "targets", "class", "y")
@@ -158,9 +159,9 @@ def _class_names(dataset: Any, label_key: str | None) -> list[str]:
         for key in (label_key,) if label_key else _LABEL_KEYS:
             names = getattr(features.get(key), "names", None)
             if names:
-                return [printable(str(name)) for name in names]
+                return [storable(str(name)) for name in names]
     names = getattr(dataset, "classes", None) or getattr(getattr(dataset, "dataset", None), "classes", None)
-    return [printable(str(name)) for name in names] if isinstance(names, list | tuple) else []
+    return [storable(str(name)) for name in names] if isinstance(names, list | tuple) else []
 
 
 def _describe(value: Any) -> str:

@@ -16,7 +16,8 @@ from typing import IO, Any, Literal, NamedTuple, Self
 import zstandard
 
 from fastload.errors import DataError
-from fastload.sources.base import IMAGE_SUFFIXES, Sample, Source, printable
+from fastload.sources.base import IMAGE_SUFFIXES, Sample, Source
+from fastload.text import storable
 
 LARGEST_FILE = 1 << 30
 _BROKEN = (
@@ -93,7 +94,7 @@ def _walk_folder(root: Path) -> Iterator[tuple[Member, Load]]:
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
         for entry in entries:
-            name = prefix + printable(entry.name)
+            name = prefix + storable(entry.name)
             try:
                 status = entry.stat()
             except OSError:
@@ -203,7 +204,7 @@ def _decompressed(raw: IO[bytes]) -> Any:
 
 
 def _clean(path: Path, name: str) -> str:
-    parts = [part for part in printable(name).split("/") if part not in ("", ".")]
+    parts = [part for part in storable(name).split("/") if part not in ("", ".")]
     if ".." in parts:
-        raise DataError(f"{path}: member '{printable(name)}' points outside the archive; make the tar again")
+        raise DataError(f"{path}: member '{storable(name)}' points outside the archive; make the tar again")
     return "/".join(parts)
