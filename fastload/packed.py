@@ -23,6 +23,7 @@ import xxhash
 
 from fastload.arguments import path_of
 from fastload.errors import DataError, FastloadError, UsageError
+from fastload.labels import LARGEST_LABELS, as_labels
 from fastload.packed_writer import ALIGNMENT, CHUNK, FORMAT, PackedWriter, SelectionTable, digest
 
 __all__ = [
@@ -182,7 +183,8 @@ class PackedFile:
     def _read_foreign(self, file: h5py.File, images: str, labels: str) -> None:
         dataset = checked_dataset(self.path, file, images, np.uint8)
         height, width, channels, first = image_layout(self.path, images, dataset.shape)
-        self.labels = read_labels(self.path, checked_dataset(self.path, file, labels), images, dataset.shape[0])
+        found = read_labels(self.path, checked_dataset(self.path, file, labels), images, dataset.shape[0])
+        self.labels = as_labels(found, f"{self.path}: dataset '{labels}'")
         self._set_raw(height, width, channels, channels_first=first)
         self.ids = np.arange(len(self.labels), dtype=np.int64)
         self.source = {"kind": "hdf5", "images": images, "labels": labels}
@@ -434,12 +436,19 @@ def read_labels(path: Path, dataset: h5py.Dataset, images: str, count: int) -> n
             f"{path}: dataset '{name}' has {dataset.shape[0]:,} rows but '{images}' has {count:,}; was the file "
             "truncated? Pack it again"
         )
+    size = math.prod(dataset.shape) * dataset.dtype.itemsize
+    if size > LARGEST_LABELS:
+        raise DataError(
+            f"{path}: dataset '{name}' has shape {dataset.shape}, {size:,} bytes; labels may take {LARGEST_LABELS:,}"
+        )
     labels = dataset[()]
     return labels.astype(labels.dtype.newbyteorder("="), copy=False)
 
 
 def image_layout(where: object, name: str, shape: tuple[int, ...]) -> tuple[int, int, int, bool]:
     """Return height, width, channels and whether channels come first, of images [N, H, W(, C)] or [N, C, H, W]."""
+    if 0 in shape[1:]:
+        raise DataError(f"{where}: '{name}' has shape {shape}: its images hold not one pixel")
     if len(shape) == 3:
         return shape[1], shape[2], 1, False
     if len(shape) == 4 and shape[3] in (1, 2, 3, 4):

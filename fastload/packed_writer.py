@@ -20,6 +20,7 @@ import xxhash
 
 from fastload import __version__
 from fastload.errors import DataError, FastloadError, UsageError
+from fastload.labels import as_ids, as_labels
 
 FORMAT = 1
 ALIGNMENT = 4096
@@ -84,7 +85,7 @@ class PackedWriter:
         self.classes = list(classes)
         self.source = dict(source)
         self.selection = selection
-        self.ids = np.arange(self.count, dtype=np.int64) if ids is None else np.asarray(ids, dtype=np.int64)
+        self.ids = np.arange(self.count, dtype=np.int64) if ids is None else as_ids(ids, f"{path}: ids")
         self._digests = np.zeros(self.count, dtype=np.uint64)
         self._written = np.zeros(self.count, dtype=bool)
         self._skipped = np.zeros(self.count, dtype=bool)
@@ -230,9 +231,7 @@ class PackedWriter:
         if self.labels is None or len(self.labels) != self.count:
             given = "no" if self.labels is None else f"{len(self.labels):,}"
             raise ValueError(f"{self.count:,} images but {given} labels")
-        labels = np.asarray(self.labels)
-        if labels.dtype.kind not in "iufb" or labels.dtype.itemsize > 8:
-            raise DataError(f"{self.path}: labels of type {labels.dtype} cannot be stored; they must be numbers")
+        labels = as_labels(self.labels, f"{self.path}: labels")
         return np.ascontiguousarray(labels, dtype=labels.dtype.newbyteorder("<"))
 
     def _compact(self) -> None:

@@ -6,7 +6,7 @@ import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import numpy as np
 from fastload.arguments import path_of, whole
 from fastload.decoding import BrokenImage, check_encoded, decode, strict_pillow
 from fastload.errors import DataError, UsageError
+from fastload.labels import label_faults
 from fastload.packed_writer import PackedWriter, check_target
 from fastload.processors import processors
 from fastload.progress import progress_bar
@@ -172,6 +173,7 @@ class _Job:
         self.shape: tuple[int, int, int] | None = None
         self.shape_from = ""
         self.broken: list[tuple[int, str]] = []
+        self.faulty = _faulty(source.labels, source.classes)
 
     def run(self, workers: int, progress: bool, started: float) -> PackSummary:
         stream = self.source.read()
@@ -238,6 +240,8 @@ class _Job:
 
     def _converted(self, index: int, sample: Sample) -> bytes | np.ndarray:
         """Return what is stored of a sample: its own bytes, or pixels of the one shape."""
+        if index in self.faulty:
+            raise BrokenImage(self.faulty[index])
         if self.encoded and isinstance(sample, bytes):
             assert self.source.sizes is not None
             if len(sample) != self.source.sizes[index]:
@@ -286,6 +290,16 @@ class _Job:
             seconds=seconds,
             skipped=[f"{self.source.names[index]}: {reason}" for index, reason in sorted(self.broken)],
         )
+
+
+def _faulty(labels: np.ndarray | None, classes: Sequence[str]) -> dict[int, str]:
+    """Return what is wrong with labels, by index; those of a dataset are known, and checked, only as it is read."""
+    faults = [] if labels is None else label_faults(labels, classes)
+    return {
+        index: f"has label {labels[index].tolist()}, {fault.reason}"  # type: ignore[index]
+        for fault in faults
+        for index in fault.rows.tolist()
+    }
 
 
 def _chunks(stream: Iterable[tuple[int, Sample]]) -> Iterator[Chunk]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastload.errors import DataError, UsageError
+from fastload.labels import label_faults
 from fastload.packed import PackedFile, digest, fingerprint, open_hdf5, read_attribute
 from fastload.packed_set import Packed, Source, open_packed
 from fastload.packing import plural
@@ -138,15 +139,11 @@ def _some(values: np.ndarray) -> str:
 
 
 def _label_problems(file: PackedFile) -> list[str]:
-    """Where there are names of classes, a label is the number of one; others may be whatever the source had."""
-    if not file.classes or file.labels.ndim != 1 or file.labels.dtype.kind not in "iu":
-        return []
-    wrong = np.flatnonzero((file.labels < 0) | (file.labels >= len(file.classes)))
-    if not len(wrong):
-        return []
+    """Return what `pack` would not have taken either."""
     return [
-        f"{plural(len(wrong), 'label')} outside 0 to {len(file.classes) - 1:,}, the numbers of its classes (ids "
-        f"{_some(file.ids[wrong])}): mend the source's labels or class names"
+        f"{plural(len(fault.rows), 'label')} {fault.reason} (ids {_some(file.ids[fault.rows])}): mend "
+        "the source's labels or class names"
+        for fault in label_faults(file.labels, file.classes)
     ]
 
 

@@ -38,8 +38,9 @@ def contents(source) -> list[np.ndarray]:
 def expect(error: type[FastloadError], words: str, *arguments, **options) -> None:
     with pytest.raises(error, match=words) as caught:
         source = open_source(*arguments, **options)
-        for _ in source.read():
-            pass
+        for index, sample in source.read():
+            if isinstance(sample, DataError):
+                raise DataError(f"{source.names[index]} {sample}")
     assert "\n" not in str(caught.value)
 
 
@@ -310,11 +311,11 @@ def test_npz_with_splits_or_named_arrays(tmp_path: Path) -> None:
     [
         ({"images": RGB / 255, "labels": np.arange(N)}, "'images' has dtype float64; images are uint8"),
         ({"images": RGB, "labels": np.arange(3)}, "'labels' has 3 rows but 'images' has 5"),
-        ({"images": RGB, "labels": np.array(["a"] * N)}, "labels are an array of numbers"),
+        ({"images": RGB, "labels": np.array(["a"] * N)}, "'labels' is text; labels are numbers"),
         ({"images": np.asfortranarray(RGB), "labels": np.arange(N)}, "Fortran order"),
         ({"images": RGB[:, :, :, 0, None, None], "labels": np.arange(N)}, "images are .N, H, W, C."),
         ({"images": np.array([Attack(os.abort)] * N), "labels": np.arange(N)}, "has dtype object"),
-        ({"images": RGB, "labels": np.array([Attack(os.abort)] * N)}, "has dtype object"),
+        ({"images": RGB, "labels": np.array([Attack(os.abort)] * N)}, "holds Python objects"),
         ({"pictures": RGB}, r"no pair of arrays like images and labels \(it has pictures\)"),
     ],
 )
@@ -447,9 +448,9 @@ def test_labels_may_be_arrays_and_images_grey() -> None:
         ((torch.zeros(4, 4, 5), 1), r"item 1 .*Tensor torch.float32 \[4, 4, 5\]|item 1"),
         ((torch.zeros(3, 4, 4, dtype=torch.int64), 1), r"item 1 .*torch.int64 \[3, 4, 4\]"),
         (("a.png", 1), "item 1 .*is a str"),
-        ((RGB[0], "cat"), "item 1 .*label that is a str; expected numbers"),
-        ((RGB[0], None), "item 1 .*label that is a NoneType"),
-        ((RGB[0], [1, 2]), r"item 1 .*label of shape \(2,\), the first one \(\)"),
+        ((RGB[0], "cat"), "item 1 its label is text; labels are numbers"),
+        ((RGB[0], None), "item 1 its label is None"),
+        ((RGB[0], [1, 2]), r"item 1 .*label of shape \(2,\), where the first one has \(\)"),
         ((RGB[0], 1, 2), "item 1 .*not a pair"),
         ({"photo": RGB[0], "label": 1}, "item 1 .*keys photo, label; name the right one with images="),
     ],

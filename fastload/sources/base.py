@@ -44,6 +44,7 @@ class Source:
         sizes: int64 [N], the encoded files' bytes; None where the source holds pixels.
         ids: int64 [N] where the samples bring ids of their own; None for 0…N-1.
         ignored: how many files were passed over because they are no images.
+        left_out: what of the samples is not stored, in words; complete when `read` has ended.
         details: what else belongs into the packed file's `source`, JSON-able, without paths.
     """
 
@@ -54,6 +55,7 @@ class Source:
     sizes: np.ndarray | None = None
     ids: np.ndarray | None = None
     ignored: int = 0
+    left_out: Sequence[str] = ()
 
     def __init__(self) -> None:
         self.details: dict[str, Any] = {}
@@ -77,11 +79,3 @@ class NumberedNames(Sequence[str]):
 
     def __getitem__(self, index: Any) -> Any:
         return self._name(index)
-
-
-def integer_labels(values: Any) -> np.ndarray:
-    """Return class indices as int64 [N]; a column of integers, [N, 1], becomes [N]."""
-    labels = np.asarray(values)
-    if labels.dtype.kind in "iu" and labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    return labels

@@ -10,23 +10,27 @@ import numpy as np
 from PIL import Image
 
 from fastload.errors import DataError, UsageError
+from fastload.labels import as_label, as_labels, label_faults
 from fastload.sources.base import NumberedNames, Sample, Source
 from fastload.text import storable
 
 _IMAGE_KEYS = ("image", "img", "pixel_values", "pixels", "images", "x")
 _LABEL_KEYS = ("label", "labels", "fine_label", "target", "targets", "class", "y")
+_NO_LABEL = np.empty(0)
 
 
 class MapDataset(Source):
     """Anything with `len()` and `[]` that yields an image and a label.
 
     Arguments:
-        dataset: yields pairs, or dicts. An image is a PIL image, a uint8 array [H, W] or [H, W, C], or a torch
-            tensor [H, W] or [C, H, W], uint8 or floating point in [0, 1]; a label is a number or an array of numbers.
+        dataset: yields pairs, or dicts. An image is a PIL image, an encoded file's bytes, a uint8 array [H, W] or
+            [H, W, C], or a torch tensor [H, W] or [C, H, W], uint8 or floating point in [0, 1]; a label is a number or
+            an array of numbers.
         split: for a dict of datasets, which one.
         images, labels: the keys, for dicts with unusual ones.
 
-    `labels` is there once `read` has ended. Raises DataError, with the index, for anything else that it yields.
+    `labels` is there once `read` has ended, and so is `left_out`, the other keys of the dicts. An item that is anything
+    else, or cannot be had, is yielded as a DataError that says why.
     """
 
     kind = "dataset"
@@ -50,71 +54,95 @@ class MapDataset(Source):
         self._dataset, self._keys = dataset, (images, labels)
         self.names = NumberedNames(len(dataset), lambda index: f"item {index}")
         self.classes = _class_names(dataset, labels)
+        self._others: dict[str, None] = {}
 
     def read(self) -> Iterator[tuple[int, Sample]]:
-        labels: list[np.ndarray | None] = []
+        labels: list[np.ndarray] = []
+        first = _NO_LABEL
         for index in range(len(self.names)):
-            try:
-                item = self._dataset[index]
-            except Exception as error:  # the dataset's own code may raise anything
-                labels.append(None)
-                reason = " ".join(str(error).split())[:120]
-                yield index, DataError(f"cannot be read ({type(error).__name__}: {reason})")
-                continue
-            image, label = self._parts(item, index)
-            labels.append(_label(label, index))
-            yield index, as_pixels(image, index)
-        self.labels = _stack(labels)
+            label, sample = self._item(index)
+            if label is not _NO_LABEL and first is not _NO_LABEL and label.shape != first.shape:
+                sample = DataError(f"has a label of shape {label.shape}, where the first one has {first.shape}")
+                label = _NO_LABEL
+            first = label if first is _NO_LABEL else first
+            labels.append(label)
+            yield index, sample
+        # Of items that could not be read, and will be skipped, labels are zeros.
+        blank = np.zeros_like(first) if first is not _NO_LABEL else np.int64(0)
+        stacked = np.stack([blank if label is _NO_LABEL else label for label in labels])
+        self.labels = as_labels(stacked, "the dataset's labels")
+        self.left_out = [f"{', '.join(self._others)} of the items"] if self._others else []
 
-    def _parts(self, item: Any, index: int) -> tuple[Any, Any]:
+    def _item(self, index: int) -> tuple[np.ndarray, Sample]:
+        """Return an item's label and image, or no label and why."""
+        try:
+            item = self._dataset[index]
+        except Exception as error:  # the dataset's own code may raise anything
+            reason = " ".join(str(error).split())
+            return _NO_LABEL, DataError(f"cannot be read ({type(error).__name__}: {reason})")
+        try:
+            image, given = self._parts(item)
+            label = as_label(given, "its label")
+            for fault in label_faults(as_labels(label[None], "its label"), self.classes):
+                raise DataError(f"has label {label.tolist()}, {fault.reason}")
+            return label, as_pixels(image)
+        except DataError as error:
+            return _NO_LABEL, error
+
+    def _parts(self, item: Any) -> tuple[Any, Any]:
         if isinstance(item, Mapping):
-            return _pick(item, self._keys[0], _IMAGE_KEYS, "images", index), _pick(
-                item, self._keys[1], _LABEL_KEYS, "labels", index
-            )
+            image = _key(item, self._keys[0], _IMAGE_KEYS, "images")
+            label = _key(item, self._keys[1], _LABEL_KEYS, "labels")
+            self._others.update((f"'{storable(str(key))}'", None) for key in item if key not in (image, label))
+            return item[image], item[label]
         if isinstance(item, tuple | list) and len(item) == 2:
             return item[0], item[1]
-        raise DataError(f"item {index} of the dataset is {_describe(item)}, not a pair (image, label) or a dict")
+        raise DataError(f"is {_describe(item)}, not a pair (image, label) or a dict")
 
 
-def _pick(item: Mapping[str, Any], key: str | None, usual: tuple[str, ...], argument: str, index: int) -> Any:
+def _key(item: Mapping[str, Any], key: str | None, usual: tuple[str, ...], argument: str) -> str:
     for name in (key,) if key is not None else usual:
         if name in item:
-            return item[name]
+            return name
     listed = ", ".join(map(str, item))
-    raise DataError(f"item {index} of the dataset has the keys {listed}; name the right one with {argument}=")
+    raise DataError(f"has the keys {listed}; name the right one with {argument}=")
 
 
-def as_pixels(image: Any, index: int) -> np.ndarray | Image.Image:
-    """Return uint8 [H, W] or [H, W, C], or the PIL image itself; DataError names what cannot be one."""
-    if isinstance(image, Image.Image):
+def as_pixels(image: Any) -> bytes | np.ndarray | Image.Image:
+    """Return uint8 [H, W] or [H, W, C], the PIL image itself or a file's bytes; DataError says what cannot be one."""
+    if isinstance(image, Image.Image | bytes):
         return image
+    if isinstance(image, Mapping) and isinstance(image.get("bytes"), bytes):  # Hugging Face's Image(decode=False)
+        return image["bytes"]
     torch = sys.modules.get("torch")  # a tensor cannot come from a torch that was never imported
     if torch is not None and isinstance(image, torch.Tensor):
-        return _tensor_pixels(image, index)
+        return _tensor_pixels(image)
+    if isinstance(image, np.ma.MaskedArray) and np.ma.getmaskarray(image).any():
+        raise DataError("has an image of which pixels are masked; fill them, or leave the item out")
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and _is_image_shape(image.shape, -1):
-        return image
+        return np.asarray(image)
+    if image is None:
+        raise DataError("has no image (it is None)")
     raise DataError(
-        f"item {index} of the dataset has an image that is {_describe(image)}; expected a PIL image, a uint8 array "
-        "[H, W, C] or a tensor [C, H, W]"
+        f"has an image that is {_describe(image)}; expected a PIL image, a uint8 array [H, W, C] or a tensor [C, H, W]"
     )
 
 
-def _tensor_pixels(tensor: Any, index: int) -> np.ndarray:
+def _tensor_pixels(tensor: Any) -> np.ndarray:
     array = tensor.detach().cpu()
     if not _is_image_shape(tuple(array.shape), 0) or not (
         array.is_floating_point() or str(array.dtype) == "torch.uint8"
     ):
         raise DataError(
-            f"item {index} of the dataset has an image that is {_describe(tensor)}; expected a tensor [C, H, W], uint8 "
-            "or floating point in [0, 1]"
+            f"has an image that is {_describe(tensor)}; expected a tensor [C, H, W], uint8 or floating point in [0, 1]"
         )
     if array.is_floating_point():
         values = array.double().numpy()
         low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
         if not 0 <= low <= high <= 1:
             raise DataError(
-                f"item {index} of the dataset has values from {low:.3g} to {high:.3g}; a floating-point tensor must "
-                "lie in [0, 1], so leave normalization out of its transforms"
+                f"has values from {low:.3g} to {high:.3g}; a floating-point tensor must lie in [0, 1], so leave "
+                "normalization out of its transforms"
             )
         pixels = np.rint(values * 255).astype(np.uint8)
     else:
@@ -123,45 +151,32 @@ def _tensor_pixels(tensor: Any, index: int) -> np.ndarray:
 
 
 def _is_image_shape(shape: tuple[int, ...], channel_axis: int) -> bool:
-    return 0 not in shape and (len(shape) == 2 or (len(shape) == 3 and shape[channel_axis] in (1, 3, 4)))
-
-
-def _label(label: Any, index: int) -> np.ndarray:
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(label, torch.Tensor):
-        label = label.detach().cpu().numpy()
-    try:
-        array = np.asarray(label)
-    except ValueError:
-        array = np.asarray(None)
-    if array.dtype.kind not in "iufb":
-        raise DataError(f"item {index} of the dataset has a label that is {_describe(label)}; expected numbers")
-    return array
-
-
-def _stack(labels: list[np.ndarray | None]) -> np.ndarray:
-    """Return labels [N, ...]; those of items that could not be read (and will be skipped) are zeros."""
-    known = [label for label in labels if label is not None]
-    if not known:
-        return np.zeros(len(labels), np.int64)
-    for index, label in enumerate(labels):
-        if label is not None and label.shape != known[0].shape:
-            raise DataError(
-                f"item {index} of the dataset has a label of shape {label.shape}, the first one {known[0].shape}"
-            )
-    blank = np.zeros_like(known[0])
-    return np.stack([blank if label is None else label for label in labels])
+    return 0 not in shape and (len(shape) == 2 or (len(shape) == 3 and shape[channel_axis] in (1, 2, 3, 4)))
 
 
 def _class_names(dataset: Any, label_key: str | None) -> list[str]:
+    """Return the names that `.features` gives for the label (Hugging Face), or `.classes` (torchvision).
+
+    Views such as torch's Subset and ConcatDataset have neither: what they are views of is asked.
+    """
     features = getattr(dataset, "features", None)
     if isinstance(features, Mapping):
         for key in (label_key,) if label_key else _LABEL_KEYS:
-            names = getattr(features.get(key), "names", None)
-            if names:
-                return [storable(str(name)) for name in names]
-    names = getattr(dataset, "classes", None) or getattr(getattr(dataset, "dataset", None), "classes", None)
-    return [storable(str(name)) for name in names] if isinstance(names, list | tuple) else []
+            if key in features:
+                return [storable(str(name)) for name in getattr(features[key], "names", None) or ()]
+    names = getattr(dataset, "classes", None)
+    if isinstance(names, list | tuple):
+        # torchvision's ImageNet gives a tuple of synonyms for each class.
+        words = (", ".join(map(str, name)) if isinstance(name, list | tuple) else str(name) for name in names)
+        return [storable(name) for name in words]
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(dataset, torch.utils.data.Subset):
+        return _class_names(dataset.dataset, label_key)
+    if torch is not None and isinstance(dataset, torch.utils.data.ConcatDataset):
+        parts = [_class_names(part, label_key) for part in dataset.datasets]
+        return parts[0] if all(part == parts[0] for part in parts) else []
+    inner = getattr(getattr(dataset, "dataset", None), "classes", None)  # a view of somebody's own
+    return [storable(str(name)) for name in inner] if isinstance(inner, list | tuple) else []
 
 
 def _describe(value: Any) -> str:

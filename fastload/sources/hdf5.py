@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from fastload.errors import DataError, FastloadError, UsageError
+from fastload.labels import as_labels
 from fastload.packed import PackedFile, checked_dataset, damaged, image_layout, open_hdf5, read_labels
-from fastload.sources.base import NumberedNames, Sample, Source, integer_labels
+from fastload.sources.base import NumberedNames, Sample, Source
 
 _BLOCK = 16 << 20
 
@@ -50,7 +51,10 @@ class UserHdf5(Source):
             with open_hdf5(path) as file:
                 shape = checked_dataset(path, file, images, np.uint8).shape
                 self._layout = image_layout(path, images, shape)
-                self.labels = integer_labels(read_labels(path, checked_dataset(path, file, labels), images, shape[0]))
+                self.labels = as_labels(
+                    read_labels(path, checked_dataset(path, file, labels), images, shape[0]),
+                    f"{path}: dataset '{labels}'",
+                )
         except FastloadError:
             raise
         except Exception as error:

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import re
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from fastload.errors import DataError, UsageError
+from fastload.labels import LARGEST_LABELS, as_labels
 from fastload.packed import image_layout
-from fastload.sources.base import SPLITS, NumberedNames, Sample, Source, integer_labels
+from fastload.sources.base import SPLITS, NumberedNames, Sample, Source
 
 _IMAGES = "images|image|imgs|img|x|data"
 _LABELS = "labels|label|targets|target|y|fine_labels"
 _PARTS = "|".join(SPLITS)
+LARGEST_IMAGE = 1 << 30
+_BLOCK = 1 << 20
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError)
+
+
+class _Header(NamedTuple):
+    """What an array in the zip is, by its own header."""
+
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype
+
+    @property
+    def rows(self) -> int:
+        return self.shape[0] if self.shape else 0
 
 
 class Npz(Source):
@@ -39,47 +55,56 @@ class Npz(Source):
             with zipfile.ZipFile(path) as archive:
                 keys = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
                 self._images, label_key, taken = _choose(path, archive, keys, split, images, labels)
-                with _member(archive, label_key) as file:
-                    self.labels = self._load_labels(file, label_key)
-                with _member(archive, self._images) as file:
-                    shape = self._image_header(file)
+                self._header = _header(archive, self._images)
+                label_header = _header(archive, label_key)
+                self._check_images()
+                self._check_labels(label_key, label_header)
+                self.labels = as_labels(_load(archive, label_key, label_header), self._where(label_key))
         except (DataError, UsageError):
             raise
         except _BROKEN as error:
             raise self._damaged(error) from error
-        if shape[0] != len(self.labels):
-            raise DataError(
-                f"{path}: '{label_key}' has {len(self.labels):,} rows but '{self._images}' has {shape[0]:,}; "
-                "they must match"
-            )
-        self.names = NumberedNames(shape[0], lambda index: f"{self._images}[{index}]")
+        self.names = NumberedNames(self._header.rows, lambda index: f"{self._images}[{index}]")
         self.details = {"split": taken} if taken else {}
 
-    def _load_labels(self, file: IO[bytes], key: str) -> np.ndarray:
-        shape, fortran, dtype = _header(file)
-        if dtype.kind not in "iufb" or not shape:
-            raise DataError(f"{self._path}: '{key}' has dtype {dtype}; labels are an array of numbers")
-        count = int(np.prod(shape, dtype=object))
-        data = file.read(count * dtype.itemsize)
-        if len(data) != count * dtype.itemsize:
-            raise DataError(f"{self._path}: '{key}' ends too early: it is truncated; save it again")
-        return integer_labels(np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C"))
+    def _where(self, key: str) -> str:
+        return f"{self._path}: '{key}'"
 
-    def _image_header(self, file: IO[bytes]) -> tuple[int, ...]:
-        shape, fortran, dtype = _header(file)
+    def _check_images(self) -> None:
+        shape, fortran, dtype = self._header
         if dtype != np.uint8:
-            raise DataError(f"{self._path}: '{self._images}' has dtype {dtype}; images are uint8, 0 to 255")
+            raise DataError(f"{self._where(self._images)} has dtype {dtype}; images are uint8, 0 to 255")
         if fortran and len(shape) > 1:
-            raise DataError(f"{self._path}: '{self._images}' is in Fortran order; save np.ascontiguousarray of it")
+            raise DataError(f"{self._where(self._images)} is in Fortran order; save np.ascontiguousarray of it")
         image_layout(self._path, self._images, shape)
-        return shape
+        if math.prod(shape[1:]) > LARGEST_IMAGE:
+            raise DataError(
+                f"{self._where(self._images)} has shape {shape}, {math.prod(shape[1:]):,} bytes an image; "
+                f"one may take {LARGEST_IMAGE:,}"
+            )
+
+    def _check_labels(self, key: str, header: _Header) -> None:
+        """Refuse by their header, before a byte of them is read, labels that cannot be used: it may claim terabytes."""
+        as_labels(np.empty(0, header.dtype), self._where(key))
+        if header.rows != self._header.rows:
+            raise DataError(
+                f"{self._where(key)} has {header.rows:,} rows but '{self._images}' has {self._header.rows:,}; "
+                "they must match"
+            )
+        size = math.prod(header.shape) * header.dtype.itemsize
+        if size > LARGEST_LABELS:
+            raise DataError(
+                f"{self._where(key)} has shape {header.shape}, {size:,} bytes; labels may take {LARGEST_LABELS:,}"
+            )
 
     def read(self) -> Iterator[tuple[int, Sample]]:
         try:
             with zipfile.ZipFile(self._path) as archive, _member(archive, self._images) as file:
-                shape = self._image_header(file)
+                shape = self._header.shape
+                if _read_header(file) != self._header:
+                    raise DataError(f"{self._where(self._images)} changed while it was read; pack again")
                 height, width, channels, first = image_layout(self._path, self._images, shape)
-                for row in range(shape[0]):
+                for row in range(self._header.rows):
                     data = file.read(height * width * channels)
                     if len(data) != height * width * channels:
                         raise DataError(
@@ -101,10 +126,30 @@ class Npz(Source):
         )
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _read_header(file: IO[bytes]) -> _Header:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)
+    return _Header(*read(file))
+
+
+def _header(archive: zipfile.ZipFile, key: str) -> _Header:
+    with _member(archive, key) as file:
+        return _read_header(file)
+
+
+def _load(archive: zipfile.ZipFile, key: str, header: _Header) -> np.ndarray:
+    """Return a whole array, of the size that its header claims."""
+    data = np.empty(math.prod(header.shape) * header.dtype.itemsize, np.uint8)
+    with _member(archive, key) as file:
+        _read_header(file)
+        done = 0
+        while done < len(data):
+            part = file.read(min(len(data) - done, _BLOCK))
+            if not part:
+                raise DataError(f"{archive.filename}: '{key}' ends too early: it is truncated; save it again")
+            data[done : done + len(part)] = np.frombuffer(part, np.uint8)
+            done += len(part)
+    return data.view(header.dtype).reshape(header.shape, order="F" if header.fortran else "C")
 
 
 def _member(archive: zipfile.ZipFile, key: str) -> Any:
@@ -138,7 +183,8 @@ def _choose(
             f"{path}: has no pair of arrays like images and labels (it has {listed}); name --images and --labels"
         )
     if split is None and len(pairs) > 1 and "" not in pairs:
-        counts = ", ".join(f"{part} ({_rows(archive, roles['images'][0]):,} images)" for part, roles in pairs.items())
+        sizes = {part: _header(archive, roles["images"][0]).rows for part, roles in pairs.items()}
+        counts = ", ".join(f"{part} ({rows:,} images)" for part, rows in sizes.items())
         raise UsageError(f"{path}: holds several splits: {counts}; name one with --split")
     part = split if split is not None else "" if "" in pairs else next(iter(pairs))
     if part not in pairs:
@@ -148,9 +194,3 @@ def _choose(
         if len(names) > 1:
             raise UsageError(f"{path}: {' and '.join(names)} could both be the {role}; name --images and --labels")
     return pairs[part]["images"][0], pairs[part]["labels"][0], part or None
-
-
-def _rows(archive: zipfile.ZipFile, key: str) -> int:
-    with _member(archive, key) as file:
-        shape = _header(file)[0]
-    return shape[0] if shape else 0
