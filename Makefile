@@ -20,11 +20,13 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m fastload.bench
 
-# Where the imports resolve already (a GPU machine without a registry), nothing is installed.
+# Where all that is imported is there already (a GPU machine without a registry), nothing is installed.
 gpu-check:
-	@if $(PYTHON) -c "import torch, numba, numba_cuda, h5py, rich, typer, xxhash, pytest" 2>/dev/null; \
-	then PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m fastload.bench.gpu_check; \
-	else $(MAKE) --no-print-directory $(READY) && $(BIN)/python -m fastload.bench.gpu_check; fi
+	@export PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}"; \
+	if why=$$($(PYTHON) -c "from fastload.bench import gpu_check; gpu_check.import_all()" 2>&1); \
+	then $(PYTHON) -m fastload.bench.gpu_check; \
+	else echo "$(PYTHON) cannot run it as it is: $$(echo "$$why" | tail -n 1)"; unset PYTHONPATH; \
+	  $(MAKE) --no-print-directory $(READY) && $(BIN)/python -m fastload.bench.gpu_check; fi
 
 # torch comes first and by its exact version: a range would bring several GB of CUDA packages on a CPU machine.
 $(READY): pyproject.toml constraints.txt

@@ -11,6 +11,7 @@ reported as missing where DALI is not installed, and fail nothing.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import re
@@ -32,6 +33,12 @@ ROOT = Path(__file__).resolve().parent.parent
 MINUTES = 7.5
 TESTS_SHARE = 0.5
 """Of the time, for the tests; what they leave goes to the parts."""
+
+IMPORTED = (
+    "hypothesis", "numba_cuda", "pytest", "PIL.Image", "rich.console", "fastload.kernels.topk", "fastload.loader",
+    "fastload.subset",
+)  # fmt: skip
+"""What the tests and parts import beside this file; DALI and scikit-learn may be missing."""
 
 LEAST_SECONDS = 10.0
 """A part is not begun with less than this: imports and compilation take most of it."""
@@ -63,6 +70,12 @@ def main(arguments: list[str] | None = None) -> int:
             _run_process(name, options, report, deadline)
             _save(report, out, began)
     return _finish(report, out)
+
+
+def import_all() -> None:
+    """Import what a run imports; an ImportError says what this Python lacks."""
+    for name in IMPORTED:
+        importlib.import_module(name)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

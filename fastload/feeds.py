@@ -22,7 +22,6 @@ from fastload.engines.dali import DaliEngine, SampleError
 from fastload.engines.fused import FusedEngine, ResidentStore
 from fastload.errors import DataError, UsageError
 from fastload.guarded_map import GuardedMap
-from fastload.install import cuda_extra, install_command
 from fastload.kernels import augment as kernel
 from fastload.kernels import cuda_target
 from fastload.memory import check_fits
@@ -146,8 +145,7 @@ def open_feed(
         return _DaliFeed(file, augment, order, output, resident)
     if output.device.type == "cpu":
         return _FusedCpuFeed(file, augment, order, output, resident, workers)
-    if cuda_target.cuda is None:
-        raise UsageError(f"device='cuda' needs numba-cuda: {install_command(cuda_extra())}")
+    cuda_target.require()
     if resident:
         return _FusedResidentFeed(file, augment, order, output)
     return _FusedStreamFeed(file, augment, order, output, workers)

@@ -25,11 +25,10 @@ from numba import njit, types
 from numba.extending import overload, register_jitable
 
 from fastload.errors import UsageError
-from fastload.install import cuda_extra, install_command
 from fastload.processors import processors
 
 from .cuda_memory import load_four, load_short, load_two, load_word, widen_half
-from .cuda_target import SIMULATED, cuda, device_array, launch_stream
+from .cuda_target import SIMULATED, cuda, device_array, launch_stream, require
 from .intrinsics import LANES, prefetch_element, survey, survey_tail
 
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
@@ -975,8 +974,7 @@ class _CudaLists:
     """Sorted lists on the device, raised level by level of each chunk: slabs' lists, then a merge."""
 
     def __init__(self, dims: int, k: int, groups: int, device: str) -> None:
-        if cuda is None:
-            raise UsageError(f"device='cuda' needs numba-cuda: {install_command(cuda_extra())}")
+        require()
         import torch
 
         if not SIMULATED and not torch.cuda.is_available():
