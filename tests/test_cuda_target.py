@@ -25,9 +25,12 @@ def test_numba_cuda_is_imported_beside_a_numpy_that_has_no_row_stack():
     pytest.importorskip("numba_cuda")
     run(
         "import numpy as np\n"
-        "def none(name): raise AttributeError(name)\n"
+        "usual = np.__getattr__\n"
+        "def without(name):\n"
+        "    if name == 'row_stack':\n        raise AttributeError(name)\n"
+        "    return usual(name)\n"
         "vars(np).pop('row_stack', None)\n"
-        "np.__getattr__ = none\n"
+        "np.__getattr__ = without\n"
         "from fastload.kernels.cuda_target import cuda, PROBLEM\n"
         "assert cuda is not None, PROBLEM\n"
         "import numba.cuda.np.arrayobj\n"
