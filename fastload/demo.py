@@ -27,6 +27,7 @@ from torch.nn.functional import cross_entropy
 
 from fastload.arguments import seed64
 from fastload.augment import Augment
+from fastload.classes import label_map, mapped_labels
 from fastload.classifier import SIDE, accuracy, averaged, paper_classifier, paper_optimizer
 from fastload.digits import write_digits
 from fastload.errors import DataError, UsageError
@@ -222,15 +223,12 @@ class _Demo:
             for file in (full, test):
                 if file.labels.ndim != 1 or file.labels.dtype.kind not in "iu" or file.labels.min() < 0:
                     raise DataError(f"{file.path.name}: the demo needs one class number, 0 or more, for each image")
-            if full.classes != test.classes:
-                raise DataError(
-                    f"the training set's classes ({_listed(full.classes)}) are not the test set's "
-                    f"({_listed(test.classes)}); give both sets the same classes"
-                )
+            mapping = label_map(test.classes, full.classes, source="the test set", target="the training set")
+            labels = mapped_labels(test.labels, mapping, test.path.name)
             if full.fingerprint == test.fingerprint:
                 raise UsageError("the test set is the training set itself; name another one with --test")
             self.test_count = len(test)
-            return max(len(full.classes), int(full.labels.max()) + 1, int(test.labels.max()) + 1)
+            return max(len(full.classes), int(full.labels.max()) + 1, int(labels.max()) + 1)
 
     # -- choose ----------------------------------------------------------------------------------------------------
 
@@ -332,10 +330,6 @@ class _Demo:
             f"images, where a difference under {chance:.1%} is chance, and a set that fits in memory needs no "
             "subset: no claim follows from it. Measured comparisons are in docs/results.md."
         )
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f", … {len(names):,} in all" if len(names) > 4 else "") if names else "unnamed"
 
 
 def parse_swap(text: str) -> float | int:

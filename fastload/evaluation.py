@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from fastload.augment import Augment, checked
+from fastload.classes import label_map, mapped_labels
 from fastload.errors import UsageError
 from fastload.feeds import Output, open_feed, resolve_device, run_feed
 from fastload.order import FINE_TUNE, Order
@@ -26,8 +27,11 @@ class EvaluationLoader:
         first_row: where to begin, to go on with a pass that was interrupted.
         every: yield each `every`-th batch only, from the first one on: a rank's share.
         device, engine, dtype, memory_format: as for TwoPhaseLoader.
+        classes: names of the classes that labels are to be numbered by, such as the training set's. Where the file has
+            names too, its labels are matched by them; by default they come as they are.
 
-    Raises UsageError and DataError as TwoPhaseLoader does.
+    Raises UsageError and DataError as TwoPhaseLoader does, and DataError, naming it, for a class that is none of
+    `classes`.
     """
 
     def __init__(
@@ -43,10 +47,18 @@ class EvaluationLoader:
         with_ids: bool = False,
         first_row: int = 0,
         every: int = 1,
+        classes: Sequence[str] = (),
     ) -> None:
         settings = checked(augment).evaluation()
         self._owned = not isinstance(source, PackedFile | PackedSet)
         self._file = source if isinstance(source, PackedFile | PackedSet) else open_packed(source, argument="path")
+        try:
+            mapping = label_map(self._file.classes, classes, source=self._file.path, target="the training set")
+            self._labels = mapped_labels(self._file.labels, mapping, self._file.path)
+        except BaseException:
+            if self._owned:
+                self._file.close()
+            raise
         self._augment, self._engine = settings, engine
         self._output = Output(batch_size, resolve_device(device), dtype, memory_format)
         self._with_ids, self._first, self._every, self._closed = with_ids, first_row, every, False
@@ -58,7 +70,7 @@ class EvaluationLoader:
         if self._closed:
             raise UsageError("this loader is closed; make a new one")
         order = Order(len(self._file), phase=FINE_TUNE, shuffle=False)
-        feed = open_feed(self._file, self._augment, order, self._output, engine=self._engine)
+        feed = open_feed(self._file, self._augment, order, self._output, engine=self._engine, labels=self._labels)
         for batch in run_feed(feed, self._locate, 0, len(self), self._output.device):
             yield batch if self._with_ids else batch[:2]
 

@@ -127,6 +127,7 @@ def open_feed(
     engine: str = "auto",
     resident: bool = False,
     workers: int | None = None,
+    labels: np.ndarray | None = None,
 ) -> Feed:
     """Return the feed of a packed file.
 
@@ -135,20 +136,22 @@ def open_feed(
         augment, order, output: what comes out. engine: "auto", "fused" or "dali".
         resident: keep the whole file in device memory (raw storage only).
         workers: threads that make batches ahead; the processors, at most 8, by default.
+        labels: [N, ...], in place of the file's own.
     """
     chosen = choose_engine(engine, file, augment)
     if resident and file.shape is None:
         raise UsageError(f"{file.path} holds encoded images; a resident set must be raw")
     if workers is None:
         workers = makers()
+    given = label_tensor(file.labels if labels is None else labels)
     if chosen == "dali":
-        return _DaliFeed(file, augment, order, output, resident)
+        return _DaliFeed(file, augment, order, output, resident, given)
     if output.device.type == "cpu":
-        return _FusedCpuFeed(file, augment, order, output, resident, workers)
+        return _FusedCpuFeed(file, augment, order, output, resident, workers, given)
     cuda_target.require()
     if resident:
-        return _FusedResidentFeed(file, augment, order, output)
-    return _FusedStreamFeed(file, augment, order, output, workers)
+        return _FusedResidentFeed(file, augment, order, output, given)
+    return _FusedStreamFeed(file, augment, order, output, workers, given)
 
 
 def _fused(file: Packed, augment: Augment, order: Order, output: Output) -> FusedEngine:
@@ -173,8 +176,9 @@ class _FusedCpuFeed:
     immediate = False
 
     def __init__(
-        self, file: Packed, augment: Augment, order: Order, output: Output, resident: bool, workers: int
-    ) -> None:
+        self, file: Packed, augment: Augment, order: Order, output: Output, resident: bool, workers: int,
+        labels: torch.Tensor,
+    ) -> None:  # fmt: skip
         assert file.shape is not None
         self.workers, self.resident = workers, resident
         self._engine = _fused(file, augment, order, output)
@@ -185,7 +189,7 @@ class _FusedCpuFeed:
         self._data = self._reader.everything() if resident else None
         self._mapped = None if resident else GuardedMap.open(self._reader.place)
         self._ahead = None if resident else _read_ahead(self._reader, order, file, output)
-        self._labels, self._ids = label_tensor(file.labels), file.ids
+        self._labels, self._ids = labels, file.ids
         shape = (file.shape[2], *augment.size)
         self._ring = BufferRing(output.batch_size, shape, output.dtype, output.channels_last, output.keep)
         _discard(self.make(0, 1))  # compiles the kernels
@@ -221,13 +225,12 @@ class _FusedResidentFeed:
     workers = 0
     resident = True
 
-    def __init__(self, file: Packed, augment: Augment, order: Order, output: Output) -> None:
+    def __init__(self, file: Packed, augment: Augment, order: Order, output: Output, labels: torch.Tensor) -> None:
         assert file.shape is not None
         self._engine = _fused(file, augment, order, output)
         self._order, self._output = order, output
         self._shape = (file.shape[2], *augment.size)
-        self._label_shape = file.labels.shape[1:]
-        labels = label_tensor(file.labels)
+        self._label_shape = labels.shape[1:]
         check_fits(file.nbytes, output.device, str(file.path))
         reader = SampleReader(file)
         self._store: ResidentStore | None = ResidentStore(reader.everything(), labels, file.ids, output.device)
@@ -257,7 +260,9 @@ class _FusedStreamFeed:
     immediate = False
     resident = False
 
-    def __init__(self, file: Packed, augment: Augment, order: Order, output: Output, workers: int) -> None:
+    def __init__(
+        self, file: Packed, augment: Augment, order: Order, output: Output, workers: int, labels: torch.Tensor
+    ) -> None:
         assert file.shape is not None
         self.workers = workers
         self._engine = _fused(file, augment, order, output)
@@ -265,7 +270,7 @@ class _FusedStreamFeed:
         self._shape = (file.shape[2], *augment.size)
         self._reader = SampleReader(file)
         self._ahead = _read_ahead(self._reader, order, file, output)
-        self._labels, self._ids = label_tensor(file.labels), file.ids
+        self._labels, self._ids = labels, file.ids
         size = self._reader.sample_bytes * output.batch_size
         # One buffer a worker; its event says when the copy out of it is done.
         self._pinned: queue.SimpleQueue[tuple[torch.Tensor, torch.cuda.Event]] = queue.SimpleQueue()
@@ -308,13 +313,15 @@ class _DaliFeed:
     immediate = False
     workers = 1
 
-    def __init__(self, file: Packed, augment: Augment, order: Order, output: Output, resident: bool) -> None:
+    def __init__(
+        self, file: Packed, augment: Augment, order: Order, output: Output, resident: bool, labels: torch.Tensor
+    ) -> None:
         self._augment, self._order, self._output, self._path = augment, order, output, file.path
         self.resident = resident
         self._channels = 3 if file.shape is None else file.shape[2]
         self._encoded = file.shape is None
         self._on_cuda = output.device.type == "cuda"
-        self._labels, self._ids = label_tensor(file.labels), file.ids
+        self._labels, self._ids = labels, file.ids
         self._reader = SampleReader(file)
         self._ahead = None if resident else _read_ahead(self._reader, order, file, output)
         self._stored: torch.Tensor | None = None

@@ -12,12 +12,14 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import xxhash
 
 from fastload.agreement import Alone, Decision, Together, default_store, launched
 from fastload.arguments import flag, real, seed64, whole
 from fastload.augment import Augment, checked
+from fastload.classes import label_map, mapped_labels
 from fastload.engines import choose_engine
 from fastload.errors import DataError, UsageError
 from fastload.evaluation import EvaluationLoader
@@ -208,11 +210,6 @@ class TwoPhaseLoader:
                 f"{subset.path}: was built from another full set (fingerprint {str(made_from)[:12]}…) than {full.path} "
                 f"({full.fingerprint[:12]}…); run `fastload build-subset {full.path.name} {subset.path.name}` again"
             )
-        if subset.classes != full.classes and subset.classes and full.classes:
-            raise DataError(
-                f"{subset.path}: has other classes than {full.path}, so their labels do not mean the same; build the "
-                f"subset with `fastload build-subset {full.path.name} {subset.path.name}`"
-            )
         if subset.labels.shape[1:] != full.labels.shape[1:]:
             raise DataError(
                 f"{subset.path}: labels have shape {subset.labels.shape[1:]} a sample, those of {full.path} "
@@ -221,6 +218,18 @@ class TwoPhaseLoader:
         channels = 3 if full.shape is None else full.shape[2]
         if subset.shape is not None and subset.shape[2] != channels:
             raise DataError(f"{subset.path}: has {subset.shape[2]} channels, {full.path} has {channels}")
+
+    @property
+    def _classes(self) -> list[str]:
+        """The names that labels are numbered by: the full set's, where it has any."""
+        return next((file.classes for file in (self._full, self._subset) if file is not None and file.classes), [])
+
+    def _labels(self, file: Packed) -> np.ndarray:
+        """Return a file's labels, numbered as the full set's are."""
+        target = "the other file" if self._full is None else self._full.path
+        return mapped_labels(
+            file.labels, label_map(file.classes, self._classes, source=file.path, target=target), file.path
+        )
 
     def _is_resident(self, number: int, file: Packed) -> bool:
         if number == FAST:
@@ -234,6 +243,7 @@ class TwoPhaseLoader:
         # A resident subset has no disk to be kind to: "block" is a full shuffle there.
         shuffle = bool(self._shuffle) if number == FAST else self._shuffle
         resident = file is not None and self._is_resident(number, file)
+        labels = None if file is None else self._labels(file)
 
         def locate(index: int) -> tuple[int, int]:
             return (index * world + rank) * batch, batch
@@ -241,8 +251,9 @@ class TwoPhaseLoader:
         def opened() -> Feed:
             assert file is not None
             return open_feed(
-                file, augment, Order(len(file), seed, number, shuffle), output, engine=engine, resident=resident
-            )
+                file, augment, Order(len(file), seed, number, shuffle), output, engine=engine, resident=resident,
+                labels=labels,
+            )  # fmt: skip
 
         sample_bytes = 0 if file is None else file.nbytes // len(file)
         return Phase(
@@ -532,12 +543,17 @@ class TwoPhaseLoader:
             self._bar.show(self._step, phase.name, phase.batches * self._output.batch_size / max(phase.seconds, 1e-9))
 
     def evaluation(self, path: Source, *, batch_size: int | None = None) -> EvaluationLoader:
-        """Return a loader of a test set: centre crop, file order, partial last batch, same device and types."""
+        """Return a loader of a test set: centre crop, file order, partial last batch, same device and types.
+
+        Its labels are numbered as the training set's are: by their classes' names, where both files have names.
+        Raises DataError, naming it, for a class that the training set has not.
+        """
         output = self._output
         size = output.batch_size if batch_size is None else batch_size
         return EvaluationLoader(
             path, self._augment, batch_size=size, device=output.device,
             engine=self._engine, dtype=output.dtype, memory_format=output.memory_format, with_ids=self._with_ids,
+            classes=self._classes,
         )  # fmt: skip
 
     # -- resume ----------------------------------------------------------------------------------------------------

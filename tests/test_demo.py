@@ -163,7 +163,11 @@ def test_your_own_test_set_beside_the_training_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("prepare", "error", "text"),
     [
-        (lambda a, b: write_classes(b, 3, ("ant", "bee", "dog")), DataError, "not the test set's"),
+        (
+            lambda a, b: write_classes(b, 3, ("ant", "bee", "dog")),
+            DataError,
+            "the test set: has other classes than the training set: 'dog'",
+        ),
         (lambda a, b: shutil.copytree(a, b), UsageError, "the training set itself"),
     ],
 )

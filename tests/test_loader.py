@@ -271,14 +271,6 @@ def test_len_after_a_break_is_that_of_the_next_loop(pair):
         assert len(loader) == STEPS - 7 == len(list(loader))
 
 
-def test_a_subset_with_other_classes_is_refused(tmp_path):
-    labels = np.arange(20) % 2
-    full = write_raw(tmp_path / "full.h5", noise_images(20), labels, classes=["cat", "dog"])
-    other = write_raw(tmp_path / "other.h5", noise_images(20), labels, classes=["dog", "cat"])
-    with pytest.raises(DataError, match="other classes"):
-        make((full, other))
-
-
 def test_a_finished_loader_says_so(pair):
     with make(pair, steps=2, swap=1) as loader:
         assert len(list(loader)) == 2

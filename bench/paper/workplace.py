@@ -16,6 +16,7 @@ from fastload.augment import Augment
 from fastload.bench.measure import Deadline, describe, machine
 from fastload.bench.paper.scale import Scale
 from fastload.bench.paper.state import State
+from fastload.classes import label_map
 from fastload.classifier import SIDE
 from fastload.errors import DataError
 from fastload.evaluation import EvaluationLoader
@@ -78,8 +79,7 @@ class Workplace:
                 raise DataError(f"{file.path}: the paper's experiments need raw colour images of at least 24×24")
             if file.labels.ndim != 1 or file.labels.dtype.kind not in "iu" or file.labels.min() < 0:
                 raise DataError(f"{file.path}: the experiments need one class number, 0 or more, for each image")
-        if self.full.classes != self.test.classes:
-            raise DataError(f"{self.test.path}: has other classes than {self.full.path}; pack both from one source")
+        label_map(self.test.classes, self.full.classes, source=self.test.path, target=self.full.path)
 
     @property
     def few(self) -> tuple[int, ...]:
@@ -94,8 +94,9 @@ class Workplace:
     def evaluation(self) -> EvaluationLoader:
         """Return a loader of the whole test set."""
         return EvaluationLoader(
-            self.test, AUGMENT, batch_size=_EVALUATION_BATCH, device=self.device, memory_format=torch.channels_last
-        )
+            self.test, AUGMENT, batch_size=_EVALUATION_BATCH, device=self.device, memory_format=torch.channels_last,
+            classes=self.full.classes,
+        )  # fmt: skip
 
     def attempt(self, what: str, work: Callable[[], T]) -> T | None:
         """Return what `work` gives; None, noting it as unfinished, where the time is not enough."""
