@@ -1,5 +1,9 @@
 """The errors that fastload raises on purpose: each message says what was found, where, and what to do."""
 
+from __future__ import annotations
+
+from fastload.text import printable
+
 
 class FastloadError(Exception):
     """Base of all errors that the command prints as one line; `exit_code` is the command's.
@@ -9,6 +13,10 @@ class FastloadError(Exception):
 
     exit_code = 1
     told = False
+
+    def __init__(self, text: str = "") -> None:
+        # Here, once for all: a message is one line, whatever the names of files and classes in it hold.
+        super().__init__(printable(" ".join(text.splitlines())))
 
 
 class DataError(FastloadError, ValueError):

@@ -25,7 +25,7 @@ from samples import cifar_files, class_files, encode, noise, put, tar
 from fastload.decoding import decode
 from fastload.errors import DataError, FastloadError, UsageError
 from fastload.sources import open_source, safe_pickle
-from fastload.sources.webdataset import expand
+from fastload.sources.patterns import expand
 
 
 def contents(source) -> list[np.ndarray]:
@@ -272,6 +272,52 @@ def test_damaged_pickles_raise_nothing_but_data_error(data: st.DataObject) -> No
         assert "\n" not in str(error)
 
 
+def nested_lists(levels: int) -> bytes:
+    """A pickle of a list of 10 lists of 10 lists …, of which each level is stored once."""
+    data = b"\x80\x02]q\x00(X\x01\x00\x00\x00ae0"
+    for level in range(levels):
+        data += b"]q" + bytes([level + 1]) + b"(" + (b"h" + bytes([level])) * 10 + b"e0"
+    return data + b"h" + bytes([levels]) + b"."
+
+
+# One text of 5,000 letters, encoded a thousand times.
+COPIES = (
+    b"\x80\x02c_codecs\nencode\nq\x00X" + (5000).to_bytes(4, "little") + b"x" * 5000 + b"q\x01"
+    b"X\x06\x00\x00\x00latin1q\x02" + b"h\x00h\x01h\x02\x86R0" * 1000 + b"N."
+)
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (b"\x80\x02" + b"]" * 2_000_001, "more than 2,000,000 steps"),
+        (b"\x80\x02]r\xff\xff\xff\x7f.", "keeps a value under number 2,147,483,647 in 4 steps"),
+        (b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little") + b"x.", "only 2 remain"),
+        (COPIES, "makes more bytes than it has"),
+    ],
+    ids=["steps", "table", "length", "copies"],
+)  # fmt: skip
+def test_a_pickle_that_asks_for_more_memory_than_it_has_bytes_is_refused(data: bytes, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        safe_pickle.load(data, "here")
+
+
+def test_what_a_pickle_refers_to_often_is_made_once() -> None:
+    value = safe_pickle.load(nested_lists(40), "here")  # 10^40 lists, were each reference a copy
+    for _ in range(40):
+        assert len(value) == 10 and all(item is value[0] for item in value)
+        value = value[0]
+    assert value == ["a"]
+
+
+@pytest.mark.parametrize("label", [1 << 70, -1, 256, "1", None])
+def test_cifar_labels_that_are_none_are_refused(tmp_path: Path, label: object) -> None:
+    files, _ = cifar_files("10py")
+    pixels = np.zeros((1, 3072), np.uint8)
+    files["cifar-10-batches-py/data_batch_2"] = pickle.dumps({b"data": pixels, b"labels": [label]})
+    expect(DataError, "data_batch_2: has no list 'labels' of integers from 0 to 255", put(tmp_path / "f", files))
+
+
 # -- npz ------------------------------------------------------------------------------------------
 
 N = 5
@@ -374,6 +420,9 @@ def test_webdataset_by_file_pattern_braces_and_folder(tmp_path: Path) -> None:
         ({"a.jpg": b"", "a.png": b"", "a.cls": b"1"}, "sample 'a' has two images"),
         ({"a.jpg": b"", "a.cls": b"cat"}, "'a.cls' holds 'cat', not an integer label"),
         ({"a.jpg": b"", "a.cls": b"1" * 99}, "'a.cls' has 99 bytes, not an integer label"),
+        ({"a.jpg": b"", "a.cls": b"9" * 20}, "'a.cls' holds '9{20}', not an integer label from 0 to"),
+        ({"a.jpg": b"", "a.cls": b"1_0"}, "'a.cls' holds '1_0', not an integer"),
+        ({"a.jpg": b"", "a.cls": b"-1"}, "'a.cls' holds '-1', not an integer"),
     ],
 )
 def test_bad_webdataset_samples_are_named(tmp_path: Path, files: dict[str, bytes], words: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastload.errors import DataError, UsageError
 from fastload.sources.base import Sample, Source
+from fastload.sources.patterns import expand, is_pattern, refuse_address
 
 __all__ = ["Sample", "Source", "open_source"]
 
@@ -31,12 +32,24 @@ def open_source(
         from fastload.sources.dataset import MapDataset
 
         return MapDataset(source, split, images, labels)
+    refuse_address(os.fspath(source))
     path = Path(source)
-    if not path.exists() and any(mark in str(path) for mark in "*?[{"):
+    if not _exists(path) and is_pattern(str(path)):
         return _open_pattern(str(path), split, images, labels)
-    if not path.exists():
+    if not _exists(path):
         raise DataError(f"{path}: no such file or folder")
     return _open_path(path, split, images, labels)
+
+
+def _exists(path: Path) -> bool:
+    """Whether anything is there; a path that the system itself refuses is named with the system's reason."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:  # a name too long, a loop of links, no permission; a NUL in it
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    return True
 
 
 def _open_path(path: Path, split: str | None, images: str | None, labels: str | None) -> Source:
@@ -65,8 +78,8 @@ def _open_files(path: Path, split: str | None) -> Source:
     """Tell CIFAR, WebDataset and class folders apart by their files' names."""
     from fastload.sources.cifar import Cifar, find_layout
     from fastload.sources.class_folders import ClassFolders
-    from fastload.sources.files import is_image
-    from fastload.sources.webdataset import is_tar_name, scan
+    from fastload.sources.tars import is_tar_name
+    from fastload.sources.webdataset import scan
 
     members, contents = scan(path)
     found = find_layout(members)
@@ -74,7 +87,7 @@ def _open_files(path: Path, split: str | None) -> Source:
         return Cifar(path, members, *found, split)
     if contents:
         return _webdataset([path], split)
-    if path.is_dir() and not any(is_image(path, member) for member in members):
+    if path.is_dir() and not any(member.picture for member in members):
         tars = sorted(path / member.name for member in members if member.kind == "file" and is_tar_name(member.name))
         if tars:
             return _webdataset(tars, split)
@@ -82,8 +95,6 @@ def _open_files(path: Path, split: str | None) -> Source:
 
 
 def _open_pattern(pattern: str, split: str | None, images: str | None, labels: str | None) -> Source:
-    from fastload.sources.webdataset import expand
-
     paths = expand(pattern)
     if len(paths) == 1:
         return _open_path(paths[0], split, images, labels)

@@ -13,23 +13,6 @@ from fastload.errors import DataError
 Sample = bytes | np.ndarray | Image.Image | DataError
 """An encoded file, uint8 [H, W(, C)] pixels, an opened image, or why this sample could not be had."""
 
-IMAGE_SUFFIXES = frozenset(
-    (
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".bmp",
-        ".gif",
-        ".webp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-    )
-)
 SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval")
 
 

@@ -12,7 +12,9 @@ import numpy as np
 from fastload.errors import DataError, UsageError
 from fastload.sources import safe_pickle
 from fastload.sources.base import NumberedNames, Sample, Source
-from fastload.sources.files import Member, hidden, walk
+from fastload.sources.files import walk
+from fastload.sources.kinds import system_part
+from fastload.sources.members import Member, whole_file
 
 _PIXELS = 3 * 32 * 32
 
@@ -55,7 +57,7 @@ _LAYOUTS = (
 
 def find_layout(members: Sequence[Member]) -> tuple[_Layout, str] | None:
     """Return the published version that these files are, and the folder (with a slash, or "") they lie in."""
-    files = {member.name for member in members if member.kind == "file" and not hidden(member.name)}
+    files = {member.name for member in members if member.kind == "file" and system_part(member.name) is None}
     for layout in _LAYOUTS:
         for name in sorted(files):
             folder, slash, base = name.rpartition("/")
@@ -101,11 +103,12 @@ class Cifar(Source):
             if member.name not in wanted or member.kind != "file":
                 continue
             where = f"{self._path}: {member.name}"
+            data = whole_file(self._path, member, load)
             if not member.name.endswith(self._layout.names):
                 decode = _binary_batch if self._layout.binary else _pickled_batch
-                yield member.name, decode(load(), self._layout, where)
+                yield member.name, decode(data, self._layout, where)
             else:
-                yield member.name, load() if self._layout.binary else safe_pickle.load(load(), where)
+                yield member.name, data if self._layout.binary else safe_pickle.load(data, where)
 
     def _name(self, index: int) -> str:
         batch = int(np.searchsorted(self._starts, index, "right")) - 1
@@ -118,8 +121,8 @@ def _pickled_batch(data: bytes, layout: _Layout, where: str) -> tuple[np.ndarray
     labels = batch.get(layout.label_key) if isinstance(batch, dict) else None
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (_PIXELS,):
         raise DataError(f"{where}: has no 'data' of uint8 [n, {_PIXELS}]; is it a CIFAR batch?")
-    if not isinstance(labels, list) or not all(isinstance(label, int) for label in labels):
-        raise DataError(f"{where}: has no list of integers '{layout.label_key}'; is it a CIFAR batch?")
+    if not isinstance(labels, list) or not all(isinstance(label, int) and 0 <= label < 256 for label in labels):
+        raise DataError(f"{where}: has no list '{layout.label_key}' of integers from 0 to 255; is it a CIFAR batch?")
     if len(labels) != len(pixels):
         raise DataError(f"{where}: has {len(pixels):,} images but {len(labels):,} labels; fetch it again")
     return pixels, np.array(labels, dtype=np.int64)

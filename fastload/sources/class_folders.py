@@ -10,7 +10,9 @@ import numpy as np
 
 from fastload.errors import DataError, UsageError
 from fastload.sources.base import SPLITS
-from fastload.sources.files import FileSource, Member, hidden, is_image
+from fastload.sources.files import FileSource
+from fastload.sources.kinds import system_part
+from fastload.sources.members import Member
 
 
 class ClassFolders(FileSource):
@@ -27,7 +29,7 @@ class ClassFolders(FileSource):
     kind = "class folders"
 
     def __init__(self, path: Path, members: Sequence[Member], split: str | None) -> None:
-        images = {member.name: member.size for member in members if is_image(path, member)}
+        images = {member.name: member.size for member in members if member.picture}
         if not images:
             raise DataError(f"{path}: {_found_instead(members)}")
         prefix = _prefix(path, list(images), split)
@@ -41,10 +43,9 @@ class ClassFolders(FileSource):
         self.labels = np.array([number[top] for top, _, _ in samples], dtype=np.int64)
         self.names = [name for _, _, name in samples]
         self.sizes = np.array([images[name] for name in self.names], dtype=np.int64)
-        self.ignored = sum(
-            member.kind != "folder" and member.name.startswith(prefix) and member.name not in images
-            for member in members
-        )
+        others = (member for member in members if member.kind == "file" or system_part(member.name) is not None)
+        passed_over = {system_part(member.name) or member.name for member in others} - set(self.names)
+        self.ignored = sum(name.startswith(prefix) for name in passed_over)
         super().__init__({path: {name: index for index, name in enumerate(self.names)}})
 
 
@@ -69,14 +70,14 @@ def _prefix(path: Path, names: list[str], split: str | None) -> str:
 
 def _refuse_empty_class(path: Path, members: Sequence[Member], prefix: str, classes: set[str]) -> None:
     for member in members:
-        if member.kind == "folder" and member.name.startswith(prefix) and not hidden(member.name):
+        if member.kind == "folder" and member.name.startswith(prefix) and system_part(member.name) is None:
             top = member.name[len(prefix) :].split("/")[0]
             if top and top not in classes:
                 raise DataError(f"{path}: class folder '{prefix}{top}' holds no image; fill it or remove it")
 
 
 def _found_instead(members: Sequence[Member]) -> str:
-    files = [member.name for member in members if member.kind == "file" and not hidden(member.name)]
+    files = [member.name for member in members if member.kind == "file" and system_part(member.name) is None]
     if not files:
         return "is empty: there is not one file in it"
     kinds = Counter(Path(name).suffix or "no suffix" for name in files).most_common(3)

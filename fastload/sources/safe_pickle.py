@@ -1,13 +1,16 @@
 """Reading a pickle that holds data only: arrays, bytes, strings, numbers, lists and dicts.
 
 NumPy's own classes are never called: stand-ins collect what a pickled array is made of, and plain
-`np.frombuffer` builds it afterwards, so that a crafted pickle reaches no code but this file's.
+`np.frombuffer` builds it afterwards, so that a crafted pickle reaches no code but this file's. Nor can it take more
+memory than its own bytes account for: its steps are counted before one is done, and what it makes of text is
+limited to its own length.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import re
 from typing import Any
 
@@ -16,6 +19,8 @@ import numpy as np
 from fastload.errors import DataError
 
 _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")
+_STEPS = 2_000_000  # CIFAR-100's training file has 0.3 million; each may make an object of some 60 bytes
+_STORING = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
 class _Dtype:
@@ -47,7 +52,6 @@ class _Array:
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, data = state
-        data = data.encode("latin1") if isinstance(data, str) else data  # Python 2's strings
         self.value = _build(data, dtype, shape, "F" if fortran else "C")
 
 
@@ -70,20 +74,12 @@ def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
 
 
 def _scalar(dtype: Any, data: Any) -> Any:
-    data = data.encode("latin1") if isinstance(data, str) else data
     return _build(data, dtype, (), "C").item()
-
-
-def _encode(text: Any, encoding: Any) -> bytes:
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError("an encoding other than latin1")
-    return text.encode("latin1")
 
 
 _ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
     **{(module, "_reconstruct"): _reconstruct for module in _MULTIARRAY},
     **{(module, "_frombuffer"): _from_buffer for module in _MULTIARRAY},
     **{(module, "scalar"): _scalar for module in _MULTIARRAY},
@@ -91,10 +87,24 @@ _ADMITTED: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="bytes")
+        self._text_left = len(data)
+
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return self._encode
         if (module, name) not in _ADMITTED:
             raise pickle.UnpicklingError(f"asks for {module}.{name}, which is code, not data")
         return _ADMITTED[module, name]
+
+    def _encode(self, text: Any, encoding: Any) -> bytes:
+        if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+            raise pickle.UnpicklingError("an encoding other than latin1")
+        self._text_left -= len(text)
+        if self._text_left < 0:
+            raise pickle.UnpicklingError("makes more bytes than it has")
+        return text.encode("latin1")
 
 
 def load(data: bytes, where: str) -> Any:
@@ -107,19 +117,39 @@ def load(data: bytes, where: str) -> Any:
     Raises DataError for anything but data, without running any of it.
     """
     try:
-        return _plain(_Unpickler(io.BytesIO(data), encoding="bytes").load())
+        _count_steps(data)
+        return _plain(_Unpickler(data).load(), {})
     except Exception as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise DataError(f"{where}: is not a pickle of plain data ({reason}); nothing in it was run") from error
 
 
-def _plain(value: Any) -> Any:
+def _count_steps(data: bytes) -> None:
+    """Refuse a pickle of too many steps, and one that asks for a table longer than its steps could fill."""
+    highest = steps = 0
+    for opcode, argument, _ in pickletools.genops(data):
+        steps += 1
+        if opcode.name in _STORING and isinstance(argument, int):
+            highest = max(highest, argument)
+        if steps > _STEPS:
+            raise pickle.UnpicklingError(f"more than {_STEPS:,} steps")
+    if highest > steps:
+        raise pickle.UnpicklingError(f"keeps a value under number {highest:,} in {steps:,} steps")
+
+
+def _plain(value: Any, done: dict[int, Any]) -> Any:
+    """Return plain data; what a pickle refers to many times is made once, or 700 bytes could ask for 10^30 lists."""
     if isinstance(value, _Array):
         return value.value
-    if isinstance(value, dict):
-        return {_text(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
+    if isinstance(value, dict | list):
+        if id(value) not in done:
+            made: Any = type(value)()
+            done[id(value)] = made
+            if isinstance(value, dict):
+                made.update((_text(key), _plain(item, done)) for key, item in value.items())
+            else:
+                made.extend(_plain(item, done) for item in value)
+        return done[id(value)]
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return value
     raise pickle.UnpicklingError(f"holds a {type(value).__name__}")

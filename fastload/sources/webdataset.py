@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import glob
-import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from fastload.errors import DataError
-from fastload.sources.files import FileSource, Member, hidden, is_image, walk
+from fastload.sources.files import FileSource, is_picture, walk
+from fastload.sources.kinds import system_part
+from fastload.sources.members import Member
 
 _IMAGES = (".jpg", ".jpeg", ".png")
-_TAR = re.compile(r"\.(tar|tgz|txz|tar\.(gz|bz2|xz|zst))$", re.IGNORECASE)
 LARGEST_LABEL = 64
 
 
@@ -54,13 +53,13 @@ def _samples(path: Path, members: Iterable[Member]) -> list[tuple[Member, str]]:
     images: dict[str, Member] = {}
     labels: dict[str, str] = {}
     for member in members:
-        if member.kind == "folder" or hidden(member.name):
+        if member.kind == "folder" or system_part(member.name) is not None:
             continue
         key, suffix = split_key(member.name)
         if suffix == ".cls":
             labels[key] = member.name
         elif suffix in _IMAGES:
-            if not is_image(path, member):
+            if not member.picture:
                 continue
             if key in images:
                 raise DataError(f"{path}: sample '{key}' has two images ({images[key].name}, {member.name})")
@@ -79,52 +78,19 @@ def split_key(name: str) -> tuple[str, str]:
 
 
 def _integer(path: Path, name: str, content: bytes) -> int:
-    try:
+    if re.fullmatch(rb"\s*\d+\s*", content) and int(content) < 1 << 63:
         return int(content)
-    except ValueError as error:
-        shown = content[:20].decode("utf-8", "replace")
-        raise DataError(f"{path}: '{name}' holds {shown!r}, not an integer label") from error
+    shown = content[:20].decode("utf-8", "replace")
+    raise DataError(f"{path}: '{name}' holds {shown!r}, not an integer label from 0 to 2^63 - 1")
 
 
 def scan(path: Path) -> tuple[list[Member], dict[str, bytes]]:
     """Return a folder's or tar's members, and the contents of its .cls files."""
     members, contents = [], {}
     for member, load in walk(path):
-        members.append(member)
+        members.append(member._replace(picture=is_picture(path, member, load)))
         if member.kind == "file" and member.name.lower().endswith(".cls"):
             if member.size > LARGEST_LABEL:
                 raise DataError(f"{path}: '{member.name}' has {member.size:,} bytes, not an integer label")
             contents[member.name] = load()
     return members, contents
-
-
-def is_tar_name(name: str) -> bool:
-    """Whether a file is a tar by its name."""
-    return _TAR.search(name) is not None
-
-
-def expand(pattern: str) -> list[Path]:
-    """Return the files of a pattern: shells' wildcards, `{000..010}` and `{a,b}`, in the pattern's order."""
-    paths = []
-    for word in _braces(pattern):
-        found = sorted(glob.glob(word)) if glob.has_magic(word) else [word]
-        paths += [Path(name) for name in found]
-    missing = [path for path in paths if not path.exists()]
-    if missing or not paths:
-        raise DataError(f"{missing[0] if missing else pattern}: no such file")
-    return paths
-
-
-def _braces(pattern: str) -> list[str]:
-    pieces = re.split(r"(\{[^{}]*\})", pattern)
-    choices = []
-    for piece in pieces:
-        span = re.fullmatch(r"\{(\d+)\.\.(\d+)\}", piece)
-        if span:
-            first, last = span.groups()
-            choices.append([f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)])
-        elif piece.startswith("{") and "," in piece:
-            choices.append(piece[1:-1].split(","))
-        else:
-            choices.append([piece])
-    return ["".join(choice) for choice in itertools.product(*choices)]

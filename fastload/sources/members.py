@@ -1,0 +1,68 @@
+"""What a folder or an archive is to fastload: a stream of members, each with a function that reads it."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, Protocol
+
+from fastload.errors import DataError
+from fastload.text import storable
+
+LARGEST_FILE = 1 << 28
+"""The most bytes of one picture's file, or of one file of a CIFAR archive: 256 MB. Nothing longer is read."""
+
+
+class Member(NamedTuple):
+    """A file or folder.
+
+    Attributes:
+        name: its path within the source, without leading or trailing slash.
+        size: in bytes; of a file in an archive, after unpacking.
+        kind: "file" or "folder".
+        obstacle: why it cannot be read, and the mend, to be read after its name; "" where it can be.
+        picture: whether it is one, once that has been looked at.
+    """
+
+    name: str
+    size: int
+    kind: Literal["file", "folder"]
+    obstacle: str = ""
+    picture: bool = False
+
+
+class Load(Protocol):
+    """Reads a member, or its first `limit` bytes; valid until the next member is asked for, and once."""
+
+    def __call__(self, limit: int | None = None) -> bytes: ...
+
+
+def no_content(limit: int | None = None) -> bytes:
+    """Stand for the content of what is no file."""
+    return b""
+
+
+def whole_file(where: object, member: Member, load: Load) -> bytes:
+    """Return a file's content; DataError as `check_readable` raises it."""
+    check_readable(where, member)
+    return load()
+
+
+def check_readable(where: object, member: Member) -> None:
+    """Raise DataError for a file that cannot be read or is too large to be held in memory."""
+    if member.obstacle:
+        raise DataError(f"{where}: '{member.name}' {member.obstacle}")
+    if member.size > LARGEST_FILE:
+        raise DataError(
+            f"{where}: '{member.name}' has {member.size:,} bytes, more than the {LARGEST_FILE:,} that one file may "
+            "have; make it smaller or remove it"
+        )
+
+
+def member_name(where: object, name: str) -> str:
+    """Return an archive member's name as a path within the archive, "" for the archive's own folder.
+
+    Raises DataError for one that leads out of it.
+    """
+    parts = [part for part in storable(name).split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise DataError(f"{where}: member '{storable(name)}' points outside the archive; make the archive again")
+    return "/".join(parts)

@@ -1,0 +1,321 @@
+"""Archives of strangers: joined, cut, made to mislead. Each is read in full or refused, soon and in little memory."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import itertools
+import lzma
+import os
+import random
+import resource
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+from samples import class_files, encode, noise, put, tar
+
+from fastload.errors import DataError, FastloadError, UsageError
+from fastload.sources import open_source, tars
+from fastload.sources.members import LARGEST_FILE
+from fastload.sources.patterns import expand
+from fastload.sources.tars import walk_tar
+
+PACKERS = {
+    "plain": bytes,
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": zstandard.compress,
+}
+
+
+def read_all(path: Path) -> dict[str, bytes]:
+    return {member.name: load() for member, load in walk_tar(path) if member.kind == "file"}
+
+
+def refused(words: str, path: object, error: type[FastloadError] = DataError) -> None:
+    with pytest.raises(error, match=words) as caught:
+        for _ in open_source(path).read():
+            pass
+    assert "\n" not in str(caught.value)
+
+
+def set_size(header: bytearray, size: int) -> None:
+    """Write a size into a tar's header in base 256, and mend its checksum."""
+    header[124:136] = b"\x80" + size.to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+
+
+# -- tars joined, cut, and not tars at all --------------------------------------------------------
+
+
+@pytest.mark.parametrize("pack", PACKERS.values(), ids=PACKERS)
+@pytest.mark.parametrize("together", [True, False], ids=["joined then packed", "packed then joined"])
+def test_joined_tars_are_read_to_the_last(tmp_path: Path, pack, together: bool) -> None:
+    parts = [tar(tmp_path / f"{name}.tar", {f"{name}/{i}": b"%d" % i for i in range(3)}).read_bytes() for name in "abc"]
+    whole = tmp_path / "whole.tar"
+    whole.write_bytes(pack(b"".join(parts)) if together else b"".join(map(pack, parts)))
+    assert read_all(whole) == {f"{name}/{i}": b"%d" % i for name in "abc" for i in range(3)}
+
+
+def test_what_follows_a_tar_and_is_none_is_refused_with_its_place(tmp_path: Path) -> None:
+    path = tar(tmp_path / "t.tar", class_files(2, 1))
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes() + b"no tar" * 200)
+    refused(f"something that is no tar follows its closing mark at byte {size:,}", path)
+    path.write_bytes(path.read_bytes()[:size] + b"no")
+    refused(f"follows its closing mark at byte {size:,}", path)
+
+
+def test_joined_tars_may_not_hold_a_name_twice(tmp_path: Path) -> None:
+    path = tar(tmp_path / "t.tar", class_files(2, 1))
+    path.write_bytes(path.read_bytes() * 2)
+    refused("twice", path)
+
+
+def test_a_frame_with_a_long_window_is_read(tmp_path: Path) -> None:
+    plain = tar(tmp_path / "t.tar", class_files(2, 2)).read_bytes()
+    parameters = zstandard.ZstdCompressionParameters(window_log=31, enable_ldm=True)
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    (tmp_path / "t.tar.zst").write_bytes(packer.compress(plain) + packer.flush())
+    assert len(open_source(tmp_path / "t.tar.zst")) == 4
+
+
+# -- lengths that lie -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pack", PACKERS.values(), ids=PACKERS)
+@pytest.mark.parametrize("name", ["c/last.png", "c/last.bin"])
+def test_a_member_of_2_to_the_62_bytes_is_refused_at_once(tmp_path: Path, pack, name: str) -> None:
+    path = tar(tmp_path / "t.tar", {"b/0.png": encode(noise()), name: b"x" * 600})
+    data = bytearray(path.read_bytes())
+    start = data.index(name.encode())
+    header = data[start : start + 512]
+    set_size(header, 1 << 62)
+    data[start : start + 512] = header
+    path.write_bytes(pack(bytes(data)))
+    refused("has 4,611,686,018,427,387,904 bytes|unexpected end of data|negative", path)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+@pytest.mark.parametrize("size", [1 << 62, 300 << 20])
+def test_headers_that_ask_for_more_than_headers_may_take_are_refused_unread(tmp_path: Path, kind, size: int) -> None:
+    info = tarfile.TarInfo("x")
+    info.type = kind
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    set_size(header, size)
+    path = tmp_path / "t.tar.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(bytes(header) + bytes(1 << 20))
+    refused("a header of more than 1,048,576 bytes", path)
+
+
+def test_a_sparse_map_that_the_file_s_end_cuts_is_refused(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("c/0.png")
+    info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "c/0.png"}
+    info.size = 512
+    for content in (b"7\n0\n", b"7\n" + b"0\n" * 5, b"x" * 512, b"999999999999\n"):
+        path = tmp_path / "t.tar"
+        path.write_bytes(info.tobuf(tarfile.PAX_FORMAT) + content)
+        refused("damaged or truncated tar", path)
+
+
+def test_a_header_of_digits_does_not_keep_python_s_search_busy(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("c/0.png")
+    info.pax_headers = {"comment": "1" * 300_000}
+    path = tmp_path / "t.tar"
+    path.write_bytes(info.tobuf(tarfile.PAX_FORMAT) + bytes(1024))
+    refused("hundreds of digits", path)
+
+
+def test_a_picture_too_large_to_be_one_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "f" / "c").mkdir(parents=True)
+    with open(tmp_path / "f" / "c" / "0.png", "wb") as file:
+        file.truncate(LARGEST_FILE + 1)
+    refused(r"'c/0\.png' has 268,435,457 bytes, more than the 268,435,456 that one file may have", tmp_path / "f")
+
+
+@pytest.mark.parametrize("kind", ["gz", "xz", "zst"])
+def test_an_archive_that_is_a_bomb_is_refused(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tars, "_FREE", 1 << 20)
+    monkeypatch.setattr(tars, "_RATIO", 100)
+    path = tar(tmp_path / "t.tar", {"c/0.bin": bytes(20 << 20), "c/0.png": encode(noise())})
+    path.write_bytes(PACKERS[kind](path.read_bytes()))
+    refused("unpacks to more than 100 times its size", path)
+
+
+def test_a_picture_of_zeros_takes_at_most_twice_its_bytes_in_memory(tmp_path: Path) -> None:
+    size = 120 << 20
+    path = tmp_path / "t.tar.xz"
+    info = tarfile.TarInfo("c/0.png")
+    info.size = size
+    with lzma.open(path, "wb", preset=0) as file:
+        file.write(info.tobuf())
+        for _ in range(size >> 20):
+            file.write(bytes(1 << 20))
+        file.write(bytes(1024))
+    program = (
+        "import resource, sys; from pathlib import Path; from fastload.sources.tars import walk_tar\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "for member, load in walk_tar(Path(sys.argv[1])): data = load()\n"
+        "print(len(data), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
+    read, taken = map(int, done.stdout.split())
+    assert read == size and taken < 2.3 * size
+
+
+# -- links ----------------------------------------------------------------------------------------
+
+
+def test_folders_that_links_lead_to_twice_are_named_and_not_walked_for_ever(tmp_path: Path) -> None:
+    """22 levels, each with two links to the next, are 4 million paths to one picture."""
+    levels = [tmp_path / f"level{number}" for number in range(23)]
+    for level, following in itertools.pairwise(levels):
+        level.mkdir()
+        for name in "ab":
+            (level / name).symlink_to(following)
+    put(levels[-1], {"0.png": encode(noise())})
+    refused("'a/[a/]*/a' and 'a/[a/]*/b' are one and the same by a link", levels[0])
+
+
+@pytest.mark.parametrize("first, second", [("real", "z"), ("a", "real")])
+def test_a_folder_and_a_link_to_it_do_not_count_twice(tmp_path: Path, first: str, second: str) -> None:
+    folder = put(tmp_path / "s", {"real/0.png": encode(noise()), "other/0.png": encode(noise())})
+    link = first if second == "real" else second
+    (folder / link).symlink_to(folder / "real")
+    refused(f"folders '{first}' and '{second}' are one and the same", folder)
+
+
+def test_links_in_a_circle_and_special_files_are_named(tmp_path: Path) -> None:
+    folder = put(tmp_path / "s", {"a/0.png": encode(noise()), "b/0.png": encode(noise())})
+    (folder / "b" / "1.png").symlink_to("2.png")
+    (folder / "b" / "2.png").symlink_to("1.png")
+    refused("'b/1.png' is a link that cannot be followed", folder)
+    for name in ("1.png", "2.png"):
+        (folder / "b" / name).unlink()
+    os.mkfifo(folder / "b" / "1.png")
+    refused("'b/1.png' is neither a file nor a folder", folder)
+
+
+# -- paths that are none --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("s3://bucket/train", "s3://bucket/train: is an address, .*fetch it first .aws s3 sync."),
+        ("https://x.y/z.tar", "https://x.y/z.tar: is an address"),
+        ("pipe:aws s3 cp s3://b/x.tar -", "pipe:.*: is an address"),
+        ("file:///data/x", "give the path alone"),
+    ],
+)
+def test_addresses_are_no_paths(text: str, words: str) -> None:
+    refused(words, text, UsageError)
+
+
+@pytest.mark.parametrize("pattern", ["{0000000000..9999999999}.tar", "{1..999999999999999999}{1..999999999999999999}"])
+def test_patterns_of_more_names_than_anybody_has_are_refused_at_once(pattern: str) -> None:
+    refused("stands for .* names, more than 1,000,000", pattern, UsageError)
+
+
+def test_ranges_are_as_in_a_shell(tmp_path: Path) -> None:
+    for name in ("8", "9", "10", "08", "09"):
+        (tmp_path / name).touch()
+    assert [path.name for path in expand(f"{tmp_path}/{{8..10}}")] == ["8", "9", "10"]
+    assert [path.name for path in expand(f"{tmp_path}/{{10..8}}")] == ["10", "9", "8"]
+    assert [path.name for path in expand(f"{tmp_path}/{{08..10}}")] == ["08", "09", "10"]
+
+
+def test_a_path_that_the_system_refuses_comes_with_the_system_s_reason() -> None:
+    refused("cannot be read .File name too long", "/" + "x" * 300)
+    refused("cannot be read .*null", "a\0b")
+
+
+# -- fuzz -----------------------------------------------------------------------------------------
+
+
+def damaged(data: bytes, chance: random.Random) -> bytes:
+    """Flip bits, mostly in headers, cut, double and blank pieces."""
+    content = bytearray(data)
+    for _ in range(chance.randint(1, 4)):
+        at = chance.randrange(len(content)) if chance.random() < 0.3 else 512 * chance.randrange(len(content) // 512)
+        kind = chance.randrange(5)
+        if kind == 0:
+            content[at] ^= 1 << chance.randrange(8)
+        elif kind == 1:
+            where = at + chance.choice([0, 100, 124, 148, 156, 157, 257, 345])
+            content[where : where + 8] = chance.randbytes(8)
+        elif kind == 2:
+            del content[at : at + chance.choice([1, 512, 4096])]
+        elif kind == 3:
+            content[at:at] = content[at : at + 1024]
+        else:
+            content[at : at + 512] = bytes(512)
+        if len(content) < 512:
+            break
+    return bytes(content)
+
+
+def mended(content: bytes) -> bytes:
+    """Give each header its right checksum, so that the damage behind it is seen."""
+    data = bytearray(content)
+    for start in range(0, len(data) - 511, 512):
+        if data[start + 257 : start + 262] == b"ustar":
+            header = data[start : start + 512]
+            header[148:156] = b" " * 8
+            data[start + 148 : start + 156] = b"%06o\0 " % sum(header)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_damage_to_a_tar_raises_anything_but_an_error_of_one_line(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    files = {f"{label}/{'x' * 110}{i}.png": encode(noise()) for label in "ab" for i in range(2)}
+    whole = tar(tmp_path / "t.tar", files, format=tarfile.GNU_FORMAT if seed == 1 else tarfile.PAX_FORMAT).read_bytes()
+    path = tmp_path / "d.tar"
+    refusals = 0
+    limit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + 400_000
+    for _ in range(250):
+        broken = damaged(whole, chance)
+        path.write_bytes(mended(broken) if chance.random() < 0.7 else broken)
+        try:
+            for _ in open_source(path).read():
+                pass
+        except FastloadError as error:
+            assert "\n" not in str(error)
+            refusals += 1
+    assert refusals > 50 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < limit
+
+
+def test_a_tar_on_a_file_that_is_cut_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+    path = tar(tmp_path / "t.tar", class_files(2, 8, (64, 64)))
+    source = open_source(path)
+    stream = source.read()
+    index, data = next(stream)
+    assert isinstance(data, bytes) and np.asarray(source.sizes)[index] == len(data)
+    os.truncate(path, 6000)
+    with pytest.raises(DataError, match=r"t\.tar: "):
+        list(stream)
+
+
+def test_seeking_in_a_plain_tar_reads_its_headers_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing of 100 GB on a network is a matter of seconds then."""
+    path = tar(tmp_path / "t.tar", {f"c/{i}.png": bytes(1 << 20) for i in range(4)} | {"d/0.png": b""})
+    read = 0
+    original = tars._Stream.read
+
+    def counted(stream, size: int) -> bytes:
+        nonlocal read
+        data = original(stream, size)
+        read += len(data)
+        return data
+
+    monkeypatch.setattr(tars._Stream, "read", counted)
+    assert len(open_source(path)) == 5 and read < 20_000
