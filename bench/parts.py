@@ -330,6 +330,13 @@ def stream_dali(setting: Setting) -> list[Result]:
     return stream_raw(setting, ("dali",))
 
 
+def gpu_times(setting: Setting) -> list[Result]:
+    """`gpu_times.gpu_times`: what the device and what the host take, apart."""
+    from fastload.bench.gpu_times import gpu_times
+
+    return gpu_times(setting)
+
+
 PARTS: dict[str, Callable[[Setting], list[Result]]] = {
     "resident-fused": resident_fused,
     "resident-224": resident_large,
@@ -337,6 +344,7 @@ PARTS: dict[str, Callable[[Setting], list[Result]]] = {
     "stream-fused": stream_fused,
     "two-phase": two_phase,
     "autoencoder": autoencoder,
+    "times": gpu_times,
     "resident-dali": resident_dali,
     "stream-dali": stream_dali,
     "stream-encoded": stream_encoded,

@@ -433,7 +433,7 @@ def test_a_device_that_is_not_there_is_named(pair):
 
 def test_a_subset_that_does_not_fit_is_refused_before_it_is_uploaded(pair, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (1000, 10**9))
-    with pytest.raises(DataError, match="choose a smaller subset"):
+    with pytest.raises(DataError, match="build a smaller one"):
         make(pair)
 
 
