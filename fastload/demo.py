@@ -34,6 +34,7 @@ from fastload.errors import DataError, UsageError
 from fastload.feeds import resolve_device
 from fastload.loader import TwoPhaseLoader
 from fastload.packed import PackedFile
+from fastload.packed_set import labels_of
 from fastload.packing import pack
 from fastload.progress import progress_bar
 from fastload.subset import DEFAULT_EPOCHS, DEFAULT_SIZE, build_subset, parse_size
@@ -220,15 +221,18 @@ class _Demo:
     def _check_classes(self) -> int:
         """Return the number of classes; refuse labels that the classifier cannot learn or the test set not share."""
         with PackedFile(self.folder / FULL) as full, PackedFile(self.folder / TEST) as test:
+            largest = 0
             for file in (full, test):
-                if file.labels.ndim != 1 or file.labels.dtype.kind not in "iu" or file.labels.min() < 0:
+                labels = file.labels
+                if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 0:
                     raise DataError(f"{file.path.name}: the demo needs one class number, 0 or more, for each image")
+                largest = max(largest, int(labels.max()))
             mapping = label_map(test.classes, full.classes, source="the test set", target="the training set")
-            labels = mapped_labels(test.labels, mapping, test.path.name)
+            mapped = mapped_labels(labels_of(test, "the demo"), mapping, test.path.name)
             if full.fingerprint == test.fingerprint:
                 raise UsageError("the test set is the training set itself; name another one with --test")
             self.test_count = len(test)
-            return max(len(full.classes), int(full.labels.max()) + 1, int(labels.max()) + 1)
+            return max(len(full.classes), largest + 1, int(mapped.max()) + 1)
 
     # -- choose ----------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from fastload.augment import Augment
 from fastload.autoencoder import VIEW, Autoencoder, reproducible
 from fastload.errors import DataError, UsageError
 from fastload.evaluation import EvaluationLoader
-from fastload.packed import checked_dataset, open_hdf5
+from fastload.hdf5_reading import checked_dataset, open_hdf5
 from fastload.packed_set import Packed
 from fastload.ranks import Leader, RankFailure
 from fastload.read_ahead import FileRows

@@ -13,7 +13,7 @@ from fastload.errors import UsageError
 from fastload.feeds import Output, open_feed, resolve_device, run_feed
 from fastload.order import FINE_TUNE, Order
 from fastload.packed import PackedFile
-from fastload.packed_set import PackedSet, Source, open_packed
+from fastload.packed_set import PackedSet, Source, labels_of, open_packed
 
 
 class EvaluationLoader:
@@ -54,7 +54,7 @@ class EvaluationLoader:
         self._file = source if isinstance(source, PackedFile | PackedSet) else open_packed(source, argument="path")
         try:
             mapping = label_map(self._file.classes, classes, source=self._file.path, target="the training set")
-            self._labels = mapped_labels(self._file.labels, mapping, self._file.path)
+            self._labels = mapped_labels(labels_of(self._file, "a batch"), mapping, self._file.path)
         except BaseException:
             if self._owned:
                 self._file.close()

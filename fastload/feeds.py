@@ -26,7 +26,7 @@ from fastload.kernels import augment as kernel
 from fastload.kernels import cuda_target
 from fastload.memory import check_fits
 from fastload.order import Order
-from fastload.packed_set import Packed
+from fastload.packed_set import Packed, labels_of
 from fastload.prefetch import Prefetcher
 from fastload.processors import makers
 from fastload.reading import ReadAhead, SampleReader
@@ -143,7 +143,7 @@ def open_feed(
         raise UsageError(f"{file.path} holds encoded images; a resident set must be raw")
     if workers is None:
         workers = makers()
-    given = label_tensor(file.labels if labels is None else labels)
+    given = label_tensor(labels_of(file, "a batch") if labels is None else labels)
     if chosen == "dali":
         return _DaliFeed(file, augment, order, output, resident, given)
     if output.device.type == "cpu":

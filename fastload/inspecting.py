@@ -26,6 +26,7 @@ def inspect_file(
     Raises DataError where it cannot be read. The samples themselves are not read: see `fastload.verifying` for that.
     """
     with PackedFile(path, images=images, labels=labels) as file:
+        marks = file.labels
         facts: dict[str, Any] = {
             "path": str(file.path),
             "kind": "subset" if file.selection is not None else "packed file" if file.created_with else "HDF5 file",
@@ -34,8 +35,9 @@ def inspect_file(
             "shape": None if file.shape is None else list(file.shape),
             "image_bytes": file.nbytes,
             "file_bytes": file.path.stat().st_size,
-            "classes": class_counts(file.labels, file.classes),
-            "labels": {"dtype": str(file.labels.dtype), "shape": list(file.labels.shape)},
+            "classes": {} if marks is None else class_counts(marks, file.classes),
+            "labels": None if marks is None else {"dtype": str(marks.dtype), "shape": list(marks.shape)},
+            "names": file.names is not None,
             "ids": _ids(file.ids),
             "fingerprint": file.fingerprint,
             "source": file.source,
@@ -134,8 +136,8 @@ def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
             "size",
             f"{facts['image_bytes'] / 1e6:,.1f} MB of images, {facts['file_bytes'] / 1e6:,.1f} MB on disk",
         ),
-        ("classes", _class_lines(facts["classes"])),
-        ("labels", f"{labels['dtype']} [{', '.join(map(str, labels['shape']))}]"),
+        ("classes", _class_lines(facts["classes"]) if labels else "none: the images have no labels"),
+        ("labels", f"{labels['dtype']} [{', '.join(map(str, labels['shape']))}]" if labels else "none"),
         ("ids", f"{ids['order']}, {ids['min']:,} to {ids['max']:,}"),
         ("fingerprint", facts["fingerprint"]),
         ("source", _pairs(facts["source"])),

@@ -26,7 +26,7 @@ from fastload.evaluation import EvaluationLoader
 from fastload.feeds import Batch, Feed, Output, open_feed, resolve_device
 from fastload.memory import free_memory, resident_room
 from fastload.order import FAST, FINE_TUNE, Order, Shuffle, shuffle_of, sorted_by_label
-from fastload.packed_set import Packed, Source, open_packed
+from fastload.packed_set import Packed, Source, labels_of, open_packed
 from fastload.phase import Phase
 from fastload.processors import makers
 from fastload.swap import Plateau, Swap, planned_swap
@@ -189,7 +189,7 @@ class TwoPhaseLoader:
 
     def _check_files(self) -> None:
         full, subset = self._full, self._subset
-        if full is not None and self._shuffle == "block" and sorted_by_label(full.labels):
+        if full is not None and self._shuffle == "block" and full.labels is not None and sorted_by_label(full.labels):
             raise UsageError(
                 f'{full.path}: rows are sorted by label, so shuffle="block" would not mix the classes; '
                 "pack it with `fastload pack --order shuffled`, or use shuffle=True"
@@ -210,10 +210,11 @@ class TwoPhaseLoader:
                 f"{subset.path}: was built from another full set (fingerprint {str(made_from)[:12]}…) than {full.path} "
                 f"({full.fingerprint[:12]}…); run `fastload build-subset {full.path.name} {subset.path.name}` again"
             )
-        if subset.labels.shape[1:] != full.labels.shape[1:]:
+        ours, theirs = (None if file.labels is None else file.labels.shape[1:] for file in (subset, full))
+        if ours != theirs:
             raise DataError(
-                f"{subset.path}: labels have shape {subset.labels.shape[1:]} a sample, those of {full.path} "
-                f"{full.labels.shape[1:]}; the two do not belong together"
+                f"{subset.path}: labels have shape {ours} a sample, those of {full.path} {theirs}; the two do not "
+                "belong together"
             )
         channels = 3 if full.shape is None else full.shape[2]
         if subset.shape is not None and subset.shape[2] != channels:
@@ -227,9 +228,8 @@ class TwoPhaseLoader:
     def _labels(self, file: Packed) -> np.ndarray:
         """Return a file's labels, numbered as the full set's are."""
         target = "the other file" if self._full is None else self._full.path
-        return mapped_labels(
-            file.labels, label_map(file.classes, self._classes, source=file.path, target=target), file.path
-        )
+        mapping = label_map(file.classes, self._classes, source=file.path, target=target)
+        return mapped_labels(labels_of(file, "a batch"), mapping, file.path)
 
     def _is_resident(self, number: int, file: Packed) -> bool:
         if number == FAST:

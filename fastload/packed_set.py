@@ -13,7 +13,8 @@ import xxhash
 
 from fastload.arguments import path_of
 from fastload.errors import DataError, UsageError
-from fastload.packed import Extent, PackedFile
+from fastload.packed import Extent, PackedFile, sample_name
+from fastload.packed_names import JoinedNames
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -46,13 +47,14 @@ class PackedSet:
         self.storage, self.shape, self.strides, self.classes = first.storage, first.shape, first.strides, first.classes
         self.selection = None
         self.source: dict[str, Any] = {"kind": "set", "files": [file.source for file in self.files]}
-        self.labels = np.concatenate([file.labels for file in self.files])
+        labelled = [file.labels for file in self.files if file.labels is not None]
+        self.labels = np.concatenate(labelled) if labelled else None
         self.ids = _ids([file.ids for file in self.files])
-        self.digests = (
-            np.concatenate([file.digests for file in self.files if file.digests is not None])
-            if all(file.digests is not None for file in self.files)
-            else None
-        )
+        digests = [file.digests for file in self.files]
+        self.digests = np.concatenate([part for part in digests if part is not None]) if _all(digests) else None
+        shapes, names = [file.shapes for file in self.files], [file.names for file in self.files]
+        self.shapes = np.concatenate([part for part in shapes if part is not None]) if _all(shapes) else None
+        self.names = JoinedNames([part for part in names if part is not None]) if _all(names) else None
         self.nbytes = sum(file.nbytes for file in self.files)
         self._first_rows = np.cumsum([0, *(len(file) for file in self.files)])
         self.offsets = self._joined_offsets()
@@ -68,8 +70,7 @@ class PackedSet:
             ("images of shape", first.shape, other.shape),
             ("an image layout of strides", first.strides, other.strides),
             ("classes", first.classes, other.classes),
-            ("labels of shape", first.labels.shape[1:], other.labels.shape[1:]),
-            ("labels of type", first.labels.dtype, other.labels.dtype),
+            ("labels", *(_label_kind(file) for file in (first, other))),
         ):
             if ours != theirs:
                 raise DataError(
@@ -87,7 +88,11 @@ class PackedSet:
         return np.concatenate([*parts, shifts[-1:]])
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.ids)
+
+    def name_of(self, row: int) -> str:
+        """Return a sample's name in its source, or "row 8 (id 8)" where not all files hold names; for messages."""
+        return sample_name(self, row)
 
     @property
     def paths(self) -> list[Path]:
@@ -126,6 +131,13 @@ class PackedSet:
 
 
 Packed = PackedFile | PackedSet
+
+
+def labels_of(file: Packed, use: str) -> np.ndarray:
+    """Return a set's labels; raise UsageError where it has none, saying that `use` needs them."""
+    if file.labels is None:
+        raise UsageError(f"{file.path}: holds no labels, and {use} needs them")
+    return file.labels
 
 
 def open_packed(
@@ -169,6 +181,16 @@ def _ids(parts: list[np.ndarray]) -> np.ndarray:
         shifted.append(ids + taken)
         taken += int(ids.max()) + 1
     return np.concatenate(shifted)
+
+
+def _all(parts: Sequence[object]) -> bool:
+    return all(part is not None for part in parts)
+
+
+def _label_kind(file: PackedFile) -> str:
+    if file.labels is None:
+        return "none"
+    return f"{file.labels.dtype} of shape {file.labels.shape[1:]}"
 
 
 def _short(value: object) -> str:

@@ -8,8 +8,8 @@ import glob
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,26 +21,10 @@ import xxhash
 from fastload import __version__
 from fastload.errors import DataError, FastloadError, UsageError
 from fastload.labels import as_ids, as_labels
+from fastload.packed_format import ALIGNMENT, CHUNK, FORMAT, SelectionTable, checksum, digest
+from fastload.packed_names import stored_names
 
-FORMAT = 1
-ALIGNMENT = 4096
-CHUNK = 8 << 20
 _LIBVER = ("v110", "v110")  # checksums on all of HDF5's own structures: a flipped bit there is an error
-
-
-def digest(data: Any) -> int:
-    """Return the xxh3-64 of a sample's stored bytes (any buffer)."""
-    return xxhash.xxh3_64_intdigest(data)
-
-
-@dataclass(frozen=True)
-class SelectionTable:
-    """Why each sample of a subset was chosen: `dimension` int32, `rank` int32, `score` float32, each [N]."""
-
-    dimension: np.ndarray
-    rank: np.ndarray
-    score: np.ndarray
-    attributes: Mapping[str, Any]
 
 
 class PackedWriter:
@@ -53,11 +37,15 @@ class PackedWriter:
         path: the final name; an existing file is replaced only on success. A link's target is written, the link stays.
         shape: (N, H, W, C) for raw storage. Give this or `sizes`.
         sizes: the encoded files' sizes in bytes, int64 [N], for encoded storage.
-        labels: [N, ...], any numeric dtype; may be set later, as `writer.labels`, before the block ends.
-        ids: int64 [N]; row numbers when None.
+        labels: [N, ...], any numeric dtype, or None for an unlabelled set; may be set later, as `writer.labels`, before
+            the block ends.
+        ids: int64 [N], not negative; row numbers when None.
         classes: the class names; may be empty.
         source: what the data came from, JSON-able, without absolute paths or times.
         selection: for a subset, why each sample was chosen.
+        names: the samples' names in their source, N; None where it has none.
+        shapes: int32 [N, 2], height and width of each encoded image, upright; may be set later, as `writer.shapes`, or
+            given row by row to `write`.
 
     Leaving the block by an exception removes what was written. Rows given to `skip` are left out of the file.
     Raises DataError where the disk cannot hold the file, UsageError where the path cannot be written.
@@ -74,6 +62,8 @@ class PackedWriter:
         classes: Sequence[str] = (),
         source: Mapping[str, Any],
         selection: SelectionTable | None = None,
+        names: Sequence[str] | None = None,
+        shapes: np.ndarray | None = None,
     ) -> None:
         if (shape is None) == (sizes is None):
             raise ValueError("give shape (raw storage) or sizes (encoded storage), one of the two")
@@ -85,15 +75,17 @@ class PackedWriter:
         self.classes = list(classes)
         self.source = dict(source)
         self.selection = selection
+        self.names, self.shapes = names, shapes
         self.ids = np.arange(self.count, dtype=np.int64) if ids is None else as_ids(ids, f"{path}: ids")
         self._digests = np.zeros(self.count, dtype=np.uint64)
         self._written = np.zeros(self.count, dtype=bool)
         self._skipped = np.zeros(self.count, dtype=bool)
+        self._lock = threading.Lock()
         self._descriptor = -1
         self._partial: Path | None = None
-        if len(self.ids) != self.count or (labels is not None and len(labels) != self.count):
-            given = "no" if labels is None else str(len(labels))
-            raise ValueError(f"{self.count} images, {given} labels and {len(self.ids)} ids do not go together")
+        for what, given in (("ids", self.ids), ("labels", labels), ("names", names), ("shapes", shapes)):
+            if given is not None and len(given) != self.count:
+                raise ValueError(f"{self.count} images and {len(given)} {what} do not go together")
 
     def __enter__(self) -> PackedWriter:
         # Where the name is a link, what it leads to is written: that disk was chosen for its room.
@@ -124,6 +116,10 @@ class PackedWriter:
         """Bytes of all images together, as stored."""
         return int(np.prod(self.shape, dtype=object)) if self.shape is not None else int(self.offsets[-1])  # type: ignore[index]
 
+    @property
+    def _extent(self) -> tuple[int, ...]:
+        return self.shape if self.shape is not None else (self.image_bytes,)
+
     def _create(self) -> int:
         """Create the file with room for the images; return their offset. All else follows in `_finish`."""
         # A threshold of 1, so that the images are aligned however few bytes they are.
@@ -140,18 +136,23 @@ class PackedWriter:
             layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
             layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
             layout.set_obj_track_times(False)
-            extent = self.shape if self.shape is not None else (self.image_bytes,)
-            images = h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, h5py.h5s.create_simple(extent), layout)
+            extent = h5py.h5s.create_simple(self._extent)
+            images = h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, extent, layout)
             return images.get_offset() or 0
 
-    def write(self, row: int, data: Any) -> None:
-        """Store one sample: uint8 [H, W, C] pixels, or the encoded file's bytes. Thread-safe."""
+    def write(self, row: int, data: Any, *, shape: tuple[int, int] | None = None) -> None:
+        """Store one sample: uint8 [H, W, C] pixels, or the encoded file's bytes. Thread-safe.
+
+        `shape`: an encoded image's height and width, upright; given for each row, or for none.
+        """
         view = (np.ascontiguousarray(data).data if isinstance(data, np.ndarray) else memoryview(data)).cast("B")
         start, stop = self._span(row)
         if len(view) != stop - start:
             raise ValueError(f"row {row} holds {stop - start} bytes, not {len(view)}")
         position = self._image_offset + start
         self._digests[row] = digest(view)
+        if shape is not None:
+            self._set_shape(row, shape)
         try:
             while view:
                 count = os.pwrite(self._descriptor, view, position)
@@ -159,6 +160,14 @@ class PackedWriter:
         except OSError as error:
             raise self._explained(error) from error
         self._written[row] = True
+
+    def _set_shape(self, row: int, shape: tuple[int, int]) -> None:
+        if self.offsets is None:
+            raise ValueError("raw images have one shape, which was given already")
+        with self._lock:
+            if self.shapes is None:
+                self.shapes = np.zeros((self.count, 2), np.int32)
+        self.shapes[row] = shape
 
     def skip(self, row: int) -> None:
         """Leave a row out of the finished file."""
@@ -192,32 +201,46 @@ class PackedWriter:
         if len(missing):
             raise ValueError(f"{len(missing)} rows were never written, the first is {missing[0]}")
         assert self._partial is not None
-        labels = self._checked_labels()
+        labels, shapes = self._checked_labels(), self._checked_shapes()
+        names = None if self.names is None else stored_names(self.names)
         hasher = xxhash.xxh3_128()
         for start in range(0, self.image_bytes, CHUNK):
             size = min(CHUNK, self.image_bytes - start)
             hasher.update(os.pread(self._descriptor, size, self._image_offset + start))
-        hasher.update(labels.data)
+        if labels is not None:
+            hasher.update(labels.data)
+        storage, created_with = "raw" if self.shape is not None else "encoded", f"fastload {__version__}"
+        selection = None if self.selection is None else _typed(self.selection)
+        total = checksum(
+            storage=storage, source=self.source, created_with=created_with, images=self._extent, labels=labels,
+            classes=self.classes, ids=self.ids, offsets=self.offsets, shapes=shapes, names=names, selection=selection,
+        )  # fmt: skip
         with h5py.File(self._partial, "r+", libver=_LIBVER, locking=False) as file:
             file.attrs["fastload_format"] = FORMAT
-            set_text(file, "storage", "raw" if self.shape is not None else "encoded")
+            set_text(file, "storage", storage)
             set_text(file, "source", json.dumps(self.source, sort_keys=True))
-            set_text(file, "created_with", f"fastload {__version__}")
+            set_text(file, "created_with", created_with)
             set_text(file, "fingerprint", hasher.hexdigest())
+            set_text(file, "checksum", total)
             if self.offsets is not None:
                 file.create_dataset("offsets", data=self.offsets)
-            names = [name.encode() for name in self.classes]
-            text = h5py.string_dtype("utf-8", max([1, *map(len, names)]))
-            file.create_dataset("classes", data=np.array(names, dtype=text))
-            file.create_dataset("labels", data=labels)
+            if shapes is not None:
+                file.create_dataset("shapes", data=shapes)
+            classes = [name.encode() for name in self.classes]
+            text = h5py.string_dtype("utf-8", max([1, *map(len, classes)]))
+            file.create_dataset("classes", data=np.array(classes, dtype=text))
+            if labels is not None:
+                file.create_dataset("labels", data=labels)
+            if names is not None:
+                file.create_dataset("names", data=names[0])
+                file.create_dataset("name_offsets", data=names[1])
             file.create_dataset("ids", data=self.ids)
             file.create_dataset("digests", data=self._digests)
-            if self.selection is not None:
+            if selection is not None:
                 group = file.create_group("selection")
-                group.create_dataset("dimension", data=np.asarray(self.selection.dimension, np.int32))
-                group.create_dataset("rank", data=np.asarray(self.selection.rank, np.int32))
-                group.create_dataset("score", data=np.asarray(self.selection.score, np.float32))
-                for key, value in self.selection.attributes.items():
+                for name in ("dimension", "rank", "score"):
+                    group.create_dataset(name, data=getattr(selection, name))
+                for key, value in selection.attributes.items():
                     if isinstance(value, str):
                         set_text(group, key, value)
                     else:
@@ -227,12 +250,23 @@ class PackedWriter:
         self._partial = None
         self._abandon()
 
-    def _checked_labels(self) -> np.ndarray:
-        if self.labels is None or len(self.labels) != self.count:
-            given = "no" if self.labels is None else f"{len(self.labels):,}"
-            raise ValueError(f"{self.count:,} images but {given} labels")
+    def _checked_labels(self) -> np.ndarray | None:
+        if self.labels is None:
+            return None
+        if len(self.labels) != self.count:
+            raise ValueError(f"{self.count:,} images but {len(self.labels):,} labels")
         labels = as_labels(self.labels, f"{self.path}: labels")
         return np.ascontiguousarray(labels, dtype=labels.dtype.newbyteorder("<"))
+
+    def _checked_shapes(self) -> np.ndarray | None:
+        if self.shapes is None:
+            return None
+        shapes = np.ascontiguousarray(self.shapes, np.int32)
+        if shapes.shape != (self.count, 2) or (shapes < 1).any():
+            raise ValueError(
+                f"shapes of {self.count} images are positive, int32 [N, 2], and given for each or for none"
+            )
+        return shapes
 
     def _compact(self) -> None:
         """Write the file anew without the skipped rows: contiguous storage cannot be cut in the middle."""
@@ -242,7 +276,7 @@ class PackedWriter:
         table = self.selection
         smaller = PackedWriter(
             self.path,
-            labels=self._checked_labels()[keep],
+            labels=None if self.labels is None else self.labels[keep],
             shape=None if self.shape is None else (len(keep), *self.shape[1:]),
             sizes=None if self.offsets is None else np.diff(self.offsets)[keep],
             ids=self.ids[keep],
@@ -250,6 +284,8 @@ class PackedWriter:
             source=self.source,
             selection=table
             and SelectionTable(table.dimension[keep], table.rank[keep], table.score[keep], table.attributes),
+            names=None if self.names is None else [self.names[row] for row in keep.tolist()],
+            shapes=None if self.shapes is None else self.shapes[keep],
         )
         with smaller as out:
             for new, old in enumerate(keep):
@@ -273,6 +309,16 @@ class PackedWriter:
                 f"{self.image_bytes / 1e6:,.1f} MB there; nothing was left behind"
             )
         return error
+
+
+def _typed(table: SelectionTable) -> SelectionTable:
+    """Return a selection as it is stored."""
+    return SelectionTable(
+        np.ascontiguousarray(table.dimension, np.int32),
+        np.ascontiguousarray(table.rank, np.int32),
+        np.ascontiguousarray(table.score, np.float32),
+        table.attributes,
+    )
 
 
 def set_text(holder: Any, name: str, text: str) -> None:

@@ -54,8 +54,9 @@ from fastload.follow import data_state, follow, rank_device
 from fastload.fused_pass import FusedPass
 from fastload.kernels.topk import TopKState
 from fastload.packed import PackedFile, PackedWriter, SelectionTable
-from fastload.packed_set import Packed, Source, open_packed
-from fastload.packed_writer import check_target, digest
+from fastload.packed_format import digest
+from fastload.packed_set import Packed, Source, labels_of, open_packed
+from fastload.packed_writer import check_target
 from fastload.ranks import Follower, Leader, joined
 from fastload.selection import (
     STRATEGIES,
@@ -251,11 +252,13 @@ class _Choice:
             raise UsageError(f"strategy {strategy!r} is unknown; choose one of {', '.join(sorted(STRATEGIES))}")
         if size is not None and per_dimension is not None:
             raise UsageError("--size and --per-dimension: give one of the two")
-        if balance and (file.labels.ndim != 1 or file.labels.dtype.kind not in "iub"):
-            raise UsageError(
-                f"--balance-classes: the labels of {file.path} are {file.labels.dtype} of shape "
-                f"{file.labels.shape}; it needs one integer class a sample"
-            )
+        if balance:
+            labels = labels_of(file, "--balance-classes")
+            if labels.ndim != 1 or labels.dtype.kind not in "iub":
+                raise UsageError(
+                    f"--balance-classes: the labels of {file.path} are {labels.dtype} of shape {labels.shape}; it "
+                    "needs one integer class a sample"
+                )
         if per_dimension is not None:
             if strategy == "random":
                 raise UsageError("--per-dimension: random has no dimensions; give --size")
@@ -463,7 +466,7 @@ class _Builder:
         found.seconds["analyse"] = count * needs.CHOOSE_SECONDS + (0 if fused else count * columns * 4 / 1e9)
         height, width, channels = self._shape
         subset = size * height * width * channels
-        found.disk += subset + size * (64 + file.labels.dtype.itemsize * int(np.prod(file.labels.shape[1:])))
+        found.disk += subset + size * (64 + (0 if file.labels is None else file.labels.nbytes // count))
         found.seconds["write"] = subset / 200e6 + (size / (400 * self.threads) if file.shape is None else 0)
         needs.measure_free(found, self.out.parent, self.device)
         self.listener.needs(found)
@@ -734,10 +737,12 @@ class _Builder:
             "full_fingerprint": self.file.fingerprint,
             "embeddings": hashed,
         }
+        labels, names = self.file.labels, self.file.names
         table = SelectionTable(chosen["dimension"], chosen["rank"], chosen["score"], attributes)
         writer = PackedWriter(
-            self.out, shape=(len(rows), *self._shape), labels=self.file.labels[rows], ids=chosen["ids"],
-            classes=self.file.classes, source={"kind": "subset", "of": self.file.source}, selection=table,
+            self.out, shape=(len(rows), *self._shape), labels=None if labels is None else labels[rows],
+            ids=chosen["ids"], classes=self.file.classes, source={"kind": "subset", "of": self.file.source},
+            selection=table, names=None if names is None else [names[row] for row in rows.tolist()],
         )  # fmt: skip
         with writer:
             for index, pixels in decode_rows(self.file, rows, self.resize, self._shape, self.threads):

@@ -189,7 +189,7 @@ def measure_lists(strongest: TopKState) -> tuple[Overlap, list[int]]:
 
 def count_classes(file: Packed, rows: np.ndarray) -> list[tuple[str, int, int]]:
     """Return (name, chosen, total) for each class; empty where labels are not one integer a sample."""
-    if file.labels.ndim != 1 or file.labels.dtype.kind not in "iub":
+    if file.labels is None or file.labels.ndim != 1 or file.labels.dtype.kind not in "iub":
         return []
     values, index, totals = np.unique(file.labels, return_inverse=True, return_counts=True)
     if len(values) > max(_MOST_CLASSES, len(file.classes)):

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from fastload.errors import DataError, UsageError
+from fastload.hdf5_reading import open_hdf5, read_attribute
 from fastload.labels import label_faults
-from fastload.packed import PackedFile, digest, fingerprint, open_hdf5, read_attribute
+from fastload.packed import PackedFile, digest, fingerprint
 from fastload.packed_set import Packed, Source, open_packed
 from fastload.packing import plural
 from fastload.processors import processors
@@ -127,6 +128,8 @@ def verify_file(
 
 
 def _class_of(file: PackedFile, row: int) -> str:
+    if file.labels is None:
+        return "none"
     label = file.labels[row]
     if label.ndim == 0 and label.dtype.kind in "iub" and 0 <= label < len(file.classes):
         return file.classes[int(label)]
@@ -140,6 +143,8 @@ def _some(values: np.ndarray) -> str:
 
 def _label_problems(file: PackedFile) -> list[str]:
     """Return what `pack` would not have taken either."""
+    if file.labels is None:
+        return []
     return [
         f"{plural(len(fault.rows), 'label')} {fault.reason} (ids {_some(file.ids[fault.rows])}): mend "
         "the source's labels or class names"
@@ -193,7 +198,8 @@ def _list_problems(file: PackedFile, balanced: bool) -> list[str]:
     assert table is not None
     if table.attributes["strategy"] == "random" and (table.dimension != -1).any():
         return ["'selection/dimension' names dimensions, though samples were chosen at random"]
-    group = file.labels if balanced and file.labels.ndim == 1 else np.zeros(len(file), np.int64)
+    by_class = balanced and file.labels is not None and file.labels.ndim == 1
+    group = file.labels if by_class and file.labels is not None else np.zeros(len(file), np.int64)
     order = np.lexsort((table.rank, group, table.dimension))
     dimension, group = table.dimension[order], group[order]
     rank, score, ids = table.rank[order], table.score[order], file.ids[order]
@@ -248,6 +254,10 @@ def _differences(file: PackedFile, full: Packed) -> list[str]:
     if not len(mine):
         return found
     rows = rows[mine]
+    if full.labels is None or file.labels is None:
+        if (full.labels is None) != (file.labels is None):
+            found.append(f"labels only in {file.path if full.labels is None else full.path}")
+        return found + _image_differences(file, full, mine, rows)
     theirs, ours = full.labels[rows], file.labels[mine]
     if theirs.shape != ours.shape or theirs.dtype != ours.dtype:
         found.append(f"labels {ours.dtype}{list(ours.shape[1:])} where {full.path} has {theirs.dtype}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
+import h5py
 import numpy as np
+import xxhash
 
 from fastload.packed import PackedFile, PackedWriter, SelectionTable
 
@@ -13,20 +16,39 @@ def noise_images(count: int, height: int = 32, width: int = 32, channels: int = 
     return np.random.default_rng(seed).integers(0, 256, (count, height, width, channels), dtype=np.uint8)
 
 
-def write_raw(path: Path, images: np.ndarray, labels: np.ndarray, *, ids=None, selection=None, classes=()) -> Path:
-    with PackedWriter(
-        path, shape=images.shape, labels=labels, ids=ids, classes=classes, source={"kind": "test"}, selection=selection
-    ) as out:
+def write_raw(path: Path, images: np.ndarray, labels: np.ndarray | None, **more) -> Path:
+    with PackedWriter(path, shape=images.shape, labels=labels, source={"kind": "test"}, **more) as out:
         for row, image in enumerate(images):
             out.write(row, image)
     return path
 
 
-def write_encoded(path: Path, files: list[bytes], labels: np.ndarray) -> Path:
+def write_encoded(path: Path, files: list[bytes], labels: np.ndarray | None, **more) -> Path:
     sizes = np.array([len(file) for file in files])
-    with PackedWriter(path, sizes=sizes, labels=labels, source={"kind": "test"}) as out:
+    with PackedWriter(path, sizes=sizes, labels=labels, source={"kind": "test"}, **more) as out:
         for row, file in enumerate(files):
             out.write(row, file)
+    return path
+
+
+def write_format_1(path: Path, images: np.ndarray, labels: np.ndarray, *, offsets=None, ids=None) -> Path:
+    """A file as fastload 0.0 wrote it, by h5py alone: raw `images` [N, H, W, C], or encoded [bytes] with `offsets`."""
+    rows = images if offsets is None else [images[a:b] for a, b in pairwise(offsets)]
+    with h5py.File(path, "w", libver=("v110", "v110")) as file:
+        file["images"], file["labels"] = images, labels
+        file["ids"] = np.arange(len(labels)) if ids is None else ids
+        file["digests"] = np.array([xxhash.xxh3_64_intdigest(row.tobytes()) for row in rows], np.uint64)
+        file["classes"] = np.array([], "S1")
+        if offsets is not None:
+            file["offsets"] = offsets
+        file.attrs["fastload_format"] = 1
+        text = {
+            "storage": "raw" if offsets is None else "encoded", "source": '{"kind": "test"}',
+            "created_with": "fastload 0.0",
+            "fingerprint": xxhash.xxh3_128_hexdigest(images.tobytes() + np.ascontiguousarray(labels).tobytes()),
+        }  # fmt: skip
+        for name, value in text.items():
+            file.attrs[name] = np.bytes_(value)
     return path
 
 

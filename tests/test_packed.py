@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -16,10 +17,11 @@ import pytest
 import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from packs import write_format_1
 
 from fastload import packed_writer
 from fastload.errors import DataError, UsageError
-from fastload.packed import PackedFile, PackedWriter, SelectionTable, damaged_rows, fingerprint
+from fastload.packed import PackedFile, PackedWriter, SelectionTable, checksum, damaged_rows, fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNT, SHAPE = 12, (5, 7, 3)
@@ -37,17 +39,21 @@ def write_raw(path: Path, **more: object) -> Path:
     return path
 
 
-def write_encoded(path: Path) -> Path:
+def write_encoded(path: Path, **more: object) -> Path:
     sizes = np.array([len(file) for file in FILES])
-    with PackedWriter(path, sizes=sizes, labels=np.arange(COUNT), source={}) as out:
+    with PackedWriter(path, sizes=sizes, labels=np.arange(COUNT), source={}, **more) as out:
         for row, file in enumerate(FILES):
             out.write(row, file)
     return path
 
 
-def write_subset(path: Path) -> Path:
-    table = SelectionTable(np.arange(COUNT), np.zeros(COUNT), np.linspace(0, 1, COUNT), {"strategy": "random"})
-    return write_raw(path, ids=np.arange(COUNT)[::-1] * 7, selection=table)
+NAMES = [f"klass/{row}\N{SNOWMAN}.png" if row != 3 else "" for row in range(COUNT)]
+
+
+def write_subset(path: Path, **more: object) -> Path:
+    attributes = {"strategy": "random", "seed": np.uint64(2**63)}
+    table = SelectionTable(np.arange(COUNT), np.zeros(COUNT), np.linspace(0, 1, COUNT), attributes)
+    return write_raw(path, ids=np.arange(COUNT)[::-1] * 7, selection=table, **more)
 
 
 @pytest.fixture
@@ -76,7 +82,7 @@ def test_file_is_as_the_format_page_says_when_read_with_h5py_alone(raw: Path) ->
     with h5py.File(raw) as file:
         assert np.array_equal(file["images"][()], PIXELS)
         assert file["images"].id.get_offset() % 4096 == 0 and file["images"].chunks is None
-        assert file.attrs["fastload_format"] == 1 and file.attrs["storage"] == b"raw"
+        assert file.attrs["fastload_format"] == 2 and file.attrs["storage"] == b"raw"
         assert list(file["digests"][()]) == [xxhash.xxh3_64_intdigest(image.tobytes()) for image in PIXELS]
         labels = np.arange(COUNT, dtype=np.int64) % 3
         assert file.attrs["fingerprint"].decode() == xxhash.xxh3_128_hexdigest(PIXELS.tobytes() + labels.tobytes())
@@ -114,6 +120,104 @@ def test_skipped_rows_are_left_out_and_ids_stay(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == []
 
 
+def test_names_come_back_as_they_were_and_messages_say_them(tmp_path: Path) -> None:
+    with PackedFile(write_raw(tmp_path / "n.h5", names=NAMES)) as file:
+        assert list(file.names) == NAMES == [file.names[row] for row in range(COUNT)] and len(file.names) == COUNT
+        assert file.names[-1] == NAMES[-1] and file.names[2:5] == NAMES[2:5]
+        assert file.name_of(5) == NAMES[5]
+        with pytest.raises(IndexError):
+            file.names[COUNT]
+    with h5py.File(tmp_path / "n.h5") as file:  # as the format page says
+        starts = file["name_offsets"][()]
+        assert bytes(file["names"][starts[5] : starts[6]]).decode() == NAMES[5]
+    with PackedFile(write_raw(tmp_path / "without.h5", ids=np.arange(COUNT) + 5000)) as file:
+        assert file.names is None and file.name_of(8) == "row 8 (id 5,008)"
+
+
+def test_a_name_that_is_not_utf_8_is_stored_as_text(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9.png")
+    with PackedFile(write_raw(tmp_path / "n.h5", names=[odd] * COUNT)) as file:
+        assert file.names[0] == r"caf\xe9.png"
+
+
+def test_a_set_without_labels_has_none_and_its_own_fingerprint(tmp_path: Path) -> None:
+    with PackedWriter(tmp_path / "u.h5", shape=PIXELS.shape, source={}) as out:
+        for row in range(COUNT):
+            out.write(row, PIXELS[row])
+    with PackedFile(tmp_path / "u.h5") as file:
+        assert file.labels is None and len(file) == COUNT
+        assert fingerprint(file) == file.fingerprint == xxhash.xxh3_128_hexdigest(PIXELS.tobytes())
+
+
+@pytest.mark.parametrize("by", ["argument", "attribute", "row"])
+def test_encoded_images_keep_their_height_and_width(tmp_path: Path, by: str) -> None:
+    shapes = np.arange(2 * COUNT, dtype=np.int32).reshape(COUNT, 2) + 1
+    sizes = np.array([len(file) for file in FILES])
+    given = {"shapes": shapes} if by == "argument" else {}
+    with PackedWriter(tmp_path / "e.h5", sizes=sizes, labels=np.arange(COUNT), source={}, **given) as out:
+        for row, file in enumerate(FILES):
+            out.write(row, file, **({"shape": tuple(shapes[row])} if by == "row" else {}))
+        out.skip(2)
+        if by == "attribute":
+            out.shapes = shapes
+    with PackedFile(tmp_path / "e.h5") as file:
+        assert file.shapes.dtype == np.int32 and np.array_equal(file.shapes, np.delete(shapes, 2, axis=0))
+
+
+def test_shapes_of_some_rows_only_are_the_caller_s_mistake(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match="each or for none"),
+        PackedWriter(tmp_path / "e.h5", sizes=np.array([1, 1]), source={}) as out,
+    ):
+        out.write(0, b"x", shape=(1, 1))
+        out.write(1, b"x")
+
+
+def test_format_1_is_read(tmp_path: Path) -> None:
+    labels = np.arange(COUNT) % 3
+    with PackedFile(write_format_1(tmp_path / "1.h5", PIXELS, labels, ids=labels * 5)) as file:
+        assert (file.format, file.names, file.shapes, file.checksum) == (1, None, None, None)
+        assert np.array_equal(file.labels, labels) and np.array_equal(file.ids, labels * 5)
+        assert [file.read(row) for row in range(COUNT)] == [image.tobytes() for image in PIXELS]
+        assert damaged_rows(file) == [] and fingerprint(file) == file.fingerprint
+    offsets = np.cumsum([0, *map(len, FILES)])
+    joined = np.frombuffer(b"".join(FILES), np.uint8)
+    with PackedFile(write_format_1(tmp_path / "1e.h5", joined, labels, offsets=offsets)) as file:
+        assert [file.read(row) for row in range(COUNT)] == FILES and file.storage == "encoded"
+
+
+def by_the_page(path: Path) -> str:
+    """The checksum as docs/format.md tells it, by h5py alone."""
+    with h5py.File(path) as file:
+        present = [name for name in ("ids", "offsets", "shapes", "names", "name_offsets") if name in file]
+        present += [f"selection/{name}" for name in ("dimension", "rank", "score") if "selection" in file]
+        datasets = [(name, file[name][()]) for name in present]
+        labels, selection = file.get("labels"), file.get("selection")
+        plain = {"settings": dict(selection.attrs)} if selection else {}
+        text = {
+            key: value.decode() if isinstance(value, bytes) else value.item()
+            for key, value in plain.get("settings", {}).items()
+        }
+        header = {
+            "storage": file.attrs["storage"].decode(), "source": json.loads(file.attrs["source"]),
+            "created_with": file.attrs["created_with"].decode(), "images": list(file["images"].shape),
+            "labels": [labels.dtype.str, list(labels.shape)] if labels is not None else None,
+            "classes": [name.decode() for name in file["classes"][()]],
+            "selection": text if selection else None,
+            "datasets": [[name, array.dtype.str, list(array.shape)] for name, array in datasets],
+        }  # fmt: skip
+    return xxhash.xxh3_128_hexdigest(
+        json.dumps(header, sort_keys=True).encode() + b"".join(array.tobytes() for _, array in datasets)
+    )
+
+
+@pytest.mark.parametrize("write", [write_raw, write_encoded, write_subset])
+def test_the_checksum_is_that_of_the_format_page(tmp_path: Path, write) -> None:
+    path = write(tmp_path / "c.h5", names=NAMES)
+    with PackedFile(path) as file:
+        assert file.checksum == checksum(file) == by_the_page(path)
+
+
 def test_labels_may_come_last_and_have_any_shape(tmp_path: Path) -> None:
     with PackedWriter(tmp_path / "l.h5", shape=(2, 1, 1, 1), source={}) as out:
         out.write(0, b"a")
@@ -123,9 +227,7 @@ def test_labels_may_come_last_and_have_any_shape(tmp_path: Path) -> None:
         assert file.labels.shape == (2, 3) and file.labels.dtype == np.float32
 
 
-@pytest.mark.parametrize(
-    "labels, error", [(np.ones(3), ValueError), (np.array(["a", "b"]), DataError), (None, ValueError)]
-)
+@pytest.mark.parametrize("labels, error", [(np.ones(3), ValueError), (np.array(["a", "b"]), DataError)])
 def test_labels_that_cannot_be_stored_leave_nothing_behind(tmp_path: Path, labels, error: type[Exception]) -> None:
     with pytest.raises(error), PackedWriter(tmp_path / "l.h5", shape=(2, 1, 1, 1), source={}) as out:
         out.write(0, b"a")
@@ -304,6 +406,11 @@ def text_in_the_heap(file: h5py.File) -> None:
     file.attrs["storage"] = "raw"  # h5py's own choice: variable length
 
 
+def without_labels_in_format_1(file: h5py.File) -> None:
+    del file["labels"]
+    file.attrs["fastload_format"] = 1
+
+
 CHANGES = {
     "external link": (external_link, "is a link"),
     "soft link": (soft_link, "is a link"),
@@ -320,13 +427,23 @@ CHANGES = {
     "text labels": (replace("labels", np.array([b"a"] * COUNT)), "labels are an array of numbers"),
     "scalar labels": (replace("labels", 3), "labels are an array of numbers"),
     "huge labels": (huge("labels", (COUNT, 2**50), "i8"), "more than the file can hold"),
-    "no labels": (lambda file: file.__delitem__("labels"), "has no dataset 'labels'"),
+    "no labels in format 1": (without_labels_in_format_1, "has no dataset 'labels'"),
+    "falling name offsets": (
+        replace("name_offsets", np.arange(COUNT + 1)[::-1]),
+        "'name_offsets' does not rise from 0",
+    ),
+    "name offsets past the end": (replace("name_offsets", np.arange(COUNT + 1) * 99), "'name_offsets' does not rise"),
+    "short name offsets": (replace("name_offsets", np.arange(3)), r"'name_offsets' has shape \(3,\), not \(13,\)"),
+    "names without offsets": (lambda file: file.__delitem__("name_offsets"), "has no dataset 'name_offsets'"),
+    "names of text": (replace("names", np.array([b"a"] * COUNT)), r"dtype \|S1, not uint8"),
+    "names of two dimensions": (replace("names", np.zeros((2, 2), np.uint8)), "'names' has 2 dimensions"),
     "float ids": (replace("ids", np.arange(COUNT, dtype=float)), "has dtype float64, not int64"),
     "negative ids": (replace("ids", -np.arange(COUNT)), "negative ids"),
     "short digests": (replace("digests", np.zeros(3, np.uint64)), r"has shape \(3,\), not \(12,\)"),
     "number classes": (replace("classes", np.arange(3)), "not a list of names"),
     "selection dataset": (lambda file: file.create_dataset("selection", data=1), "not a group"),
-    "other format": (attribute("fastload_format", 2), "has format 2, this fastload reads 1"),
+    "other format": (attribute("fastload_format", 3), "has format 3, this fastload reads up to 2"),
+    "no checksum": (lambda file: file.attrs.__delitem__("checksum"), "no valid 'checksum'"),
     "format of text": (attribute("fastload_format", "one"), "has format one"),
     "format of many": (attribute("fastload_format", [1, 1]), "has format"),
     "storage": (attribute("storage", "cooked"), "neither 'raw' nor 'encoded'"),
@@ -339,8 +456,8 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_each_way_to_lie_is_named(raw: Path, name: str) -> None:
-    change, words = CHANGES[name]
+def test_each_way_to_lie_is_named(tmp_path: Path, name: str) -> None:
+    raw, (change, words) = write_raw(tmp_path / "raw.h5", names=NAMES), CHANGES[name]
     with pytest.raises(DataError, match=words) as caught:
         PackedFile(edited(raw, change))
     assert str(raw) in str(caught.value) and "\n" not in str(caught.value)

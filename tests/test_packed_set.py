@@ -115,6 +115,24 @@ def test_files_that_do_not_fit_together_are_named(shards, images, labels, tmp_pa
         open_packed([])
 
 
+def test_names_shapes_and_missing_labels_join(images, labels, tmp_path):
+    shapes = np.full((5, 2), 32, np.int32)
+    files = [encode(image) for image in images[:10]]
+    names = [f"c/{row}.png" for row in range(10)]
+    write_encoded(tmp_path / "a.h5", files[:5], None, names=names[:5], shapes=shapes)
+    write_encoded(tmp_path / "b.h5", files[5:], None, names=names[5:], shapes=shapes + 1)
+    with open_packed(f"{tmp_path}/*.h5") as found:
+        assert found.labels is None and len(found) == 10
+        assert list(found.names) == names and found.name_of(7) == "c/7.png" and found.names[-1] == "c/9.png"
+        assert np.array_equal(found.shapes, np.concatenate([shapes, shapes + 1]))
+    write_encoded(tmp_path / "b.h5", files[5:], None)
+    with open_packed(f"{tmp_path}/*.h5") as found:
+        assert found.names is None and found.shapes is None and found.name_of(7) == "row 7 (id 7)"
+    write_encoded(tmp_path / "b.h5", files[5:], labels[5:10])
+    with pytest.raises(DataError, match=r"b\.h5: has labels int64 of shape \(\), but .*a\.h5 has none"):
+        open_packed(f"{tmp_path}/*.h5")
+
+
 def test_a_file_of_the_set_that_is_truncated_in_mid_run_is_an_error(images, labels, tmp_path):
     for number in range(2):
         write_raw(tmp_path / f"{number}.h5", images, labels)
@@ -218,6 +236,18 @@ def test_what_lies_in_the_page_cache_is_not_asked_for(one, monkeypatch):
     monkeypatch.setattr("fastload.kernels.augment.advise_ranges", lambda *arguments: asked.append(arguments))
     batches(one, resident_budget=0)
     assert not asked
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_subset_keeps_its_samples_names_and_having_no_labels(images, labels, tmp_path, labelled):
+    names = [f"c/{row}.png" for row in range(40)]
+    full = write_raw(tmp_path / "full.h5", images[:40], labels[:40] if labelled else None, names=names)
+    build_subset(full, tmp_path / "s.h5", strategy="random", size=9)
+    with PackedFile(tmp_path / "s.h5") as file:
+        assert list(file.names) == [names[i] for i in file.ids] and (file.labels is not None) == labelled
+    if not labelled:
+        with pytest.raises(UsageError, match=r"full\.h5: holds no labels, and --balance-classes needs them"):
+            build_subset(full, tmp_path / "s.h5", strategy="random", size=9, balance_classes=True)
 
 
 def test_a_subset_is_built_from_a_set_and_belongs_to_it(shards, one, tmp_path):

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from fastload.errors import DataError, FastloadError, UsageError
-from fastload.labels import as_labels
-from fastload.packed import PackedFile, checked_dataset, damaged, image_layout, open_hdf5, read_labels
+from fastload.hdf5_reading import checked_dataset, damaged, image_layout, open_hdf5, read_labels
+from fastload.packed import PackedFile
 from fastload.sources.base import NumberedNames, Sample, Source
 
 _BLOCK = 16 << 20
@@ -25,7 +25,8 @@ class PackedSource(Source):
         self._file = PackedFile(path)
         rows = np.argsort(self._file.ids, kind="stable")
         self._index = np.argsort(rows, kind="stable")
-        self.labels, self.ids = self._file.labels[rows], self._file.ids[rows]
+        self.labels = None if self._file.labels is None else self._file.labels[rows]
+        self.ids = self._file.ids[rows]
         self.classes = self._file.classes
         self.names = NumberedNames(len(rows), lambda index: f"row {rows[index]}")
         if self._file.offsets is not None:
@@ -51,10 +52,7 @@ class UserHdf5(Source):
             with open_hdf5(path) as file:
                 shape = checked_dataset(path, file, images, np.uint8).shape
                 self._layout = image_layout(path, images, shape)
-                self.labels = as_labels(
-                    read_labels(path, checked_dataset(path, file, labels), images, shape[0]),
-                    f"{path}: dataset '{labels}'",
-                )
+                self.labels = read_labels(path, checked_dataset(path, file, labels), images, shape[0])
         except FastloadError:
             raise
         except Exception as error:

@@ -13,8 +13,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from fastload.errors import DataError, UsageError
+from fastload.hdf5_reading import image_layout
 from fastload.labels import LARGEST_LABELS, as_labels
-from fastload.packed import image_layout
 from fastload.sources.base import SPLITS, NumberedNames, Sample, Source
 
 _IMAGES = "images|image|imgs|img|x|data"

@@ -1,0 +1,130 @@
+"""Read HDF5 that nobody vouches for: what is read is stored in the very file, and no larger than that can hold."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from fastload.errors import DataError
+from fastload.labels import LARGEST_LABELS, as_labels
+
+
+def read_attribute(path: Path, holder: h5py.HLObject, name: str) -> Any:
+    """Return an attribute as a plain number, text or array; None where there is none.
+
+    Raises DataError for text of variable length, which reading from a damaged file may never end.
+    """
+    if name not in holder.attrs:
+        return None
+    if holder.attrs.get_id(name).dtype.hasobject:
+        raise DataError(f"{path}: attribute '{name}' is not of fixed length, as a packed file's are; pack it again")
+    value = holder.attrs[name]
+    value = value.item() if isinstance(value, np.generic) else value
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Open an HDF5 file for reading, without locks; DataError says what is there instead."""
+    try:
+        path.stat()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; make it with `fastload pack SOURCE {path.name}`") from error
+    except (OSError, ValueError) as error:  # a name too long, a folder that may not be entered, a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be opened ({reason}); check the path and the permissions") from error
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder, not an HDF5 file; `fastload pack {path.name} OUT.h5` packs a folder")
+    if not path.is_file():
+        raise DataError(f"{path}: is not a regular file")
+    try:
+        with open(path, "rb") as handle:
+            handle.read(1)
+        if not h5py.is_hdf5(path):
+            raise DataError(f"{path}: is not an HDF5 file; `fastload pack SOURCE {path.name}` makes one")
+        return h5py.File(path, "r", locking=False)
+    except PermissionError as error:
+        raise DataError(f"{path}: may not be read; check its permissions") from error
+    except OSError as error:
+        if "truncated" in str(error):
+            raise DataError(f"{path}: is truncated; pack it again") from error
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: BaseException) -> DataError:
+    """Return the DataError for a file of whose structures HDF5 could make nothing."""
+    reason = " ".join(str(error).split())[:120] or type(error).__name__
+    return DataError(f"{path}: is damaged ({reason}); pack it again")
+
+
+def checked_dataset(path: Path, group: h5py.Group, name: str, dtype: Any = None) -> h5py.Dataset:
+    """Return a dataset that lies in this very file, has this dtype, and claims no more than the file can hold.
+
+    Arguments:
+        path: the file's name, for messages. group: where to look. name: may hold slashes.
+        dtype: what it must be; anything when None.
+
+    Raises DataError for links, external or virtual storage, another dtype, an impossible size.
+    """
+    where = f"dataset '{(group.name.strip('/') + '/' + name).strip('/')}'"
+    parent = group
+    for part in name.strip("/").split("/"):
+        link = parent.get(part, getlink=True) if isinstance(parent, h5py.Group) else None
+        if link is None:
+            raise DataError(f"{path}: has no {where}; pack it again, or name the right one")
+        if not isinstance(link, h5py.HardLink):
+            raise DataError(f"{path}: {where} is a link; fastload does not follow links, copy the data instead")
+        parent = parent[part]
+    dataset = parent
+    if not isinstance(dataset, h5py.Dataset):
+        raise DataError(f"{path}: {where} is a group, not a dataset")
+    if dataset.external or dataset.is_virtual:
+        raise DataError(f"{path}: {where} is stored outside the file; copy the data into it")
+    if dataset.shape is None:
+        raise DataError(f"{path}: {where} holds nothing; pack it again")
+    if dtype is not None and dataset.dtype != np.dtype(dtype):
+        raise DataError(f"{path}: {where} has dtype {dataset.dtype}, not {np.dtype(dtype)}; convert it first")
+    claimed = math.prod(dataset.shape) * dataset.dtype.itemsize
+    # Compression seldom goes beyond 1:1000; chunks never written would make any size out of nothing.
+    room = path.stat().st_size if dataset.chunks is None else 2000 * dataset.id.get_storage_size()
+    if claimed > room:
+        raise DataError(
+            f"{path}: {where} says {claimed:,} bytes, more than the file can hold; it is damaged, pack it again"
+        )
+    return dataset
+
+
+def read_labels(path: Path, dataset: h5py.Dataset, images: str, count: int) -> np.ndarray:
+    """Return labels, [count, ...], as `as_labels` makes them; DataError where there are not so many, or no numbers."""
+    name = dataset.name.strip("/")
+    if dataset.dtype.kind not in "iufb" or dataset.dtype.itemsize > 8 or not dataset.ndim:
+        raise DataError(f"{path}: dataset '{name}' has dtype {dataset.dtype}; labels are an array of numbers")
+    if dataset.shape[0] != count:
+        raise DataError(
+            f"{path}: dataset '{name}' has {dataset.shape[0]:,} rows but '{images}' has {count:,}; was the file "
+            "truncated? Pack it again"
+        )
+    size = math.prod(dataset.shape) * dataset.dtype.itemsize
+    if size > LARGEST_LABELS:
+        raise DataError(
+            f"{path}: dataset '{name}' has shape {dataset.shape}, {size:,} bytes; labels may take {LARGEST_LABELS:,}"
+        )
+    return as_labels(dataset[()], f"{path}: dataset '{name}'")
+
+
+def image_layout(where: object, name: str, shape: tuple[int, ...]) -> tuple[int, int, int, bool]:
+    """Return height, width, channels and whether channels come first, of images [N, H, W(, C)] or [N, C, H, W]."""
+    if 0 in shape[1:]:
+        raise DataError(f"{where}: '{name}' has shape {shape}: its images hold not one pixel")
+    if len(shape) == 3:
+        return shape[1], shape[2], 1, False
+    if len(shape) == 4 and shape[3] in (1, 2, 3, 4):
+        return shape[1], shape[2], shape[3], False
+    if len(shape) == 4 and shape[1] in (1, 2, 3, 4):
+        return shape[2], shape[3], shape[1], True
+    raise DataError(
+        f"{where}: '{name}' has shape {shape}; images are [N, H, W, C], [N, C, H, W] with 1 to 4 channels or [N, H, W]"
+    )
