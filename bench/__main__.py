@@ -28,8 +28,8 @@ from fastload.bench.measure import Deadline, describe, machine, print_table, ver
 from fastload.bench.paper import command
 from fastload.bench.peers import install
 from fastload.bench.rivals import Outcome
+from fastload.device import resolve_device
 from fastload.errors import FastloadError, UsageError
-from fastload.feeds import resolve_device
 
 WHAT = ("resident", "stream", "select")
 RESULTS = Path(__file__).parent / "results"

@@ -18,8 +18,8 @@ import torch
 from fastload.augment import Augment
 from fastload.bench import data, parts
 from fastload.bench.measure import Deadline, race
+from fastload.device import resolve_device
 from fastload.errors import UsageError
-from fastload.feeds import resolve_device
 from fastload.packed import PackedFile
 
 _IMAGES = 2048

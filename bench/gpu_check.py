@@ -28,6 +28,7 @@ import torch
 
 from fastload.bench import gpu_test_report, parts
 from fastload.bench.measure import Deadline, Result, describe, machine, print_table, versions
+from fastload.device import why_no_cuda
 
 ROOT = Path(__file__).resolve().parent.parent
 MINUTES = 7.5
@@ -36,9 +37,9 @@ TESTS_SHARE = 0.5
 
 IMPORTED = (
     "hypothesis", "numba_cuda", "pytest", "PIL.Image", "rich.console", "fastload.kernels.topk", "fastload.loader",
-    "fastload.subset",
+    "fastload.subset", "zstandard",
 )  # fmt: skip
-"""What the tests and parts import beside this file; DALI and scikit-learn may be missing."""
+"""What the tests and parts import beside this file, and other dependencies; DALI and scikit-learn may be missing."""
 
 LEAST_SECONDS = 10.0
 """A part is not begun with less than this: imports and compilation take most of it."""
@@ -47,8 +48,8 @@ LEAST_SECONDS = 10.0
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = _options(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        why = "this torch is a CPU build" if torch.version.cuda is None else "torch finds no CUDA device or driver"
+    why = why_no_cuda() if options.device == "cuda" else None
+    if why is not None:
         print(f"gpu_check: no GPU here ({why}); nothing was checked")
         return 3
     device = torch.device("cuda:0" if options.device == "cuda" else "cpu")

@@ -29,9 +29,9 @@ from fastload.arguments import seed64
 from fastload.augment import Augment
 from fastload.classes import label_map, mapped_labels
 from fastload.classifier import SIDE, accuracy, averaged, paper_classifier, paper_optimizer
+from fastload.device import resolve_device
 from fastload.digits import write_digits
 from fastload.errors import DataError, UsageError
-from fastload.feeds import resolve_device
 from fastload.loader import TwoPhaseLoader
 from fastload.packed import PackedFile
 from fastload.packed_set import labels_of

@@ -9,8 +9,9 @@ import torch
 
 from fastload.augment import Augment, checked
 from fastload.classes import label_map, mapped_labels
+from fastload.device import resolve_device
 from fastload.errors import UsageError
-from fastload.feeds import Output, open_feed, resolve_device, run_feed
+from fastload.feeds import Output, open_feed, run_feed
 from fastload.order import FINE_TUNE, Order
 from fastload.packed import PackedFile
 from fastload.packed_set import PackedSet, Source, labels_of, open_packed

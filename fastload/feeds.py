@@ -17,6 +17,7 @@ import torch
 from fastload.arguments import whole
 from fastload.augment import Augment, draw_parameters
 from fastload.buffers import FLOAT_TYPES, BufferRing
+from fastload.device import resolve_device
 from fastload.engines import choose_engine
 from fastload.engines.dali import DaliEngine, SampleError
 from fastload.engines.fused import FusedEngine, ResidentStore
@@ -88,29 +89,6 @@ class Feed(Protocol):
 
     def close(self) -> None:
         """Free threads, buffers and pipelines."""
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """Return the device with its index; raise UsageError, saying what is missing, where it cannot be had."""
-    try:
-        resolved = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise UsageError(f"device={device!r} is no device; it is 'cpu', 'cuda' or 'cuda:N'") from error
-    if resolved.type == "cpu":
-        return resolved
-    if resolved.type != "cuda":
-        raise UsageError(f"device={device!r}; fastload feeds 'cpu' and 'cuda' only")
-    if not torch.cuda.is_available():
-        why = "this torch is a CPU build" if torch.version.cuda is None else "torch finds no CUDA device or driver"
-        raise UsageError(
-            f"device={str(device)!r} was asked for, but {why}; use device='cpu', or install what is missing"
-        )
-    index = torch.cuda.current_device() if resolved.index is None else resolved.index
-    if index >= torch.cuda.device_count():
-        raise UsageError(
-            f"device={str(device)!r} was asked for, but there are {torch.cuda.device_count()} CUDA devices"
-        )
-    return torch.device("cuda", index)
 
 
 def label_tensor(labels: np.ndarray) -> torch.Tensor:

@@ -11,9 +11,9 @@ import xxhash
 from fastload import __version__
 from fastload.arguments import seed64
 from fastload.autoencoder import model_of, torch_threads
+from fastload.device import resolve_device
 from fastload.embedding import Encoder, autoencoder_encoder, chunk_rows, embed_chunks, load_encoder
 from fastload.errors import DataError, UsageError
-from fastload.feeds import resolve_device
 from fastload.packed_set import Packed, Source, open_packed
 from fastload.ranks import Follower
 

@@ -28,11 +28,20 @@ def install_command(extra: str = "") -> str:
     return f"pip install {shlex.quote(_origin(suffix) or DISTRIBUTION + suffix)}"
 
 
-def cuda_extra() -> str:
-    """Return the extra that goes with the torch that is installed: "cuda12" beside a CUDA 12 build, else "cuda13"."""
+def cuda_install_command() -> str:
+    """Return the command for DALI and numba-cuda that goes with the torch that is installed.
+
+    Up to torch 2.10 the wheels on PyPI are built for CUDA 12, from 2.11 on for CUDA 13; the extras hold to that. Newer
+    torches built for CUDA 12, from PyTorch's own index, would be replaced by an extra: there the packages are named.
+    """
     import torch
 
-    return "cuda12" if (torch.version.cuda or "").startswith("12.") else "cuda13"
+    release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if release < (2, 11):
+        return install_command("cuda12")
+    if (torch.version.cuda or "").startswith("12."):
+        return "pip install nvidia-dali-cuda120 'numba-cuda[cu12]'"
+    return install_command("cuda13")
 
 
 def _is_tree(folder: Path) -> bool:

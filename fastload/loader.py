@@ -20,10 +20,11 @@ from fastload.agreement import Alone, Decision, Together, default_store, launche
 from fastload.arguments import flag, real, seed64, whole
 from fastload.augment import Augment, checked
 from fastload.classes import label_map, mapped_labels
+from fastload.device import resolve_device
 from fastload.engines import choose_engine
 from fastload.errors import DataError, UsageError
 from fastload.evaluation import EvaluationLoader
-from fastload.feeds import Batch, Feed, Output, open_feed, resolve_device
+from fastload.feeds import Batch, Feed, Output, open_feed
 from fastload.memory import free_memory, resident_room
 from fastload.order import FAST, FINE_TUNE, Order, Shuffle, shuffle_of, sorted_by_label
 from fastload.packed_set import Packed, Source, labels_of, open_packed

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastload.errors import UsageError
-from fastload.install import cuda_extra, install_command
+from fastload.install import cuda_install_command
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 
@@ -70,7 +70,7 @@ def require() -> None:
     """Raise UsageError, with the reason and what to do, where there is no CUDA target."""
     if cuda is None:
         why = f"numba-cuda, which cannot be imported ({PROBLEM})"
-        raise UsageError(f"device='cuda' needs {why}: {install_command(cuda_extra())}")
+        raise UsageError(f"device='cuda' needs {why}: {cuda_install_command()}")
 
 
 def device_array(tensor: Any) -> Any:

@@ -977,12 +977,13 @@ class _CudaLists:
         require()
         import torch
 
-        if not SIMULATED and not torch.cuda.is_available():
-            raise UsageError('device="cuda", but torch finds no CUDA device; use device="cpu"')
+        from fastload.device import resolve_device
+
+        place = torch.device("cpu") if SIMULATED else resolve_device(device)
         if k > MAX_K_CUDA:
             raise UsageError(f'lists of {k:,} are longer than CUDA takes, {MAX_K_CUDA:,}; use device="cpu"')
         self.dims, self.k, self.groups = dims, k, groups
-        self.device = torch.device("cpu" if SIMULATED else device)
+        self.device = place
         shape = (groups, dims, k)
         self.values = torch.full(shape, -math.inf, dtype=torch.float32, device=self.device)
         self.ids = torch.full(shape, -1, dtype=torch.int64, device=self.device)

@@ -318,13 +318,13 @@ def test_an_empty_source_is_not_the_folder_one_stands_in(
     fails(capsys, 2, "SOURCE is an empty text", "pack", "", tmp_path / "o.h5")
 
 
-@pytest.mark.parametrize("name, reason", [("x" * 300, "File name too long"), ("a\0b", "null byte")])
+@pytest.mark.parametrize("name, reason", [("x" * 300, "File name too long"), ("a\0b", "embedded null")])
 def test_a_name_that_no_file_can_have_is_told_before_the_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], packed: Path, name: str, reason: str
 ) -> None:
     source = put(tmp_path / "s", class_files())
     fails(capsys, 2, reason, "pack", source, tmp_path / name)
     fails(capsys, 2, reason, "build-subset", packed, tmp_path / name, "--strategy", "random", "--size", 3)
-    if reason != "null byte":  # which the command line cannot hold
+    if reason != "embedded null":  # which the command line cannot hold
         for command in ("inspect", "verify"):
             fails(capsys, 1, f"cannot be opened ({reason}", command, tmp_path / name)

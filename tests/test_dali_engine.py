@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from fastload.augment import Augment, Parameters, draw_parameters
 from fastload.errors import UsageError
-from fastload.install import cuda_extra, install_command
+from fastload.install import cuda_install_command
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed (extra cuda13)")
 from fastload.engines.dali import DaliEngine, SampleError, resized
@@ -471,7 +471,7 @@ def test_a_crop_larger_than_the_raw_images_is_refused_at_construction():
 
 def test_without_dali_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    with pytest.raises(UsageError, match=re.escape(install_command(cuda_extra()))):
+    with pytest.raises(UsageError, match=re.escape(cuda_install_command())):
         DaliEngine(Augment(crop=24), shape=(32, 32, 3), batch_size=4, device=CPU)
 
 

@@ -279,7 +279,7 @@ def test_a_fork_s_child_is_told_and_the_parent_goes_on(pair, engine):
     if engine == "dali":
         pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     done = subprocess.run(
-        [sys.executable, "-c", FORK, str(pair[0]), str(pair[1]), engine], capture_output=True, text=True, timeout=120,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK, str(pair[0]), str(pair[1]), engine],
+        capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")

@@ -64,7 +64,7 @@ def test_no_kernel_spills_registers_or_uses_a_stack(compiled, capability):
 def test_the_augmentation_stores_16_bytes_and_reads_words_that_nobody_writes(compiled, capability):
     for found in compiled[capability]:
         if found["module"] == "augment":
-            accesses = {re.sub(r"\.b(\d+)$", r".u\1", access) for access in found["accesses"]}
+            accesses = {re.sub(r"\.[bfs](\d+)$", r".u\1", access) for access in found["accesses"]}
             assert {"st.global.v4.u32", "st.global.v2.u32", "ld.global.nc.u32"} <= accesses, found
             # A load or store that is not told its memory asks for it each time.
             assert all(".global" in access for access in accesses), found

@@ -25,8 +25,8 @@ from fastload.bench.paper.recipe import recipe
 from fastload.bench.paper.scale import DEFAULT
 from fastload.bench.paper.smaller_claims import smaller_claims
 from fastload.bench.paper.workplace import Options, Workplace
+from fastload.device import resolve_device
 from fastload.errors import UsageError
-from fastload.feeds import resolve_device
 
 EXPERIMENTS: dict[str, Callable[[Workplace], Findings]] = {
     "figure3": figure3, "figure4": figure4, "budget": budget, "autoencoder": autoencoder_length, "recipe": recipe,

@@ -20,7 +20,7 @@ import torch
 
 from fastload.augment import Augment, Parameters, kernel_settings
 from fastload.errors import DataError, UsageError
-from fastload.install import cuda_extra, install_command
+from fastload.install import cuda_install_command
 from fastload.kernels import augment as kernel
 from fastload.kernels import finish
 from fastload.processors import makers
@@ -380,7 +380,6 @@ def _dali() -> Any:
         import nvidia.dali.types
     except ImportError as error:
         raise UsageError(
-            'engine="dali" needs DALI, which cannot be imported; '
-            f"{install_command(cuda_extra())}; it runs without a GPU too"
+            f'engine="dali" needs DALI, which cannot be imported; {cuda_install_command()}; it runs without a GPU too'
         ) from error
     return nvidia.dali
