@@ -1,13 +1,10 @@
-"""Writing a packed file: pixels by `pwrite` from any thread, the rest by h5py, renamed when it is complete."""
+"""Writing a packed file: every byte by `pwrite`, pixels from any thread; renamed when it is complete and read back."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import glob
 import json
 import os
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,11 +17,11 @@ import xxhash
 
 from fastload import __version__
 from fastload.errors import DataError, FastloadError, UsageError
+from fastload.hdf5_layout import Layout, place_dataset, set_attributes
 from fastload.labels import as_ids, as_labels
 from fastload.packed_format import ALIGNMENT, CHUNK, FORMAT, SelectionTable, checksum, digest
 from fastload.packed_names import stored_names
-
-_LIBVER = ("v110", "v110")  # checksums on all of HDF5's own structures: a flipped bit there is an error
+from fastload.replacing import Replacement
 
 
 class PackedWriter:
@@ -67,7 +64,7 @@ class PackedWriter:
     ) -> None:
         if (shape is None) == (sizes is None):
             raise ValueError("give shape (raw storage) or sizes (encoded storage), one of the two")
-        self.path = self._target = Path(path)
+        self.path = Path(path)
         self.shape = shape
         self.offsets = None if sizes is None else np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         self.count = shape[0] if shape is not None else len(self.offsets) - 1  # type: ignore[arg-type]
@@ -81,31 +78,19 @@ class PackedWriter:
         self._written = np.zeros(self.count, dtype=bool)
         self._skipped = np.zeros(self.count, dtype=bool)
         self._lock = threading.Lock()
-        self._descriptor = -1
-        self._partial: Path | None = None
+        self._layout = Layout()
+        self._file: Replacement | None = None
         for what, given in (("ids", self.ids), ("labels", labels), ("names", names), ("shapes", shapes)):
             if given is not None and len(given) != self.count:
                 raise ValueError(f"{self.count} images and {len(given)} {what} do not go together")
 
     def __enter__(self) -> PackedWriter:
-        # Where the name is a link, what it leads to is written: that disk was chosen for its room.
-        self._target = Path(os.path.realpath(self.path)) if os.path.islink(self.path) else self.path
-        check_target(self._target)
-        _remove_orphans(self._target)
+        check_target(self.path)
         try:
-            self._descriptor, name = tempfile.mkstemp(
-                prefix=f".{self._target.name}.", suffix=".partial", dir=self._target.parent
-            )
-        except OSError as error:
-            raise self._explained(error) from error
-        self._partial = Path(name)
-        try:
-            with contextlib.suppress(OSError):  # some network file systems have no locks
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX)  # tells a later writer that this one is alive
-            os.fchmod(self._descriptor, 0o666 & ~_umask())
-            self._image_offset = self._create()
-            if self.image_bytes:
-                os.posix_fallocate(self._descriptor, self._image_offset, self.image_bytes)
+            with self._layout.begun(ALIGNMENT) as file:
+                self._image_offset = place_dataset(file, "images", self._extent, np.uint8)
+            self._file = Replacement(self.path)
+            self._file.reserve(self._layout.size)
         except BaseException as error:
             self._abandon()
             raise self._explained(error) from error
@@ -120,25 +105,11 @@ class PackedWriter:
     def _extent(self) -> tuple[int, ...]:
         return self.shape if self.shape is not None else (self.image_bytes,)
 
-    def _create(self) -> int:
-        """Create the file with room for the images; return their offset. All else follows in `_finish`."""
-        # A threshold of 1, so that the images are aligned however few bytes they are.
-        with h5py.File(
-            self._partial,
-            "w",
-            libver=_LIBVER,
-            locking=False,
-            alignment_threshold=1,
-            alignment_interval=ALIGNMENT,
-        ) as file:
-            layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-            layout.set_layout(h5py.h5d.CONTIGUOUS)
-            layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-            layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-            layout.set_obj_track_times(False)
-            extent = h5py.h5s.create_simple(self._extent)
-            images = h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, extent, layout)
-            return images.get_offset() or 0
+    @property
+    def _out(self) -> Replacement:
+        if self._file is None:
+            raise ValueError("a PackedWriter writes within its block only")
+        return self._file
 
     def write(self, row: int, data: Any, *, shape: tuple[int, int] | None = None) -> None:
         """Store one sample: uint8 [H, W, C] pixels, or the encoded file's bytes. Thread-safe.
@@ -149,14 +120,11 @@ class PackedWriter:
         start, stop = self._span(row)
         if len(view) != stop - start:
             raise ValueError(f"row {row} holds {stop - start} bytes, not {len(view)}")
-        position = self._image_offset + start
         self._digests[row] = digest(view)
         if shape is not None:
             self._set_shape(row, shape)
         try:
-            while view:
-                count = os.pwrite(self._descriptor, view, position)
-                view, position = view[count:], position + count
+            self._out.write(self._image_offset + start, view)
         except OSError as error:
             raise self._explained(error) from error
         self._written[row] = True
@@ -196,59 +164,61 @@ class PackedWriter:
             raise self._explained(failure) from failure
 
     def _finish(self) -> None:
-        """Check that all is there, take the fingerprint, write the other datasets, rename."""
+        """Check that all is there, lay the rest out, write it, read it back, rename."""
         missing = np.flatnonzero(~self._written)
         if len(missing):
             raise ValueError(f"{len(missing)} rows were never written, the first is {missing[0]}")
-        assert self._partial is not None
-        labels, shapes = self._checked_labels(), self._checked_shapes()
+        pieces = self._lay_out(self._checked_labels(), self._checked_shapes())
+        out = self._out
+        out.reserve(self._layout.size)
+        for position, data in pieces:
+            out.write(position, data)
+        out.sync()
+        for position, data in pieces:  # images have digests, and were read again for the fingerprint
+            out.check(position, data)
+        out.publish()
+        self._file = None
+
+    def _lay_out(self, labels: np.ndarray | None, shapes: np.ndarray | None) -> list[tuple[int, Any]]:
+        """Return all but the images: (position, bytes)."""
+        storage, created_with = "raw" if self.shape is not None else "encoded", f"fastload {__version__}"
         names = None if self.names is None else stored_names(self.names)
+        selection = None if self.selection is None else _typed(self.selection)
+        classes = [name.encode() for name in self.classes]
+        attributes = {
+            "fastload_format": FORMAT, "storage": storage, "source": json.dumps(self.source, sort_keys=True),
+            "created_with": created_with, "fingerprint": self._fingerprint(labels),
+            "checksum": checksum(
+                storage=storage, source=self.source, created_with=created_with, images=self._extent, labels=labels,
+                classes=self.classes, ids=self.ids, offsets=self.offsets, shapes=shapes, names=names,
+                selection=selection,
+            ),
+        }  # fmt: skip
+        datasets: dict[str, np.ndarray | None] = {
+            "offsets": self.offsets, "shapes": shapes,
+            "classes": np.array(classes, h5py.string_dtype("utf-8", max([1, *map(len, classes)]))),
+            "labels": labels, "names": None if names is None else names[0],
+            "name_offsets": None if names is None else names[1], "ids": self.ids, "digests": self._digests,
+        }  # fmt: skip
+        pieces: list[tuple[int, Any]] = []
+        with self._layout.continued() as file:
+            set_attributes(file, attributes)
+            pieces += _placed(file, datasets)
+            if selection is not None:
+                group = file.create_group("selection")
+                set_attributes(group, selection.attributes)
+                columns = {name: getattr(selection, name) for name in ("dimension", "rank", "score")}
+                pieces += _placed(group, columns)
+        return pieces + self._layout.pieces
+
+    def _fingerprint(self, labels: np.ndarray | None) -> str:
         hasher = xxhash.xxh3_128()
         for start in range(0, self.image_bytes, CHUNK):
             size = min(CHUNK, self.image_bytes - start)
-            hasher.update(os.pread(self._descriptor, size, self._image_offset + start))
+            hasher.update(self._out.read(self._image_offset + start, size))
         if labels is not None:
             hasher.update(labels.data)
-        storage, created_with = "raw" if self.shape is not None else "encoded", f"fastload {__version__}"
-        selection = None if self.selection is None else _typed(self.selection)
-        total = checksum(
-            storage=storage, source=self.source, created_with=created_with, images=self._extent, labels=labels,
-            classes=self.classes, ids=self.ids, offsets=self.offsets, shapes=shapes, names=names, selection=selection,
-        )  # fmt: skip
-        with h5py.File(self._partial, "r+", libver=_LIBVER, locking=False) as file:
-            file.attrs["fastload_format"] = FORMAT
-            set_text(file, "storage", storage)
-            set_text(file, "source", json.dumps(self.source, sort_keys=True))
-            set_text(file, "created_with", created_with)
-            set_text(file, "fingerprint", hasher.hexdigest())
-            set_text(file, "checksum", total)
-            if self.offsets is not None:
-                file.create_dataset("offsets", data=self.offsets)
-            if shapes is not None:
-                file.create_dataset("shapes", data=shapes)
-            classes = [name.encode() for name in self.classes]
-            text = h5py.string_dtype("utf-8", max([1, *map(len, classes)]))
-            file.create_dataset("classes", data=np.array(classes, dtype=text))
-            if labels is not None:
-                file.create_dataset("labels", data=labels)
-            if names is not None:
-                file.create_dataset("names", data=names[0])
-                file.create_dataset("name_offsets", data=names[1])
-            file.create_dataset("ids", data=self.ids)
-            file.create_dataset("digests", data=self._digests)
-            if selection is not None:
-                group = file.create_group("selection")
-                for name in ("dimension", "rank", "score"):
-                    group.create_dataset(name, data=getattr(selection, name))
-                for key, value in selection.attributes.items():
-                    if isinstance(value, str):
-                        set_text(group, key, value)
-                    else:
-                        group.attrs[key] = value
-        os.fsync(self._descriptor)
-        os.replace(self._partial, self._target)
-        self._partial = None
-        self._abandon()
+        return hasher.hexdigest()
 
     def _checked_labels(self) -> np.ndarray | None:
         if self.labels is None:
@@ -290,25 +260,32 @@ class PackedWriter:
         with smaller as out:
             for new, old in enumerate(keep):
                 start, stop = self._span(int(old))
-                out.write(new, os.pread(self._descriptor, stop - start, self._image_offset + start))
+                out.write(new, self._out.read(self._image_offset + start, stop - start))
         self._abandon()
 
     def _abandon(self) -> None:
-        if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1
-            os.close(descriptor)
-        if self._partial is not None:
-            self._partial.unlink(missing_ok=True)
-            self._partial = None
+        if self._file is not None:
+            self._file.abandon()
+            self._file = None
 
     def _explained(self, error: BaseException) -> BaseException:
-        # A disk that fills up while h5py closes a file is a RuntimeError of its own.
-        if isinstance(error, OSError | RuntimeError) and not isinstance(error, FastloadError):
+        if isinstance(error, OSError) and not isinstance(error, FastloadError):
             return DataError(
-                f"{self.path}: cannot be written ({getattr(error, 'strerror', None) or error}); it needs "
+                f"{self.path}: cannot be written ({error.strerror or error}); it needs "
                 f"{self.image_bytes / 1e6:,.1f} MB there; nothing was left behind"
             )
         return error
+
+
+def _placed(group: h5py.Group, datasets: Mapping[str, np.ndarray | None]) -> list[tuple[int, Any]]:
+    """Make the datasets that there are; return where their bytes go, and the bytes."""
+    pieces = []
+    for name, array in datasets.items():
+        if array is not None:
+            position = place_dataset(group, name, array.shape, array.dtype)
+            if array.size:
+                pieces.append((position, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data))
+    return pieces
 
 
 def _typed(table: SelectionTable) -> SelectionTable:
@@ -319,16 +296,6 @@ def _typed(table: SelectionTable) -> SelectionTable:
         np.ascontiguousarray(table.score, np.float32),
         table.attributes,
     )
-
-
-def set_text(holder: Any, name: str, text: str) -> None:
-    """Store an attribute as text of fixed length.
-
-    Text of variable length lies in HDF5's global heap, the one structure without a checksum: a flipped bit there
-    made the library loop for ever.
-    """
-    data = text.encode()
-    holder.attrs[name] = np.array(data, dtype=h5py.string_dtype("utf-8", max(1, len(data))))
 
 
 def check_target(path: Path) -> None:
@@ -359,25 +326,3 @@ def _replaceable(path: Path) -> bool:
             return handle.read(8) in (b"", b"\x89HDF\r\n\x1a\n")
     except OSError:
         return False
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _remove_orphans(path: Path) -> None:
-    """Remove what killed writers of the same file left: partial files that nobody holds a lock on."""
-    for orphan in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        try:
-            descriptor = os.open(orphan, os.O_RDONLY)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            orphan.unlink(missing_ok=True)
-        except OSError:
-            pass  # alive
-        finally:
-            os.close(descriptor)
