@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from fastload.bench.rivals import Outcome
 from fastload.bench.storage import evict, read_through
 from fastload.errors import UsageError
 from fastload.kernels.topk import TopK
+from fastload.memory import free_memory
 from fastload.selection.embeddings import as_embeddings
 
 ORDERS = ("random", "ascending", "descending")
@@ -127,8 +129,8 @@ def _in_memory(setting: Setting, grid: Grid, size: Size, order: str, rivals: boo
         for name, (work, needed) in contenders(matrix, k).items():
             if name != "ours" and not rivals:
                 continue
-            free = _free_memory(setting.device)
-            if needed > 0.9 * free:
+            free = free_memory(setting.device)
+            if free is not None and needed > 0.9 * free:
                 outcome.notes.append(
                     f"select, {size}, {order}, k={k}: {name} left out: needs {needed / 1e9:.1f} GB,"
                     f" {free / 1e9:.1f} GB are free"
@@ -288,19 +290,14 @@ def _kilobytes(path: str, name: str) -> int:
 # -- what fits -----------------------------------------------------------------------------------------------------
 
 
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return _kilobytes("/proc/meminfo", "MemAvailable:") * 1024
-
-
 def _lacking(size: Size, scratch: Path | None, device: torch.device) -> str:
+    free: float
     if size.from_disk:
         where = scratch or Path(tempfile.gettempdir())
         free = shutil.disk_usage(where).free
         kind = f"on the disk of {where}"
     else:
-        free = min(_free_memory(torch.device("cpu")), _free_memory(device))
+        free = min(free_memory(one) or math.inf for one in (torch.device("cpu"), device))
         kind = "of memory"
     if size.bytes > 0.9 * free:
         return f"it takes {size.bytes / 1e9:,.1f} GB {kind}, and {free / 1e9:,.1f} GB are free"

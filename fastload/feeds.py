@@ -20,12 +20,12 @@ from fastload.buffers import FLOAT_TYPES, BufferRing
 from fastload.device import resolve_device
 from fastload.engines import choose_engine
 from fastload.engines.dali import DaliEngine, SampleError
-from fastload.engines.fused import FusedEngine, ResidentStore
+from fastload.engines.fused import FusedEngine, ResidentStore, whole_words
 from fastload.errors import DataError, UsageError
 from fastload.guarded_map import GuardedMap
 from fastload.kernels import augment as kernel
 from fastload.kernels import cuda_target
-from fastload.memory import check_fits
+from fastload.memory import check_fits, check_pinned, pinned_bytes
 from fastload.order import Order
 from fastload.packed_set import Packed, labels_of
 from fastload.prefetch import Prefetcher
@@ -249,7 +249,8 @@ class _FusedStreamFeed:
         self._reader = SampleReader(file)
         self._ahead = _read_ahead(self._reader, order, file, output)
         self._labels, self._ids = labels, file.ids
-        size = self._reader.sample_bytes * output.batch_size
+        size = whole_words(self._reader.sample_bytes * output.batch_size)
+        check_pinned(workers * pinned_bytes(size), workers, output.batch_size)
         # One buffer a worker; its event says when the copy out of it is done.
         self._pinned: queue.SimpleQueue[tuple[torch.Tensor, torch.cuda.Event]] = queue.SimpleQueue()
         for _ in range(workers):
@@ -268,7 +269,7 @@ class _FusedStreamFeed:
             size = count * self._reader.sample_bytes
             self._ahead.want(start, count)
             self._reader.read(rows, buffer.numpy()[:size])
-            stored = buffer[:size].to(device, non_blocking=True)
+            stored = buffer[: whole_words(size)].to(device, non_blocking=True)
             copied.record()
         finally:
             self._pinned.put((buffer, copied))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from fastload.errors import DataError
+from fastload.errors import DataError, UsageError
 
 RESIDENT_BUDGET = 1 << 30
 """Up to this many bytes, and a quarter of the device's free memory, a full set is kept on the device by default."""
@@ -32,8 +32,21 @@ def available_memory() -> int | None:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return the bytes that can still be had on a device, the host for "cpu"; None where unknown."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    """Return the bytes that can still be had on a device, the host for "cpu"; None where unknown.
+
+    On CUDA: what the driver has free, and what torch keeps for tensors to come. Gaps between tensors in use do not
+    count: they cannot be joined.
+    """
+    if device.type != "cuda":
+        return available_memory()
+    gaps = torch.cuda.memory_stats(device).get("inactive_split_bytes.all.current", 0)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device) - gaps
+    return torch.cuda.mem_get_info(device)[0] + max(0, cached)
+
+
+def pinned_bytes(size: int) -> int:
+    """Return the bytes of host memory that torch takes for a pinned buffer of `size`: the next power of two."""
+    return 1 << max(0, size - 1).bit_length()
 
 
 def resident_room(device: torch.device, budget: int | None = None, *, beside: int = 0) -> int:
@@ -58,3 +71,19 @@ def check_fits(size: int, device: torch.device, name: str) -> None:
             f"{free / 1e6:,.0f} MB that are free; about {free / size:.0%} of it fits: build a smaller one "
             "(build-subset --size)"
         )
+
+
+def check_pinned(size: int, workers: int, batch_size: int) -> None:
+    """Raise UsageError unless the host has `size` bytes for the pinned buffers of `workers` threads' batches."""
+    available = available_memory()
+    if available is not None and size > available + _cached_pinned():
+        raise UsageError(
+            f"{workers} threads with a pinned buffer for a batch of {batch_size:,} each need {size / 1e6:,.0f} MB of "
+            f"memory, but {available / 1e6:,.0f} MB are available; choose a smaller batch_size="
+        )
+
+
+def _cached_pinned() -> int:
+    """Return the bytes of pinned memory that torch keeps for buffers to come."""
+    stats = torch.cuda.host_memory_stats() if hasattr(torch.cuda, "host_memory_stats") else {}
+    return max(0, stats.get("allocated_bytes.current", 0) - stats.get("active_bytes.current", 0))

@@ -18,9 +18,10 @@ from fastload.embedding import Encoder, embed_chunk
 from fastload.errors import DataError, UsageError
 from fastload.evaluation import EvaluationLoader
 from fastload.feeds import stream
-from fastload.memory import available_memory
+from fastload.memory import available_memory, free_memory, pinned_bytes
 from fastload.order import AUTOENCODER
 from fastload.packed_set import Packed
+from fastload.processors import makers
 from fastload.processors import processors as processors
 from fastload.read_ahead import BUFFERS, CHUNK_BYTES
 
@@ -79,7 +80,7 @@ def measure_free(needs: Needs, folder: Path, device: str) -> None:
     needs.disk_free = shutil.disk_usage(folder).free
     needs.memory_available = available_memory()
     if device.startswith("cuda"):
-        needs.device_memory_free = torch.cuda.mem_get_info(torch.device(device))[0]
+        needs.device_memory_free = free_memory(torch.device(device))
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def try_training(file: Packed, training: Training, *, device: str, engine: str) 
         # Forward values are kept for the backward pass, which makes as many gradients.
         activations = 2 * layer_bytes(model, torch.zeros(2, channels, *VIEW.size), sum) // 2 * training.batch_size
     weights = _WEIGHT_COPIES * sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    feed = 8 * training.batch_size * channels * math.prod(VIEW.size) * 4
+    feed = _feed_memory(file, device, training.batch_size, 8 * channels * math.prod(VIEW.size) * 4)
     least = BASE_MEMORY + weights + feed + (0 if device.startswith("cuda") else activations)
     Needs(memory=least, memory_available=available_memory(), disk=0).check(Path())
     batches = stream(
@@ -139,9 +140,19 @@ def try_embedding(file: Packed, encoder: Encoder, rows: int, *, device: str, eng
     columns, channels = shapes[0]
     sample = torch.zeros(1, channels, *encoder.view.size, device=device)
     largest = 3 * layer_bytes(encoder.model, sample, max) * rows if isinstance(encoder.model, nn.Module) else 0
-    feed = 4 * rows * sample.numel() * 4
+    feed = _feed_memory(file, device, rows, 4 * sample.numel() * 4)
     device_memory = device_memory * rows // size
     return Trial(seconds / size, (0 if device_memory else largest) + feed, device_memory, columns)
+
+
+def _feed_memory(file: Packed, device: str, rows: int, image_bytes: int) -> int:
+    """Return the bytes of host memory that a stream of batches of `rows` takes: `image_bytes` each on the CPU.
+
+    On CUDA images are made there, out of pinned buffers, one a thread, of what is stored.
+    """
+    if device.startswith("cuda"):
+        return makers() * pinned_bytes(rows * -(-file.nbytes // len(file)))
+    return rows * image_bytes
 
 
 def _timed(steps: Iterator[None], device: str, option: str) -> tuple[float, int]:

@@ -52,6 +52,7 @@ from fastload.embedding import (
 from fastload.errors import DataError, UsageError
 from fastload.follow import data_state, follow, rank_device
 from fastload.fused_pass import FusedPass
+from fastload.kernels import topk
 from fastload.kernels.topk import TopKState
 from fastload.packed import PackedFile, PackedWriter, SelectionTable
 from fastload.packed_format import digest
@@ -68,6 +69,7 @@ from fastload.selection import (
     as_embeddings,
     select,
 )
+from fastload.selection.embeddings import most_rows
 from fastload.selection.top_activations import list_length, read, strongest
 from fastload.sizing import decode_rows, output_shape
 from fastload.subset_report import Overlap, StepReport, SubsetReport, count_classes, measure_lists
@@ -463,6 +465,13 @@ class _Builder:
             found.memory += needs.lists_memory(entries, self.threads)
             # The state before stays until the new one is whole.
             found.disk += 2 * needs.lists_disk(entries) if fused else 0
+            if self.device.startswith("cuda") and not fused:
+                device = torch.device(self.device)
+                lists = (length, len(self._samples.group_sizes)), (self._report_length(columns), 1)
+                processors = torch.cuda.get_device_properties(device).multi_processor_count
+                listing = topk.cuda_bytes(columns, lists, min(count, most_rows(columns)), processors)
+                found.device_memory = max(found.device_memory, listing)
+                topk.compile_for(device)
         found.seconds["analyse"] = count * needs.CHOOSE_SECONDS + (0 if fused else count * columns * 4 / 1e9)
         height, width, channels = self._shape
         subset = size * height * width * channels

@@ -957,7 +957,8 @@ def augment_resident(plan, count, start, out, out_labels, out_ids):
     """CUDA kernel, a few threads an image: a whole batch from its first position, out of device-resident images.
 
     Arguments, int64, addresses but for the second and third:
-        plan: see `plan`; blocks, threads and shared memory: `launch_shape`. count: the images b of the batch.
+        plan: see `plan`; blocks, threads and shared memory: `launch_shape`. count: the images b of the batch. The
+            memory of the plan's images is aligned to four bytes at both ends: of its last word all is read.
         start: the batch's first position. out: float32 or 16 bits each [b, h·w·c], aligned to 16 bytes.
         out_labels: b rows of the plan's `label_bytes`. out_ids: int64 [b].
 
@@ -1007,7 +1008,8 @@ def augment_resident(plan, count, start, out, out_labels, out_ids):
 def augment_gathered(plan, count, images, ids, epochs, out):
     """CUDA kernel, a few threads an image: a batch whose images, ids and epochs (int64 [b]) were gathered in order.
 
-    Arguments: as for `augment_resident`, addresses, int64. The same bits as from it, and bound by the same.
+    Arguments: as for `augment_resident`, addresses, int64; `images` too is of whole words. The same bits as from it,
+    and bound by the same.
     """
     found = cuda.shared.array((MAX_IMAGES, 4), types.int64)
     factors = cuda.shared.array((MAX_IMAGES, 2), types.float32)

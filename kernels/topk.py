@@ -14,6 +14,7 @@ float above it where all ids to come are higher: a ReLU's zeros, equal in every 
 """
 
 import math
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -44,6 +45,9 @@ _FLOAT32_MAX = np.float32(3.4028234663852886e38)
 _FLOAT16_SCALE = np.float32(2.0**112)
 _BLOCK = 256
 _ALL_LANES = np.uint64((1 << LANES) - 1)
+_SLAB_BYTES = 1 << 29
+"""Of device memory, about as much as a level's lists may take."""
+
 _SORTED = 2048
 _MERGE_THREADS = 128
 
@@ -753,6 +757,15 @@ def _compiled(kernel):
     return cuda.jit(kernel) if SIMULATED else cuda.jit(max_registers=MAX_REGISTERS)(kernel)
 
 
+def compile_for(device: Any) -> None:
+    """Compile the CUDA kernels for a device, so that the first chunk need not wait for that."""
+    require()
+    if not SIMULATED:
+        with _current(device):  # numba compiles for the current device
+            for _, kernel, signature in CUDA_KERNELS:
+                _compiled(kernel).compile(signature)
+
+
 # -- the host's side -----------------------------------------------------------------------------------------------
 
 
@@ -995,7 +1008,7 @@ class _CudaLists:
         if not SIMULATED:
             self.slabs = slabs_at_once(dims, torch.cuda.get_device_properties(self.device).multi_processor_count)
             self.room, self.merge_threads = max(256, self.room), _MERGE_THREADS
-        self.slab_bytes = 1 << 29
+            compile_for(self.device)
         self.nonfinite = 0
         self.bad_ids = np.empty(0, np.int64)
 
@@ -1035,8 +1048,7 @@ class _CudaLists:
         reached = -(-bounds // stride)
         visits = reached - -(-reached // _RATIO) if skip else reached
         begins, ends = visits[present], visits[present + 1]
-        affordable = max(1, self.slab_bytes // (self.dims * self.k * 12))
-        length = max(16, -(-int(visits[-1]) // min(self.slabs, affordable)))
+        length = _slab_length(int(visits[-1]), min(self.slabs, _affordable_slabs(self.dims, self.k)))
         pieces = -(-(ends - begins) // length)
         last_slab = np.cumsum(pieces)
         first_slab = last_slab - pieces
@@ -1102,6 +1114,33 @@ class _Plan:
 
 def _ids_of(ids: np.ndarray | range, rows: np.ndarray) -> np.ndarray:
     return ids.start + rows if isinstance(ids, range) else ids[rows]
+
+
+def _slab_length(visits: int, most: int) -> int:
+    """Return how many visits a slab takes of a level that has so many, in `most` slabs and one a group more."""
+    return max(16, -(-visits // most))
+
+
+def _affordable_slabs(dims: int, k: int) -> int:
+    return max(1, _SLAB_BYTES // (dims * k * 12))
+
+
+def cuda_bytes(dims: int, lists: Iterable[tuple[int, int]], rows: int, multiprocessors: int) -> int:
+    """Return the bytes of device memory that several `TopK` take which see the same chunks of `rows` rows of float32.
+
+    Arguments:
+        dims: of all. lists: (k, groups) of each; those that are too long for CUDA do not count.
+        multiprocessors: of the device.
+    """
+    kept, passing = 0, 0
+    for k, groups in lists:
+        if 0 < k <= MAX_K_CUDA:
+            kept += groups * dims * (12 * k + 8)
+            most = min(slabs_at_once(dims, multiprocessors), _affordable_slabs(dims, k))
+            length = _slab_length(rows, most)
+            slabs = -(-rows // length) + groups
+            passing = max(passing, slabs * dims * (12 * min(k, length) + 8) + rows * (4 * dims + 17))
+    return kept + passing
 
 
 def slab_shape(dims: int) -> tuple[int, int, int]:

@@ -1,7 +1,8 @@
 """Run by tests/test_ptx.py, a process for each architecture: `ptx_compile.py MAJOR MINOR` prints a JSON line a kernel.
 
 Nothing here needs a GPU. A process can compile for one architecture only: numba-cuda asks the current device for its
-own when it types shared functions, so a stand-in device is put in its place.
+own when it types shared functions, so a stand-in device is put in its place. The target is the one that numba-cuda
+takes on such a device: from 9.0 on with all that is that architecture's alone (sm_90a).
 """
 
 import importlib
@@ -15,6 +16,7 @@ import fastload.kernels
 from fastload.kernels.cuda_target import cuda
 
 # isort: split
+import numba.cuda.codegen as codegen
 import numba.cuda.dispatcher as dispatcher
 
 ACCESS = r"\b((?:ld|st)\.global[\w.]*|ld\.[bu]\d+|st\.[bu]\d+)"
@@ -55,11 +57,14 @@ def ptxas_report(ptx: str, arch: str, most: int | None) -> dict:
 
 def main() -> None:
     capability = (int(sys.argv[1]), int(sys.argv[2]))
-    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
+    device = SimpleNamespace(compute_capability=capability)
+    dispatcher.get_current_device = lambda: device
+    codegen.devices.get_context = lambda: SimpleNamespace(device=device)
+    target = codegen.CUDACodeLibrary._ensure_cc(None, None)
     for module in pkgutil.iter_modules(fastload.kernels.__path__):
         imported = importlib.import_module(f"fastload.kernels.{module.name}")
         for name, function, signature in getattr(imported, "CUDA_KERNELS", []):
-            ptx, _ = cuda.compile(function, signature, cc=capability, device=False, abi="numba")
+            ptx, _ = cuda.compile(function, signature, cc=target, device=False, abi="numba")
             found = {
                 "module": module.name,
                 "name": name,
@@ -70,7 +75,7 @@ def main() -> None:
                 "together": together(ptx),
                 "shared": sum(map(int, re.findall(SHARED, ptx))),
                 "entries": re.findall(r"\.visible\s+\.entry\s+(\w+)", ptx),
-                **ptxas_report(ptx, f"sm_{capability[0]}{capability[1]}", getattr(imported, "MAX_REGISTERS", None)),
+                **ptxas_report(ptx, "sm_" + "".join(map(str, target)), getattr(imported, "MAX_REGISTERS", None)),
             }
             print(json.dumps(found), flush=True)
 

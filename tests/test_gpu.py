@@ -15,7 +15,8 @@ from packs import noise_images, write_encoded, write_pair, write_raw
 
 from fastload import Augment, DataError, TwoPhaseLoader, UsageError
 from fastload.feeds import Output, open_feed
-from fastload.kernels.topk import TopK
+from fastload.kernels.topk import TopK, cuda_bytes
+from fastload.memory import free_memory
 from fastload.order import FAST, FINE_TUNE, Order
 from fastload.packed import PackedFile
 
@@ -410,6 +411,32 @@ def test_top_k_of_embeddings_made_on_a_side_stream_equals_the_cpus():
         np.testing.assert_array_equal(getattr(got, name), getattr(want, name), err_msg=name)
 
 
+@pytest.mark.parametrize(("dims", "k", "groups", "rows"), [(216, 20, 1, 200_000), (64, 300, 10, 50_000)])
+def test_lists_take_the_device_memory_that_was_forecast(dims, k, groups, rows):
+    x = np.random.default_rng(1).random((rows, dims), np.float32)
+    group_of_row = np.random.default_rng(2).integers(0, groups, rows)
+    TopK(dims, k, groups, device="cuda").update(x[:100], range(100), group_of_row[:100])  # compiles
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    lists = TopK(dims, k, groups, device="cuda")
+    lists.update(x, range(rows), group_of_row)
+    taken = torch.cuda.max_memory_allocated() - before
+    processors = torch.cuda.get_device_properties(0).multi_processor_count
+    forecast = cuda_bytes(dims, [(k, groups)], rows, processors)
+    assert taken <= forecast + (1 << 20) and taken >= forecast // 4
+
+
+def test_free_memory_counts_what_torch_keeps():
+    torch.cuda.empty_cache()
+    free = free_memory(torch.device(CUDA))
+    large = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    assert free_memory(torch.device(CUDA)) <= free - (1 << 30)
+    del large
+    assert free_memory(torch.device(CUDA)) >= free - (64 << 20)
+    assert torch.cuda.mem_get_info()[0] <= free - (1 << 30)  # the driver does not know
+
+
 def test_a_subset_is_built_on_the_gpu_and_the_same_twice(tmp_path):
     from fastload import build_subset
 
@@ -432,7 +459,9 @@ def test_a_device_that_is_not_there_is_named(pair):
 
 
 def test_a_subset_that_does_not_fit_is_refused_before_it_is_uploaded(pair, monkeypatch):
+    torch.cuda.empty_cache()
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (1000, 10**9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", torch.cuda.memory_allocated)
     with pytest.raises(DataError, match="build a smaller one"):
         make(pair)
 

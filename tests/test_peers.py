@@ -463,7 +463,7 @@ def test_what_does_not_fit_is_named_and_not_measured(monkeypatch, tmp_path):
     found = select_grid.select(quick(), huge)
     assert found.results == [] and len(found.notes) == 2
     assert "8,192.0 GB of memory" in found.notes[0] and "8,192.0 GB on the disk" in found.notes[1]
-    monkeypatch.setattr(select_grid, "_free_memory", lambda device: 10**6)
+    monkeypatch.setattr(select_grid, "free_memory", lambda device: 10**6)
     small = select_grid.Grid((select_grid.Size(400, 500),), ("random",), (5,))
     found = select_grid.select(quick(), small)
     assert any("numpy.argpartition left out: needs" in note for note in found.notes)

@@ -234,9 +234,9 @@ def test_cuda_kernels_are_exact_in_the_simulator():
 COMPILE = """
 import sys
 from types import SimpleNamespace
-import numba.cuda.dispatcher
-from numba import cuda
+from fastload.kernels.cuda_target import cuda
 from fastload.kernels.topk import CUDA_KERNELS
+import numba.cuda.dispatcher
 capability = (int(sys.argv[1]), int(sys.argv[2]))
 numba.cuda.dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
 for name, kernel, signature in CUDA_KERNELS:

@@ -71,7 +71,12 @@ class FusedEngine:
     def on_cuda_gathered(
         self, images: torch.Tensor, ids: torch.Tensor, epochs: torch.Tensor, out: torch.Tensor
     ) -> None:
-        """Augment a batch that lies gathered on the device (uint8 [b·bytes]) into `out`, on the current stream."""
+        """Augment a batch that lies gathered on the device into `out`, on the current stream.
+
+        Arguments:
+            images: uint8 [at least `whole_words` of the batch's bytes], one image after the other, from its first byte.
+            ids, epochs: int64 [b]. out: [b, C, h, w], of the engine's dtype and layout.
+        """
         if self._gathered is None:
             self._gathered = _Launcher("augment_gathered", self._plan(), out.device)
         self._gathered(len(ids), images.data_ptr(), ids.data_ptr(), epochs.data_ptr(), out.data_ptr())
@@ -135,12 +140,17 @@ class _Launcher:
         return launch
 
 
+def whole_words(size: int) -> int:
+    """Return how many bytes of device memory `size` bytes of images must have: kernels read words, of four bytes."""
+    return -(-size // 4) * 4
+
+
 class ResidentStore:
-    """A whole set in device memory, uploaded once: images uint8 [bytes], labels [n, L], ids int64 [n]."""
+    """A whole set in device memory, uploaded once: images uint8 [`whole_words`], labels [n, L], ids int64 [n]."""
 
     def __init__(self, images: np.ndarray, labels: torch.Tensor, ids: np.ndarray, device: torch.device) -> None:
-        self.images = torch.empty(len(images), dtype=torch.uint8, device=device)
-        self.images.copy_(torch.from_numpy(images))
+        self.images = torch.empty(whole_words(len(images)), dtype=torch.uint8, device=device)
+        self.images[: len(images)].copy_(torch.from_numpy(images))
         self.ids = torch.from_numpy(ids).to(device)
         self.labels = labels.reshape(len(ids), -1).to(device)
 

@@ -91,6 +91,11 @@ def as_embeddings(source: Any, chunk_rows: int | None = None) -> Embeddings:
     return ArrayEmbeddings(source, chunk_rows)
 
 
+def most_rows(dims: int) -> int:
+    """Return how many rows of float32 the largest chunk has."""
+    return max(1, _VIEW_BYTES // (4 * dims))
+
+
 def _is_served(array: Any) -> bool:
     """Whether the kernels take the array's type as it is."""
     dtype = array.dtype

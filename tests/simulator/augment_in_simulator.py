@@ -20,7 +20,7 @@ from packs import noise_images, write_raw
 from walled import walled
 
 from fastload.augment import Augment, kernel_settings
-from fastload.feeds import Output, _FusedResidentFeed, _FusedStreamFeed
+from fastload.feeds import Output, _FusedResidentFeed, _FusedStreamFeed, label_tensor
 from fastload.kernels import augment as kernel
 from fastload.kernels.cuda_target import cuda
 from fastload.order import FAST, FINE_TUNE, Order
@@ -175,10 +175,11 @@ def check_feed(kind, path, augment, order, *, start, count, dtype, last):
     layout = torch.channels_last if last else torch.contiguous_format
     output = Output(count, torch.device("cpu"), DTYPES[dtype], layout)
     with PackedFile(path) as file:
+        labels = label_tensor(file.labels)
         if kind is _FusedResidentFeed:
-            feed = kind(file, augment, order, output)
+            feed = kind(file, augment, order, output, labels)
         else:
-            feed = kind(file, augment, order, output, 1)
+            feed = kind(file, augment, order, output, 1, labels)
         images, labels, ids = feed.make(start, count)
         assert images.shape == (count, 3, *augment.size) and images.dtype == DTYPES[dtype]
         assert images.is_contiguous(memory_format=layout)
