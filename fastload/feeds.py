@@ -180,8 +180,10 @@ class _FusedCpuFeed:
             self._engine.on_cpu(self._data, rows, ids, epochs, values)
         else:
             gather = self._ahead is None or self._ahead.want(start, count)
+            failed = -1
             if not (gather and self._make_mapped(rows, ids, epochs, values)):
-                self._reader.check(self._engine.on_cpu_stream(self._reader.place, rows, ids, epochs, values), rows)
+                failed = self._engine.on_cpu_stream(self._reader.place, rows, ids, epochs, values)
+            self._reader.check(failed, rows)
         return Batch(images, self._labels[torch.from_numpy(rows)], torch.from_numpy(ids))
 
     def _make_mapped(self, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, values: np.ndarray) -> bool:

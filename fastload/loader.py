@@ -617,6 +617,8 @@ class TwoPhaseLoader:
         except (KeyError, TypeError, UsageError) as error:
             raise UsageError(f"the state is damaged ({error}); load an earlier one") from error
         self._check_usable()
+        for file in self._files:
+            file.check_unchanged()
         if self._steps is not None and step > self._steps:
             raise UsageError(f"the state is at step {step:,}, this loader ends at {self._steps:,}; raise steps=")
         with self._lock:

@@ -25,6 +25,7 @@ from fastload.packed_format import ALIGNMENT, CHUNK, FORMAT, SelectionTable, dig
 from fastload.packed_metadata import Metadata, read_foreign, read_packed
 from fastload.packed_names import StoredNames
 from fastload.packed_writer import PackedWriter
+from fastload.watching import Watch
 
 __all__ = [
     "ALIGNMENT",
@@ -41,12 +42,17 @@ __all__ = [
 ]
 
 
+_PROBED = 256
+"""Rows whose digests tell whether a file whose entry alone changed holds what it did."""
+
+
 class Extent(NamedTuple):
-    """Where image bytes are: an open file's descriptor, the first byte in it, and how many."""
+    """Where image bytes are: an open file's descriptor, the first byte in it, how many, and who watches the file."""
 
     descriptor: int
     offset: int
     nbytes: int
+    watch: Watch
 
 
 class PackedFile:
@@ -96,14 +102,18 @@ class PackedFile:
                 # The descriptor that HDF5 itself reads, so that map and metadata are of one file, even if replaced.
                 self._descriptor = os.dup(file.id.get_vfd_handle())
                 self._release = weakref.finalize(self, os.close, self._descriptor)
+                # Before anything is read, so that a change meanwhile is seen too.
+                self._watch = Watch(self.path, self._descriptor)
                 if images is not None and labels is not None:
                     found = read_foreign(self.path, file, images, labels)
                 else:
                     found = read_packed(self.path, file)
             self._take(found)
             self._map_images(found)
+            self._remember_some()
             if not found.format:
                 self.fingerprint = self._fingerprint_of_some(found)
+            self.check_unchanged()
         except FastloadError:
             self.close()
             raise
@@ -147,6 +157,13 @@ class PackedFile:
             hasher.update(np.ascontiguousarray(labels[row]).data)
         return hasher.hexdigest()
 
+    def _remember_some(self) -> None:
+        """Let the watch know some rows' digests, by which it knows the content again."""
+        for row in np.unique(np.linspace(0, len(self) - 1, min(len(self), _PROBED)).astype(np.int64)).tolist():
+            start, stop = self.span(row)
+            expected = digest(self.read(row)) if self.digests is None else int(self.digests[row])
+            self._watch.known.append((self.data_offset + start, stop - start, expected))
+
     def _error(self, text: str) -> DataError:
         return DataError(f"{self.path}: {text}")
 
@@ -186,12 +203,16 @@ class PackedFile:
 
     def read_bytes(self, start: int, stop: int) -> bytes:
         """Return a copy of `data[start:stop]`, read with `pread`."""
-        return self._pread(self.data_offset + start, stop - start)
+        return self._read(self.data_offset + start, stop - start)
+
+    def check_unchanged(self) -> None:
+        """Raise DataError if the open file was changed since it was opened; whoever reads it does so by himself."""
+        self._watch.check(self.descriptor)
 
     def _read_names(self, start: int, stop: int) -> bytes:
-        return self._pread(self._names_offset + start, stop - start)
+        return self._read(self._names_offset + start, stop - start)
 
-    def _pread(self, position: int, count: int) -> bytes:
+    def _read(self, position: int, count: int) -> bytes:
         parts, descriptor = [], self.descriptor
         while count > 0:
             try:
@@ -202,6 +223,7 @@ class PackedFile:
                 raise self._error("has become shorter while it was read; pack it again")
             parts.append(part)
             position, count = position + len(part), count - len(part)
+        self.check_unchanged()
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _shaped(self, stored: np.ndarray) -> np.ndarray:
@@ -224,7 +246,7 @@ class PackedFile:
     @property
     def extents(self) -> list[Extent]:
         """Where the image bytes are: one extent; of a set of files, one a file."""
-        return [Extent(self.descriptor, self.data_offset, self.nbytes)]
+        return [Extent(self.descriptor, self.data_offset, self.nbytes, self._watch)]
 
     def close(self) -> None:
         """Give the memory map and the file back. Safe to call twice."""

@@ -104,6 +104,11 @@ class PackedSet:
         """Where the image bytes of each file are, in order."""
         return [extent for file in self.files for extent in file.extents]
 
+    def check_unchanged(self) -> None:
+        """Raise DataError if an open file was changed since it was opened; whoever reads it does so by himself."""
+        for file in self.files:
+            file.check_unchanged()
+
     def _place(self, row: int) -> tuple[PackedFile, int]:
         number = int(np.searchsorted(self._first_rows, row, side="right")) - 1
         return self.files[number], row - int(self._first_rows[number])

@@ -12,6 +12,7 @@ from fastload.errors import DataError
 from fastload.kernels import augment as kernel
 from fastload.order import Order
 from fastload.packed_set import Packed
+from fastload.watching import Watches
 
 _PIECE = 64 << 20
 _WINDOW_BYTES = 256 << 20  # a window of blocks larger than this is asked for sample by sample
@@ -23,7 +24,8 @@ _CLOSED: Place = (np.empty(0, np.int32), np.empty(0, np.int64), np.zeros(1, np.i
 class SampleReader:
     """Gives the samples of an open packed file or set, which must stay open no longer than this.
 
-    Every method raises DataError, naming the row, where a file can no longer be read (truncated, failed disk).
+    Every method raises DataError, naming the row, where a file can no longer be read (truncated, failed disk), and
+    where it was written over. Who reads `place` by himself says so to `check`.
     Thread-safe. `place` is (descriptors int32 [F], first image bytes int64 [F], their places in the set int64 [F + 1]),
     for kernels that read by themselves.
     """
@@ -40,6 +42,7 @@ class SampleReader:
             np.array([extent.offset for extent in extents], np.int64),
             np.cumsum([0, *(extent.nbytes for extent in extents)]).astype(np.int64),
         )
+        self._watches = Watches([extent.watch for extent in extents], self.place[0].tolist())
 
     def ranges(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return where samples start in the set, and their sizes, int64 [b] bytes each."""
@@ -80,8 +83,12 @@ class SampleReader:
         return np.split(out, np.cumsum(sizes)[:-1])
 
     def check(self, failed: int, rows: np.ndarray) -> None:
-        """Raise DataError unless `failed`, a kernel's index into `rows`, is -1."""
+        """Say that a batch of `rows` was read, in whatever way; raise DataError where it is not what was opened.
+
+        `failed`: a kernel's index of the row that could not be read, or -1.
+        """
         if failed < 0:
+            self._watches.check()
             return
         row = int(rows[failed])
         raise DataError(
