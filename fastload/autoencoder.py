@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -16,17 +14,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import xxhash
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from fastload.arguments import seed64
 from fastload.augment import Augment
-from fastload.errors import DataError, UsageError
+from fastload.errors import UsageError
 from fastload.feeds import stream
+from fastload.folder_files import FolderFile
 from fastload.order import AUTOENCODER
 from fastload.packed_set import Packed
+from fastload.tensors import load_tensors, save_tensors
 
 SIDE = 24
 VIEW = Augment(crop=SIDE, resize=32)
@@ -179,7 +177,7 @@ class Trainer:
         self.loss_sum.zero_()
         self.loss_count = 0
 
-    def save(self, path: Path, key: str) -> None:
+    def save(self, path: FolderFile | Path, key: str) -> None:
         """Write a checkpoint; `key` names the settings that it belongs to."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
@@ -193,7 +191,7 @@ class Trainer:
         }  # fmt: skip
         save_tensors(path, tensors, facts)
 
-    def restore(self, path: Path, key: str) -> bool:
+    def restore(self, path: FolderFile | Path, key: str) -> bool:
         """Take over a checkpoint made under the same `key`; False, with nothing changed, where there is none."""
         found = load_tensors(path)
         if found is None or found[1].get("key") != key:
@@ -224,7 +222,7 @@ def train(
     augment: Augment = VIEW,
     device: str = "cpu",
     engine: str = "auto",
-    checkpoint: Path | None = None,
+    checkpoint: FolderFile | Path | None = None,
     key: str = "",
     seconds_between: float = 30.0,
     on_step: Callable[[int, float | None], None] | None = None,
@@ -335,13 +333,13 @@ def model_of(weights: bytes, channels: int, embedding_size: int) -> Autoencoder:
     return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 
-def save_model(path: Path, model: Autoencoder) -> None:
+def save_model(path: FolderFile | Path, model: Autoencoder) -> None:
     """Write the weights as safetensors."""
     facts = {"channels": model.channels, "embedding_size": model.embedding_size}
     save_tensors(path, model.state_dict(), facts)
 
 
-def load_model(path: Path) -> Autoencoder | None:
+def load_model(path: FolderFile | Path) -> Autoencoder | None:
     """Return the model that `save_model` wrote, in evaluation mode on the CPU; None where it cannot be read."""
     found = load_tensors(path)
     if found is None:
@@ -352,39 +350,3 @@ def load_model(path: Path) -> Autoencoder | None:
     except (KeyError, RuntimeError, TypeError, ValueError):
         return None
     return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write tensors and JSON-able facts as one safetensors file: whole, or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        text = json.dumps(facts, sort_keys=True)
-        save_file(plain, partial, metadata={"fastload": text, "digest": _digest(plain, text)})
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise DataError(
-            f"{path}: cannot be written ({error}); make room there, and the same command goes on"
-        ) from error
-
-
-def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    hasher = xxhash.xxh3_128(text.encode())
-    for name in sorted(tensors):
-        hasher.update(f"{name}{tuple(tensors[name].shape)}".encode())
-        if tensors[name].numel():  # torch gives an empty array a stride of 0, which cannot be viewed as bytes
-            hasher.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
-    return hasher.hexdigest()
-
-
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Return what `save_tensors` wrote, or None for a file that is missing, damaged or another's."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-            text = metadata["fastload"]
-            return (tensors, json.loads(text)) if _digest(tensors, text) == metadata["digest"] else None
-    except (OSError, SafetensorError, KeyError, ValueError):
-        return None

@@ -120,7 +120,13 @@ def build_subset(
     learning_rate: Annotated[float, typer.Option(help="In training, of SGD with momentum 0.9.")] = 0.1,
     preset: Annotated[str | None, typer.Option(metavar="paper", help="40,000 steps of 1,024.")] = None,
     embeddings: Annotated[
-        str | None, typer.Option(metavar="FILE[:dataset]", help="Your own, .npy or .h5, row i for row i of FULL.h5.")
+        str | None, typer.Option(metavar="FILE[:dataset]", help="Your own, .npy or .h5, one for each sample.")
+    ] = None,
+    embedding_ids: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE[:dataset]", help="Whose they are; by default ids beside them, else row i is row i's."
+        ),
     ] = None,
     encoder: Annotated[
         str | None, typer.Option(metavar="module:callable", help="Your own torch model in place of the autoencoder.")
@@ -151,10 +157,10 @@ def build_subset(
     with TerminalListener(quiet=quiet) as listener, _telling_of_interrupts():
         report = run(
             full, out, strategy=strategy, size=size, per_dimension=per_dimension, balance_classes=balance_classes,
-            embeddings=embeddings, encoder=encoder, input_size=input_size, embedding_size=embedding_size,
-            epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, preset=preset, resize=resize,
-            images=images, labels=labels, seed=seed, device=device, engine=engine, threads=threads, keep=keep,
-            fresh=fresh, listener=listener,
+            embeddings=embeddings, embedding_ids=embedding_ids, encoder=encoder, input_size=input_size,
+            embedding_size=embedding_size, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+            preset=preset, resize=resize, images=images, labels=labels, seed=seed, device=device, engine=engine,
+            threads=threads, keep=keep, fresh=fresh, listener=listener,
         )  # fmt: skip
     from fastload.agreement import launched
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import h5py
 import numpy as np
 import torch
 import xxhash
@@ -20,12 +18,12 @@ from torch import Tensor, nn
 
 from fastload.augment import Augment
 from fastload.autoencoder import VIEW, Autoencoder, reproducible
-from fastload.errors import DataError, UsageError
+from fastload.errors import UsageError
 from fastload.evaluation import EvaluationLoader
-from fastload.hdf5_reading import checked_dataset, open_hdf5
+from fastload.folder_files import FolderFile
 from fastload.packed_set import Packed
 from fastload.ranks import Leader, RankFailure
-from fastload.read_ahead import FileRows
+from fastload.stored_embeddings import RowWriter
 
 CHUNK = 1024
 """Rows that an encoder sees at once, counted from row 0 whoever computes them, so that its rounding never differs."""
@@ -40,9 +38,6 @@ def chunk_rows(view: Augment) -> int:
     """
     height, width = view.size
     return max(32, min(CHUNK, _CHUNK_PIXELS // (height * width)))
-
-
-_HASHED_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -166,7 +161,7 @@ def embed_chunk(encoder: Encoder, images: Tensor) -> np.ndarray:
 def embed(
     file: Packed,
     encoder: Encoder,
-    out: Path | Sink,
+    out: FolderFile | Path | Sink,
     *,
     device: str = "cpu",
     engine: str = "auto",
@@ -197,7 +192,7 @@ def embed(
     world_size = 1 if leader is None else leader.world_size
     mine = embed_chunks(file, encoder, device=device, engine=engine, first_row=first_row, every=world_size)
     row, saved = first_row, time.monotonic()
-    sink: Sink | None = None if isinstance(out, Path) else out
+    sink: Sink | None = None if isinstance(out, FolderFile | Path) else out
     writer: RowWriter | None = None
 
     def save() -> None:
@@ -211,7 +206,7 @@ def embed(
     try:
         for number in range(-(-(len(file) - first_row) // chunk_rows(encoder.view))):
             embeddings = _next_chunk(number % world_size, row, mine, leader)
-            if isinstance(out, Path) and sink is None:
+            if isinstance(out, FolderFile | Path) and sink is None:
                 sink = writer = RowWriter(out, len(file), embeddings.shape[1], keep=first_row > 0)
             assert sink is not None
             sink.write(row, embeddings)
@@ -271,171 +266,3 @@ class Sink(Protocol):
     def sync(self) -> None:
         """Make safe on disk what was taken."""
         ...
-
-
-class RowWriter:
-    """Rows of float32 written with `pwrite` into a .npy file whose space is taken at once.
-
-    Not through a memory map: on a full disk that ends in SIGBUS, where this ends in an error.
-    """
-
-    def __init__(self, path: Path, rows: int, columns: int, *, keep: bool = False) -> None:
-        """`keep` leaves the rows of an existing file of that shape as they are."""
-        self.path, self._columns = path, columns
-        if keep and saved_shape(path) != (rows, columns):
-            raise DataError(f"{path}: is not the embeddings that were begun; run with --fresh")
-        try:
-            if not keep:
-                with open(path, "wb") as file:
-                    header = {"descr": "<f4", "fortran_order": False, "shape": (rows, columns)}
-                    np.lib.format.write_array_header_1_0(file, header)
-            self._descriptor = os.open(path, os.O_RDWR)
-            size = rows * columns * 4
-            with open(path, "rb") as file:
-                np.lib.format.read_magic(file)
-                np.lib.format.read_array_header_1_0(file)
-                self._offset = file.tell()
-            os.posix_fallocate(self._descriptor, self._offset, max(1, size))
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            raise DataError(
-                f"{path}: cannot be written ({error.strerror}); the embeddings need {rows * columns * 4 / 1e6:,.0f} MB"
-            ) from error
-
-    def write(self, row: int, values: np.ndarray) -> None:
-        """Write float32 [b, columns] from `row` on."""
-        view = np.ascontiguousarray(values, dtype=np.float32).data.cast("B")
-        position = self._offset + row * self._columns * 4
-        while view:
-            try:
-                count = os.pwrite(self._descriptor, view, position)
-            except OSError as error:
-                raise DataError(f"{self.path}: cannot be written ({error.strerror}); make room there") from error
-            view, position = view[count:], position + count
-
-    def sync(self) -> None:
-        """Wait until what is written is on disk."""
-        os.fsync(self._descriptor)
-
-    def close(self) -> None:
-        if self._descriptor >= 0:
-            self.sync()
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-
-def saved_shape(path: Path) -> tuple[int, ...] | None:
-    """Return the shape of a .npy file of float32 rows that is whole; None where it is not that."""
-    try:
-        return np.lib.format.open_memmap(path, mode="r").shape if path.stat().st_size else None
-    except (OSError, ValueError, EOFError, SyntaxError):
-        return None
-
-
-def hash_start(shape: tuple[int, ...]) -> bytes:
-    """Return what is hashed before the values: the shape as text."""
-    return repr(tuple(int(extent) for extent in shape)).encode()
-
-
-def hash_rows(embeddings: np.ndarray) -> str:
-    """Return the xxh3-128 of float32 [N, D], shape and values, hex."""
-    hasher = xxhash.xxh3_128(hash_start(embeddings.shape))
-    in_file = FileRows.of(embeddings)
-    if in_file is not None and in_file.dtype == np.dtype("<f4"):
-        for _, rows in in_file.chunks():
-            hasher.update(rows.data)
-        return hasher.hexdigest()
-    step = max(1, _HASHED_BYTES // max(1, embeddings.shape[1] * 4))
-    for start in range(0, len(embeddings), step):
-        hasher.update(np.ascontiguousarray(embeddings[start : start + step], dtype="<f4").data)
-    return hasher.hexdigest()
-
-
-# -- embeddings that the user brings ---------------------------------------------------------------------------
-
-
-def split_spec(spec: str) -> tuple[Path, str | None]:
-    """Split FILE[:dataset] of `--embeddings`; a colon inside an existing file's name belongs to the name."""
-    if Path(spec).exists() or ":" not in spec:
-        return Path(spec), None
-    name, _, dataset = spec.rpartition(":")
-    return Path(name), dataset
-
-
-def open_embeddings(spec: str | os.PathLike[str], count: int) -> np.ndarray:
-    """Return the user's embeddings as float32 [count, D], mapped from the file where its layout allows.
-
-    Arguments:
-        spec: FILE.npy, or FILE.h5[:dataset] (the dataset may be left out where the file has only one).
-        count: samples of the full set; row i belongs to its row i.
-
-    Raises DataError for a missing file or dataset, another length, or values that are no real numbers.
-    """
-    path, dataset = split_spec(os.fspath(spec))
-    if not path.exists():
-        raise DataError(f"{path}: no such file; --embeddings takes FILE.npy or FILE.h5:dataset")
-    if path.suffix in (".h5", ".hdf5") or h5py.is_hdf5(path):
-        array, name = _open_h5(path, dataset)
-    else:
-        if dataset is not None:
-            raise DataError(f"{path}: is not an HDF5 file, so it has no dataset {dataset!r}")
-        array, name = _open_npy(path), ""
-    where = f"{path}{name}"
-    if array.ndim < 2:
-        raise DataError(f"{where}: has shape {array.shape}; embeddings are [N, D], a row for each sample")
-    if len(array) != count:
-        raise DataError(
-            f"{where}: has {len(array):,} embeddings but the full set has {count:,} samples; row i belongs to row i, "
-            "so they must match"
-        )
-    return array.reshape(count, -1)
-
-
-def _open_npy(path: Path) -> np.ndarray:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
-        raise DataError(f"{path}: is not a .npy file of numbers ({error}); save it with numpy.save") from error
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise DataError(f"{path}: holds several arrays; save the embeddings alone with numpy.save")
-    _check_kind(array.dtype, str(path))
-    if array.dtype == np.float32 and array.flags.c_contiguous and array.dtype.isnative:
-        return array
-    return _as_float32(array, array.shape)
-
-
-def _open_h5(path: Path, name: str | None) -> tuple[np.ndarray, str]:
-    with open_hdf5(path) as file:
-        names = sorted(key for key in file if isinstance(file.get(key), h5py.Dataset))
-        if name is None and len(names) == 1:
-            name = names[0]
-        if name is None or name not in file:
-            found = "name the dataset" if name is None else f"has no dataset {name!r}"
-            listed = ", ".join(names[:6]) or "none at its top"
-            raise DataError(f"{path}: {found}; it has {listed}: give --embeddings {path.name}:NAME")
-        dataset = checked_dataset(path, file, name)
-        where = f"{path}:{name}"
-        _check_kind(dataset.dtype, where)
-        offset = dataset.id.get_offset() if dataset.chunks is None else None
-        native = dataset.dtype == np.float32 and dataset.dtype.isnative
-        if offset is not None and native and path.stat().st_size >= offset + dataset.size * 4:
-            return np.memmap(path, np.float32, "r", offset, dataset.shape), f":{name}"
-        try:
-            return _as_float32(dataset, dataset.shape), f":{name}"
-        except OSError as error:
-            raise DataError(f"{where}: cannot be read ({error}); write it again") from error
-
-
-def _check_kind(dtype: np.dtype, where: str) -> None:
-    if dtype.kind not in "fiub":
-        raise DataError(f"{where}: holds {dtype}, not real numbers; save the embeddings as float32")
-
-
-def _as_float32(source: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Copy to float32 in memory, some rows at a time; values that do not fit become infinite and are refused later."""
-    out = np.empty(shape, np.float32)
-    with np.errstate(over="ignore"):
-        for start in range(0, len(out), CHUNK):
-            out[start : start + CHUNK] = source[start : start + CHUNK]
-    return out

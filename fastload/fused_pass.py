@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastload.autoencoder import load_tensors, save_tensors
-from fastload.embedding import hash_start
 from fastload.errors import DataError
+from fastload.folder_files import FolderFile
 from fastload.resumable_hash import ResumableHash
 from fastload.selection import Pass
+from fastload.stored_embeddings import hash_start
+from fastload.tensors import load_tensors, save_tensors
 
 
 class FusedPass:
@@ -27,7 +28,7 @@ class FusedPass:
         count: rows in all. begin: makes the strategy's first pass over embeddings of a width.
     """
 
-    def __init__(self, path: Path, key: str, count: int, begin: Callable[[int], Pass]) -> None:
+    def __init__(self, path: FolderFile | Path, key: str, count: int, begin: Callable[[int], Pass]) -> None:
         self.path, self._key, self._count, self._begin = path, key, count, begin
         self._pass: Pass | None = None
         self._hash = ResumableHash()

@@ -31,9 +31,7 @@ from fastload.autoencoder import (
     Autoencoder,
     Training,
     load_model,
-    load_tensors,
     save_model,
-    save_tensors,
     torch_threads,
     train,
     weights_of,
@@ -43,10 +41,7 @@ from fastload.embedding import (
     autoencoder_encoder,
     chunk_rows,
     embed,
-    hash_rows,
     load_encoder,
-    open_embeddings,
-    saved_shape,
     trained_model,
 )
 from fastload.errors import DataError, UsageError
@@ -54,14 +49,17 @@ from fastload.follow import data_state, follow, rank_device
 from fastload.fused_pass import FusedPass
 from fastload.kernels import topk
 from fastload.kernels.topk import TopKState
+from fastload.own_embeddings import OwnEmbeddings, open_embeddings
 from fastload.packed import PackedFile, PackedWriter, SelectionTable
 from fastload.packed_format import digest
 from fastload.packed_set import Packed, Source, labels_of, open_packed
 from fastload.packed_writer import check_target
 from fastload.ranks import Follower, Leader, joined
+from fastload.read_ahead import FileRows
 from fastload.selection import (
     STRATEGIES,
     STREAMING,
+    Embeddings,
     Pass,
     Request,
     Samples,
@@ -72,7 +70,9 @@ from fastload.selection import (
 from fastload.selection.embeddings import most_rows
 from fastload.selection.top_activations import list_length, read, strongest
 from fastload.sizing import decode_rows, output_shape
+from fastload.stored_embeddings import hash_rows, open_stored
 from fastload.subset_report import Overlap, StepReport, SubsetReport, count_classes, measure_lists
+from fastload.tensors import load_tensors, save_tensors
 from fastload.work import WorkFolder
 
 DEFAULT_SIZE = "8.64%"
@@ -114,6 +114,7 @@ def build_subset(
     per_dimension: int | None = None,
     balance_classes: bool = False,
     embeddings: str | os.PathLike[str] | None = None,
+    embedding_ids: str | os.PathLike[str] | None = None,
     encoder: str | None = None,
     input_size: int | None = None,
     embedding_size: int | None = None,
@@ -152,7 +153,10 @@ def build_subset(
             per_dimension × dimensions samples.
         balance_classes: give each class its share; needs one integer label a sample.
 
-        embeddings: FILE.npy or FILE.h5:dataset, [N, D], row i for row i of `full`, in place of the first two steps.
+        embeddings: FILE.npy or FILE.h5:dataset, [N, D], one for each sample, in place of the first two steps.
+        embedding_ids: FILE[:dataset] of the ids (or names) of the samples that the rows of `embeddings` are of. By
+            default a dataset `ids` beside the embeddings in FILE.h5, else row i is of row i of `full`; "rows" says
+            that it is (docs/embeddings.md).
         encoder: "module:callable", a torch module that takes standardized float32 [B, C, h, w] and returns
             [B, D], in place of the autoencoder.
         input_size: the side in pixels of the centre square that `encoder` sees; 24 of 32 by default.
@@ -200,6 +204,10 @@ def build_subset(
             raise UsageError(f"encoder={encoder!r}; it is a text, module:callable, for example my_models:encoder")
         if embeddings is not None:
             embeddings = path_of("embeddings", embeddings)
+        if embedding_ids is not None:
+            embedding_ids = str(path_of("embedding_ids", embedding_ids))
+            if embeddings is None:
+                raise UsageError("--embedding-ids says whose --embeddings are; give those too")
         check_target(out)
         with open_packed(full, images=images, labels=labels) as file, torch_threads(_thread_count(threads)):
             _check_full(file, out)
@@ -215,7 +223,9 @@ def build_subset(
                 )
             resolved = rank_device(device, ranks.world_size)
             loaded = load_encoder(encoder, input_size=input_size, seed=seed) if encoder and choice.embeds else None
-            brought = open_embeddings(embeddings, len(file)) if embeddings is not None and choice.embeds else None
+            brought = None
+            if embeddings is not None and choice.embeds:
+                brought = open_embeddings(embeddings, file, embedding_ids)
             with WorkFolder(out, fresh=fresh) as work:
                 builder = _Builder(
                     file=file, out=out, work=work, listener=listener, choice=choice, training=training,
@@ -228,7 +238,10 @@ def build_subset(
                     command = "the same command" + (" without --fresh" if fresh else "")
                     raise KeyboardInterrupt(f"{work.path} keeps what is done; {command} goes on from there") from None
                 if not keep:
+                    told = len(work.notes)
                     work.remove()
+                    for text in work.notes[told:]:
+                        listener.note(text)
         ranks.tell({"report": report.state()})
     return report
 
@@ -383,7 +396,7 @@ class _Builder:
     choice: _Choice
     training: Training
     encoder: Encoder | None
-    brought: np.ndarray | None
+    brought: OwnEmbeddings | None
     resize: int | None
     device: str
     engine: str
@@ -399,9 +412,18 @@ class _Builder:
         self._redone = False
         self._data = data_state(self.file)
         balance = self.choice.balance
-        self._samples = Samples.of(self.file.ids, self.file.labels if balance else None)
+        # Rows of the embeddings, which need not stand in the full set's order.
+        row_of = slice(None) if self.brought is None else self.brought.row_of
+        self._ids = self.file.ids[row_of]
+        self._labels = labels_of(self.file, "--balance-classes")[row_of] if balance else None
+        self._samples = Samples.of(self._ids, self._labels)
         self._labels_hash = (
             {"labels": xxhash.xxh3_128_hexdigest(np.ascontiguousarray(self.file.labels).data)} if balance else {}
+        )
+        self._order_hash = (
+            {}
+            if self.brought is None
+            else {"embedding_ids": xxhash.xxh3_128_hexdigest(np.ascontiguousarray(self._ids).data)}
         )
         self._streams = self.choice.strategy in STREAMING
         self._train_settings = {**self._data, **self.training.state(), "view": VIEW.state()}
@@ -530,7 +552,7 @@ class _Builder:
             save_model(self.work.file("autoencoder.safetensors"), trained.model)
             facts = {"weights": encoder.identity, "losses": trained.losses, "device": self.device}
             self.work.record("train", settings, trained.seconds, facts)
-            path.unlink(missing_ok=True)
+            path.remove()
         how = f"resumed at step {trained.resumed_at:,}" if trained.resumed_at else "done"
         self._report("train", how, trained.seconds, f"{self.training.steps:,} steps of {self.training.batch_size:,}")
         return encoder
@@ -542,12 +564,11 @@ class _Builder:
 
     def _embeddings_on_disk(self, settings: dict[str, Any]) -> tuple[bool, int]:
         """Return whether the embeddings are there, and else how many rows of them."""
-        path = self.work.file("embeddings.npy")
-        shape = saved_shape(path)
-        whole = shape is not None and len(shape) == 2 and shape[0] == len(self.file)
+        stored = open_stored(self.work.file("embeddings.npy"))
+        whole = stored is not None and stored.shape[0] == len(self.file)
         done = self.work.finished("embed", settings)
         if done is not None:
-            return whole and hash_rows(np.load(path, mmap_mode="r")) == done.get("hash"), 0
+            return whole and hash_rows(stored) == done.get("hash"), 0
         begun = self.work.unfinished("embed", settings)
         return False, int(begun.get("rows", 0)) if begun and whole else 0
 
@@ -560,8 +581,8 @@ class _Builder:
         settings = self._embed_settings(encoder) if encoder is not None else {}
         done, first = self._embeddings_on_disk(settings)
         if done or first or self.keep or not self._streams:
-            shape = saved_shape(self.work.file("embeddings.npy")) if done else None
-            return _EmbedPlan(settings, done, first, shape[1] if shape else 0, None)
+            stored = open_stored(self.work.file("embeddings.npy")) if done else None
+            return _EmbedPlan(settings, done, first, stored.shape[1] if stored else 0, None)
         settings |= {"strategy": self.choice.strategy, **self.choice.state(), **self._labels_hash}
         fused = FusedPass(self.work.file("lists.safetensors"), _hash(settings), len(self.file), self._begin_pass)
         done = fused.complete and self.work.finished("embed", settings) is not None
@@ -578,7 +599,7 @@ class _Builder:
             self.listener.note(f"{path} is damaged, so embedding is done again")
         self._say_changed("embed", settings)
         if plan.fused is not None:
-            self.work.file("embeddings.npy").unlink(missing_ok=True)  # of other settings, and large
+            self.work.file("embeddings.npy").remove()  # of other settings, and large
         before = self.work.seconds("embed") if plan.first else 0.0
         began = time.monotonic()
 
@@ -597,8 +618,8 @@ class _Builder:
         with self._deferred_interrupt() as should_stop:
             if plan.fused is None:
                 run(plan.first)
-                vectors = np.load(path, mmap_mode="r")
-                hashed, columns, passes = hash_rows(vectors), vectors.shape[1], 1
+                stored = self._stored()
+                hashed, columns, passes = hash_rows(stored), stored.shape[1], 1
             else:
                 self._pass_by(plan.fused, run)
                 hashed, columns, passes = plan.fused.hexdigest(), plan.fused.columns, plan.fused.passes
@@ -636,16 +657,23 @@ class _Builder:
     def _embedded(self, plan: _EmbedPlan, hashed: str) -> _Embedded:
         if plan.fused is not None:
             return _Embedded(hashed, None, plan.fused.strategy)
-        return _Embedded(hashed, np.load(self.work.file("embeddings.npy"), mmap_mode="r"), None)
+        return _Embedded(hashed, self._stored(), None)
+
+    def _stored(self) -> FileRows:
+        stored = open_stored(self.work.file("embeddings.npy"))
+        if stored is None:
+            raise DataError(f"{self.work.file('embeddings.npy')}: cannot be read back; run the same command again")
+        return stored
 
     def _own_embeddings(self) -> _Embedded:
         if self.brought is None:
             self._skip("embed", None)
             return _Embedded("", None, None)
         began = time.monotonic()
-        hashed = hash_rows(self.brought)
-        self._report("embed", "brought", time.monotonic() - began, f"{len(self.brought):,} × {self.brought.shape[1]}")
-        return _Embedded(hashed, self.brought, None)
+        hashed = hash_rows(self.brought.rows)
+        rows, columns = self.brought.shape
+        self._report("embed", "brought", time.monotonic() - began, f"{rows:,} × {columns}, {self.brought.rule}")
+        return _Embedded(hashed, self.brought.rows, None)
 
     # -- analyse, filter, write -------------------------------------------------------------------
 
@@ -665,7 +693,7 @@ class _Builder:
     def _analyse(self, embedded: _Embedded) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         settings = {
             **self._data, **self.choice.state(), "strategy": self.choice.strategy, "seed": self.choice.seed,
-            "embeddings": embedded.hashed, **self._labels_hash,
+            "embeddings": embedded.hashed, **self._labels_hash, **self._order_hash,
         }  # fmt: skip
         path = self.work.file("selection.safetensors")
         facts = self.work.finished("analyse", settings)
@@ -710,8 +738,8 @@ class _Builder:
         # A strategy that looks at no embeddings gets a column of zeros that takes no memory.
         seen = np.broadcast_to(np.float32(0), (count, 1)) if vectors is None else vectors
         selection = select(
-            self.choice.strategy, seen, self.file.ids, size=self.choice.size,
-            per_dimension=self.choice.per_dimension, labels=self.file.labels if self.choice.balance else None,
+            self.choice.strategy, seen, self._ids, size=self.choice.size,
+            per_dimension=self.choice.per_dimension, labels=self._labels,
             seed=self.choice.seed, device=self.device, threads=self.threads, progress=advance,
         )  # fmt: skip
         if vectors is None:
@@ -745,6 +773,7 @@ class _Builder:
             "seed": np.uint64(self.choice.seed),
             "full_fingerprint": self.file.fingerprint,
             "embeddings": hashed,
+            "embedding_order": "" if self.brought is None else self.brought.rule,
         }
         labels, names = self.file.labels, self.file.names
         table = SelectionTable(chosen["dimension"], chosen["rank"], chosen["score"], attributes)
@@ -820,7 +849,7 @@ class _Embedded:
     """What there is of the embeddings: their hash, themselves, or the lists that they left behind."""
 
     hashed: str
-    vectors: np.ndarray | None
+    vectors: Embeddings | None
     lists: Pass | None
 
 

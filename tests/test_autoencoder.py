@@ -14,13 +14,13 @@ from fastload.autoencoder import (
     Trained,
     Training,
     load_model,
-    load_tensors,
     save_model,
     train,
 )
 from fastload.errors import DataError, UsageError
 from fastload.evaluation import EvaluationLoader
 from fastload.packed import PackedFile
+from fastload.tensors import load_tensors
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -17,20 +16,16 @@ from fastload.autoencoder import VIEW, Autoencoder, model_of, torch_threads, wei
 from fastload.embedding import (
     CHUNK,
     Encoder,
-    RowWriter,
     autoencoder_encoder,
     chunk_rows,
     embed,
     embed_chunks,
-    hash_rows,
     load_encoder,
-    open_embeddings,
-    saved_shape,
-    split_spec,
     trained_model,
 )
 from fastload.errors import DataError, UsageError
 from fastload.packed import PackedFile, PackedWriter
+from fastload.stored_embeddings import RowWriter, hash_rows, saved_shape
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +148,7 @@ import resource, signal
 from pathlib import Path
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-from fastload.embedding import RowWriter
+from fastload.stored_embeddings import RowWriter
 from fastload.errors import DataError
 try:
     RowWriter(Path({str(tmp_path / "e.npy")!r}), 1000, 216)
@@ -249,76 +244,8 @@ def test_an_encoder_that_fails_on_the_images_is_an_error_with_their_shape(own_mo
         embed(file, encoder, own_models / "e.npy")
 
 
-# -- the user's embeddings -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def vectors():
-    return np.random.default_rng(1).standard_normal((50, 7)).astype(np.float32)
-
-
-@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f8", "<f2", "<i4"])
-def test_npy_and_h5_of_any_real_type_give_the_same_float32(tmp_path, vectors, dtype):
-    values = (vectors * 10).astype(dtype)
-    np.save(tmp_path / "e.npy", values)
-    with h5py.File(tmp_path / "e.h5", "w") as out:
-        out["flat"] = values
-        out.create_dataset("packed", data=values, chunks=(8, 7), compression="gzip")
-        out.create_dataset("deep/er", data=values.reshape(50, 7, 1))
-    for spec in ("e.npy", "e.h5:flat", "e.h5:packed", "e.h5:deep/er"):
-        found = open_embeddings(tmp_path / spec, 50)
-        assert found.dtype == np.float32 and found.shape == (50, 7)
-        assert (found == values.astype(np.float32)).all()
-
-
-def test_float32_is_mapped_rather_than_read(tmp_path, vectors):
-    np.save(tmp_path / "e.npy", vectors)
-    with h5py.File(tmp_path / "e.h5", "w") as out:
-        out["e"] = vectors
-    assert isinstance(open_embeddings(tmp_path / "e.npy", 50), np.memmap)
-    assert isinstance(open_embeddings(tmp_path / "e.h5", 50), np.memmap)
-
-
-def test_a_colon_in_an_existing_name_belongs_to_the_name(tmp_path):
-    (tmp_path / "a:b.npy").touch()
-    assert split_spec(str(tmp_path / "a:b.npy")) == (tmp_path / "a:b.npy", None)
-    assert split_spec(str(tmp_path / "c.h5:x/y")) == (tmp_path / "c.h5", "x/y")
-
-
-def test_embeddings_that_cannot_be_taken_are_data_errors(tmp_path, vectors):
-    np.save(tmp_path / "short.npy", vectors[:49])
-    np.save(tmp_path / "flat.npy", vectors[:, 0])
-    np.save(tmp_path / "objects.npy", np.array([{}] * 50, dtype=object))
-    np.save(tmp_path / "text.npy", np.full((50, 2), "a"))
-    np.save(tmp_path / "complex.npy", vectors.astype(np.complex64))
-    (tmp_path / "noise.npy").write_bytes(os.urandom(300))
-    np.save(tmp_path / "cut.npy", vectors)
-    with open(tmp_path / "cut.npy", "r+b") as out:
-        out.truncate(500)
-    np.savez(tmp_path / "several.npz", a=vectors)
-    with h5py.File(tmp_path / "two.h5", "w") as out:
-        out["a"], out["b"] = vectors, vectors
-    cases = {
-        "short.npy": r"49 embeddings but the full set has 50",
-        "flat.npy": r"shape \(50,\)",
-        "objects.npy": r"not a .npy file of numbers",
-        "text.npy": r"not real numbers",
-        "complex.npy": r"not real numbers",
-        "noise.npy": r"not a .npy file of numbers",
-        "cut.npy": r"not a .npy file of numbers",
-        "several.npz": r"several arrays",
-        "missing.npy": r"no such file",
-        "two.h5": r"name the dataset; it has a, b",
-        "two.h5:c": r"has no dataset 'c'; it has a, b",
-        "short.npy:x": r"not an HDF5 file",
-    }
-    for spec, message in cases.items():
-        with pytest.raises(DataError, match=message):
-            open_embeddings(tmp_path / spec, 50)
-
-
-def test_a_damaged_file_has_no_saved_shape(tmp_path, vectors):
-    np.save(tmp_path / "e.npy", vectors)
+def test_a_damaged_file_has_no_saved_shape(tmp_path):
+    np.save(tmp_path / "e.npy", np.zeros((50, 7), np.float32))
     assert saved_shape(tmp_path / "e.npy") == (50, 7)
     with open(tmp_path / "e.npy", "r+b") as out:
         out.truncate(500)

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from packs import write_raw
 
 from fastload import needs, subset
-from fastload.embedding import hash_rows
 from fastload.errors import DataError
 from fastload.fused_pass import FusedPass
 from fastload.packed import PackedFile
 from fastload.selection import STRATEGIES, STREAMING, Request, Samples, select
+from fastload.stored_embeddings import hash_rows
 from fastload.subset import Listener
 from fastload.subset_report import measure_lists
 

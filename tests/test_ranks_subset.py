@@ -20,11 +20,11 @@ from conftest import ROOT
 from packs import noise_images, write_raw
 
 from fastload import needs, ranks, subset
-from fastload.embedding import hash_rows
 from fastload.errors import DataError, UsageError
 from fastload.follow import data_state, follow
 from fastload.packed import PackedFile
 from fastload.ranks import Follower, Line, RankFailure
+from fastload.stored_embeddings import hash_rows
 
 MODELS = """
 import os, signal, time

@@ -65,23 +65,56 @@ def test_what_is_no_plain_map_of_that_file_is_left_to_be_looked_at_in_memory(sav
     assert FileRows.of(mapped) is None
 
 
-def test_a_file_that_was_cut_short_is_a_data_error(saved, tmp_path):
+def test_a_file_that_is_cut_short_is_a_data_error_before_and_while_it_is_read(saved, tmp_path):
     _, mapped = saved
     rows = FileRows.of(mapped)
     os.truncate(tmp_path / "x.npy", 10_000)
-    with pytest.raises(DataError, match=r"x.npy: ends at byte 10,\d+, before its 1,000 rows do|x.npy: ends at byte"):
-        list(rows.chunks(100))
+    with pytest.raises(DataError, match=r"x.npy: ends at byte 10,\d+, before its rows do"):
+        list(rows.chunks(1000))
     assert not readers()
-    os.unlink(tmp_path / "x.npy")
-    with pytest.raises(DataError, match=r"x.npy: cannot be read \(No such file"):
-        list(rows.chunks(100))
+    with pytest.raises(DataError, match=r"x.npy: is cut short"):
+        as_embeddings(mapped)  # a touch of the map would be a SIGBUS
+    with pytest.raises(DataError, match=r"x.npy: is cut short"):
+        FileRows.npy(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("change", ["cut", "other bytes", "cut and grown"])
+def test_a_file_that_changes_between_two_chunks_is_a_data_error(saved, tmp_path, change):
+    x, _ = saved
+    path = tmp_path / "x.npy"
+    chunks = FileRows.npy(path).chunks(100)
+    np.testing.assert_array_equal(next(chunks)[1], x[:100])
+    if change == "other bytes":
+        found = os.stat(path)
+        with open(path, "r+b") as file:
+            file.write(b"other bytes")
+        os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))  # as `cp -p` does
+    else:
+        os.truncate(path, 200)
+        if change == "cut and grown":
+            os.truncate(path, 128 + x.nbytes)
+    with pytest.raises(DataError, match=r"x.npy: (was changed while it was in use|ends at byte)"):
+        list(chunks)
+    assert not readers()
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f4", "<f8", "<i2", "?"])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", [(50, 7), (50, 2, 3), (50, 1)])
+def test_a_npy_file_of_any_real_type_and_order_gives_its_rows_as_floats(tmp_path, dtype, order, shape):
+    x = (np.random.default_rng(2).standard_normal(shape) * 10).astype(dtype)
+    np.save(tmp_path / "x.npy", np.asarray(x, order=order))
+    for chunk_rows in (1, 16, None):
+        chunks = [rows.copy() for _, rows in FileRows.npy(tmp_path / "x.npy").chunks(chunk_rows)]
+        assert {rows.dtype.name for rows in chunks} == {"float16" if dtype == "<f2" else "float32"}
+        np.testing.assert_array_equal(np.concatenate(chunks), x.reshape(50, -1).astype(np.float32))
 
 
 def test_leaving_early_ends_the_reader_and_it_stays_at_most_three_chunks_ahead(saved, monkeypatch):
     x, mapped = saved
     filled = []
     fill = FileRows._fill
-    monkeypatch.setattr(FileRows, "_fill", lambda *a: (filled.append(a[3]), fill(*a)))
+    monkeypatch.setattr(FileRows, "_fill", lambda *a: (filled.append(a[1]), fill(*a)))
     chunks = FileRows.of(mapped).chunks(10)
     _, first = next(chunks)
     time.sleep(0.2)

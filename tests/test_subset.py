@@ -299,7 +299,7 @@ def again(few_cifar, out, **changed) -> Heard:
 def test_with_keep_nothing_is_computed_twice_and_the_file_is_the_same(few_cifar, kept):
     before = kept.read_bytes()
     assert sorted(entry.name for entry in kept.with_name("s.h5.work").iterdir()) == [
-        "autoencoder.safetensors", "embeddings.npy", "lock", "selection.safetensors", "state.json",
+        "autoencoder.safetensors", "embeddings.npy", "lock", "made-by-fastload", "selection.safetensors", "state.json",
     ]  # fmt: skip
     heard = again(few_cifar, kept)
     assert [heard.how[step] for step in ("train", "embed", "analyse")] == ["reused"] * 3

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import h5py
 import numpy as np
+import torch
 
+from fastload.arguments import whole
 from fastload.errors import DataError
 from fastload.read_ahead import FileRows
 from fastload.selection.base import Embeddings
@@ -15,11 +18,12 @@ from fastload.selection.base import Embeddings
 _READ_BYTES = 64 << 20
 # Slices of an array in memory cost nothing, and the kernels meet sorted rows better in long chunks.
 _VIEW_BYTES = 1 << 30
+_KERNEL_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class ArrayEmbeddings:
-    """An array, memory map, HDF5 dataset or CPU tensor, `chunk_rows` rows at a time, as float32 or 16-bit floats."""
+    """An array, memory map, HDF5 dataset or tensor, `chunk_rows` rows at a time, as float32 or 16-bit floats."""
 
     array: Any
     chunk_rows: int
@@ -32,11 +36,18 @@ class ArrayEmbeddings:
     def chunks(self) -> Iterator[tuple[int, Any]]:
         """Yield (first row, rows)."""
         for start in range(0, self.shape[0], self.chunk_rows):
-            chunk = self.array[start : start + self.chunk_rows]
-            if not _is_served(chunk):
-                with np.errstate(over="ignore"):  # too large for float32 is reported as infinity, with its ids
-                    chunk = chunk.astype(np.float32)
-            yield start, chunk
+            yield start, _served(self.array[start : start + self.chunk_rows])
+
+
+def _served(chunk: Any) -> Any:
+    """Return rows as the kernels take them: float32 or float16 arrays, tensors of those or of bfloat16."""
+    if isinstance(chunk, torch.Tensor):
+        return chunk if chunk.dtype in _KERNEL_TYPES else chunk.to(torch.float32)
+    chunk = np.asarray(chunk)  # whatever gives arrays in slices
+    if _is_served(chunk):
+        return chunk
+    with np.errstate(over="ignore", invalid="ignore"):  # too large for float32 is reported as infinity, with its ids
+        return chunk.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -59,34 +70,26 @@ def as_embeddings(source: Any, chunk_rows: int | None = None) -> Embeddings:
     """Return embeddings [n, dims] in chunks.
 
     Arguments:
-        source: NumPy array or memory map, h5py dataset, CPU tensor; or an object with `shape` and `chunks()`, which
-            is returned as it is.
+        source: NumPy array or memory map, h5py dataset, tensor, nested lists, what NumPy makes an array of; or an
+            object with `shape` and `chunks()`, which is returned as it is. Real numbers; float64 becomes float32.
         chunk_rows: rows at a time; by default what makes a chunk of 128 MiB read ahead from a memory map's file, 64 MiB
             read from what else is no array, or 1 GiB looked at in memory.
 
-    Raises DataError for what is not a non-empty matrix of real numbers.
+    Raises DataError for what is not a non-empty dense matrix of real numbers: sparse, masked, complex, text, uint16.
     """
-    shape = getattr(source, "shape", None)
-    if shape is None:
-        source = np.asarray(source)
-        shape = source.shape
-    shape = tuple(int(extent) for extent in shape)
-    if len(shape) != 2:
-        raise DataError(f"embeddings of shape {shape}; one row a sample, [samples, dimensions], was expected")
-    if shape[0] < 1 or shape[1] < 1:
-        raise DataError(f"embeddings of shape {shape} are empty; at least one sample and one dimension are needed")
-    if hasattr(source, "chunks") and callable(source.chunks):
+    if chunk_rows is not None:
+        chunk_rows = whole("chunk_rows", chunk_rows, 1)
+    if callable(getattr(source, "chunks", None)) and hasattr(source, "shape"):
+        _check_shape(tuple(source.shape))
         return source
-    kind = getattr(source.dtype, "kind", "f" if getattr(source, "is_floating_point", lambda: False)() else "?")
-    if kind not in "fiu" or (hasattr(source, "data_ptr") and not _is_served(source)):
-        raise DataError(f"embeddings of type {source.dtype}; real numbers, best float32, were expected")
-    if chunk_rows is not None and chunk_rows < 1:
-        raise DataError(f"chunk_rows={chunk_rows}; at least 1 is needed")
-    if _is_served(source) and (rows := FileRows.of(source)) is not None:
+    source = _dense(source)
+    _check_shape(tuple(source.shape))
+    check_kind(source.dtype, "embeddings")
+    if isinstance(source, np.memmap) and (rows := FileRows.of(source)) is not None:
         return FileEmbeddings(rows, chunk_rows)
     if chunk_rows is None:
         in_memory = isinstance(source, np.ndarray) and _is_served(source) and source.flags.c_contiguous
-        row_bytes = shape[1] * max(4, getattr(source.dtype, "itemsize", 4))
+        row_bytes = int(source.shape[1]) * max(4, getattr(source.dtype, "itemsize", 4))
         chunk_rows = max(1, (_VIEW_BYTES if in_memory else _READ_BYTES) // row_bytes)
     return ArrayEmbeddings(source, chunk_rows)
 
@@ -96,9 +99,55 @@ def most_rows(dims: int) -> int:
     return max(1, _VIEW_BYTES // (4 * dims))
 
 
-def _is_served(array: Any) -> bool:
+def _dense(source: Any) -> Any:
+    """Return what has a shape, a type and rows; refuse what only looks so."""
+    if isinstance(source, np.ma.MaskedArray):
+        if np.ma.is_masked(source):
+            raise DataError("embeddings are a masked array with masked values; fill them, or leave those samples out")
+        return source.data
+    if isinstance(source, torch.Tensor):
+        if source.layout != torch.strided or source.is_meta or source.is_quantized:
+            what = (
+                f"a tensor of layout {source.layout}" if source.layout != torch.strided else "a tensor without values"
+            )
+            raise DataError(f"embeddings are {what}; give a dense one, for example with .to_dense()")
+        return source.detach()
+    if hasattr(source, "toarray") or hasattr(source, "todense"):
+        raise DataError(f"embeddings are a sparse {type(source).__name__}; give a dense array, with .toarray()")
+    if isinstance(source, np.ndarray | h5py.Dataset):
+        return source
+    if len(getattr(source, "shape", ())) == 2 and isinstance(getattr(source, "dtype", None), np.dtype):
+        return source
+    try:
+        return np.asarray(source)
+    except Exception as error:
+        raise DataError(f"embeddings are a {type(source).__name__} that is no matrix of numbers ({error})") from error
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+    if len(shape) != 2:
+        raise DataError(f"embeddings of shape {shape}; one row a sample, [samples, dimensions], was expected")
+    if shape[0] < 1 or shape[1] < 1:
+        raise DataError(f"embeddings of shape {shape} are empty; at least one sample and one dimension are needed")
+
+
+def check_kind(dtype: Any, where: str) -> None:
+    """Raise DataError, naming `where`, unless a NumPy or torch type is one of real numbers."""
+    if isinstance(dtype, torch.dtype):
+        if dtype.is_complex:
+            raise DataError(f"{where}: of type {dtype}; real numbers, best float32, were expected")
+        name = str(dtype).removeprefix("torch.")
+    else:
+        name = str(dtype)
+        if dtype == np.dtype("V2"):
+            raise DataError(f"{where}: of type {name}, as bfloat16 is saved; save it as float32")
+        if dtype.kind not in "fiub":
+            raise DataError(f"{where}: of type {name}, not real numbers; real numbers, best float32, were expected")
+    if name.lstrip("<>=|") in ("uint16", "u2"):
+        # Such files came from bfloat16 tensors seen as integers: their order is that of the bits.
+        raise DataError(f"{where}: of type uint16, in which bfloat16's bits are kept; save float32 (or int32 counts)")
+
+
+def _is_served(array: np.ndarray) -> bool:
     """Whether the kernels take the array's type as it is."""
-    dtype = array.dtype
-    if isinstance(dtype, np.dtype):
-        return dtype.isnative and dtype in (np.dtype(np.float32), np.dtype(np.float16))
-    return str(dtype).rpartition(".")[2] in ("float32", "float16", "bfloat16")
+    return array.dtype.isnative and array.dtype in (np.dtype(np.float32), np.dtype(np.float16))
