@@ -14,12 +14,14 @@ from packs import write_raw
 
 from fastload import needs, subset
 from fastload.errors import DataError
+from fastload.folder_files import FolderFile
 from fastload.fused_pass import FusedPass
 from fastload.packed import PackedFile
 from fastload.selection import STRATEGIES, STREAMING, Request, Samples, select
 from fastload.stored_embeddings import hash_rows
 from fastload.subset import Listener
 from fastload.subset_report import measure_lists
+from fastload.work import MARK
 
 ROWS = 2500
 """Two and a half of the encoder's chunks."""
@@ -99,7 +101,7 @@ def build(full, out, **arguments):
 
 
 def files_of(out):
-    return {entry.name for entry in out.with_name(out.name + ".work").iterdir()} - {"lock", "state.json"}
+    return {entry.name for entry in out.with_name(out.name + ".work").iterdir()} - {"lock", "state.json", MARK}
 
 
 # -- from the pass itself to the file --------------------------------------------------------------------------------
@@ -213,12 +215,14 @@ def test_what_is_needed_on_disk_holds_the_embeddings_only_where_they_are_stored(
 def test_a_pass_that_fills_the_disk_is_one_line(full, tmp_path, monkeypatch):
     import errno
 
-    from fastload import autoencoder
+    write = FolderFile.write
 
-    def no_room(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def no_room(self, data):
+        if self.name == "lists.safetensors":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, data)
 
-    monkeypatch.setattr(autoencoder, "save_file", no_room)
+    monkeypatch.setattr(FolderFile, "write", no_room)
     with pytest.raises(DataError, match=r"lists.safetensors: cannot be written .*No space left.*make room there"):
         build(full, tmp_path / "s.h5")
 
