@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from numba import njit
+
+from fastload.kernels.compiling import njit
 
 _MASK = 2**64 - 1
 _PRIME32_1, _PRIME32_2, _PRIME32_3 = 0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D
@@ -93,7 +94,7 @@ class ResumableHash:
         return found
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _add(sums, words, keys):
     for i in range(8):
         word = words[i]
@@ -102,7 +103,7 @@ def _add(sums, words, keys):
         sums[i] += (mixed & np.uint64(0xFFFFFFFF)) * (mixed >> np.uint64(32))
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _accumulate(sums, words, stripe, keys, scramble):
     """Take in stripes [n, 8] of which the first is a block's `stripe`-th."""
     for n in range(words.shape[0]):

@@ -12,10 +12,11 @@ drawn words have 24 bits, so `low + u·span` in float64 rounds once wherever it 
 import math
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import register_jitable
 
 from .bus_guard import are_whole
+from .compiling import njit
 from .cuda_memory import (
     load_byte,
     load_long,
@@ -138,7 +139,7 @@ def bfloat16_bits(value):
 # -- CPU -----------------------------------------------------------------------------------------------------------
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def draw_batch(ids, epochs, seed, phase, settings, top, left, flip, brightness, contrast):
     """Fill the parameters of a batch (`fastload.augment.Parameters`), for engines that take them as inputs."""
     for i in range(ids.size):
@@ -170,7 +171,7 @@ def _read(descriptors, begins, firsts, position, size, address):
     return _pread(descriptors[part], address, np.uint64(size), begins[part] + position - firsts[part]) == size
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def read_ranges(descriptors, begins, firsts, starts, sizes, out, places):
     """Read byte ranges of a set to `places` of uint8 `out`; return the first that cannot be read whole, or -1.
 
@@ -191,7 +192,7 @@ def read_ranges(descriptors, begins, firsts, starts, sizes, out, places):
     return -1
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def advise_ranges(descriptors, begins, firsts, starts, sizes):
     """Ask the system to begin reading byte ranges of a set, which may go on in its next files, and do not wait."""
     for i in range(starts.size):
@@ -401,7 +402,7 @@ def work_space(settings, channels):
     return np.empty(count, np.uint8), np.empty(count, np.uint8), np.empty(channels, np.float32)
 
 
-@njit(nogil=True, cache=True, fastmath=LOOSE)
+@njit(nogil=True, fastmath=LOOSE)
 def _augment_images(
     descriptors,
     begins,

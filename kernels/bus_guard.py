@@ -15,9 +15,11 @@ import sys
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import cfunc, njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
+
+from .compiling import cfunc, njit
 
 SLOTS = 256
 ACTION = 19
@@ -112,10 +114,10 @@ def on_bus_error(signal, info, context):
 
 def compile_handler():
     """Return `on_bus_error` compiled, with its `address`."""
-    return cfunc(types.void(types.int32, types.int64, types.int64), cache=True)(on_bus_error)
+    return cfunc(types.void(types.int32, types.int64, types.int64), on_bus_error)
 
 
-@njit(cache=True)
+@njit()
 def install(handler, table):
     """Make `handler` (an address) the action on SIGBUS, and keep the one before in the table; return whether it is."""
     action = np.zeros(ACTION, np.int64)
@@ -124,7 +126,7 @@ def install(handler, table):
     return _sigaction(np.int32(SIGBUS), np.int64(action.ctypes.data), table) == 0
 
 
-@njit(cache=True)  # with the GIL: to get it back takes longer than this
+@njit()  # with the GIL: to get it back takes longer than this
 def is_guarded(handler):
     """Whether `handler` would be called for a SIGBUS of this thread: nobody replaced it, and it is not blocked."""
     action, mask = np.zeros(ACTION, np.int64), np.zeros(16, np.int64)

@@ -5,14 +5,15 @@ does both; the parameters are given, not drawn.
 """
 
 import numpy as np
-from numba import carray, njit, types
+from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .augment import LOOSE, augment_one, work_space
+from .compiling import njit
 
 
-@njit(nogil=True, cache=True, fastmath=LOOSE)
+@njit(nogil=True, fastmath=LOOSE)
 def finish_batch(crops, shape, flip, brightness, contrast, clamp, standardize, out, channels_last, kind):
     """Finish a batch of crops.
 
@@ -37,7 +38,7 @@ def finish_batch(crops, shape, flip, brightness, contrast, clamp, standardize, o
         )
 
 
-@njit(nogil=True, cache=True, fastmath=LOOSE)
+@njit(nogil=True, fastmath=LOOSE)
 def finish_decoded(
     addresses, places, crop, flip, brightness, contrast, clamp, standardize, out, channels_last, kind
 ):  # fmt: skip
@@ -67,7 +68,7 @@ def _pointer(typing_context, address):  # type: ignore[no-untyped-def]
     return types.voidptr(types.int64), generate
 
 
-@njit(nogil=True, cache=True, fastmath=LOOSE)
+@njit(nogil=True, fastmath=LOOSE)
 def resize_crop(image, height, width, top, left, crop):
     """Crop at (top, left) of an image resized to height × width, antialiased bilinear, rounded half up.
 
@@ -109,7 +110,7 @@ def resize_crop(image, height, width, top, left, crop):
             crop[y, x, 0], crop[y, x, 1], crop[y, x, 2] = np.uint8(red), np.uint8(green), np.uint8(blue)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _taps(side, size, first, count):
     """Return the first source pixel of each of `count` pixels from `first` on, and the weights from there on.
 

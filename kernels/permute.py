@@ -6,9 +6,9 @@ walks is below 4. docs/determinism.md has the definition and test vectors.
 """
 
 import numpy as np
-from numba import njit
 from numba.extending import register_jitable
 
+from .compiling import njit
 from .philox import MASK32, SHIFT32, philox4x32
 
 # The last counter word is phase · 16 + one of these; blocks 0 and 1 of it are the augmentation's.
@@ -162,7 +162,7 @@ def _permute_run(first, n, half, keys, rows, left, right, place):
             pending = again
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def rows_at(start, n, seed, phase, mode, block, window, rows, epochs):
     """Fill int64 `rows` and `epochs` for the positions start, start + 1, … of an endless stream over n rows.
 

@@ -22,12 +22,13 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload, register_jitable
 
 from fastload.errors import UsageError
 from fastload.processors import processors
 
+from .compiling import cuda_jit, njit
 from .cuda_memory import load_four, load_short, load_two, load_word, widen_half
 from .cuda_target import SIMULATED, cuda, device_array, launch_stream, require
 from .intrinsics import LANES, prefetch_element, survey, survey_tail
@@ -186,7 +187,7 @@ def _id_of(samples, first_id, row):
     return samples[row] if samples.size else first_id + row
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _note_bad_row(m, row, sample, bad_ids, bad_count):
     """Count a row with NaN or infinity in it, and keep its id where it is among the lowest."""
     finite = True
@@ -204,7 +205,7 @@ def _note_bad_row(m, row, sample, bad_ids, bad_count):
         bad_ids[place] = sample
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _scan_rows(
     x, kind, samples, first_id, order, first, last, stride, floor, values, ids, counts, lowest, bad_ids, bad_count,
     limit, buffer,
@@ -279,7 +280,7 @@ def _scan_rows(
                 _note_bad_row(m, rows[j], _id_of(samples, first_id, places[j]), bad_ids, bad_count)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _scan_group(
     x, kind, samples, first_id, order, first, last, stride, values, ids, counts, lowest, bad_ids, bad_count
 ):  # fmt: skip
@@ -316,7 +317,7 @@ def _scan_group(
         )  # fmt: skip
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _sort_heaps(values, ids, counts):
     """Turn heaps [lists, k] into lists, best entry first."""
     flat_values, flat_ids, k = values.reshape(-1), ids.reshape(-1), values.shape[1]
@@ -329,7 +330,7 @@ def _sort_heaps(values, ids, counts):
             values[row, end], ids[row, end] = worst_value, worst_id
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _merge_lists(a_values, a_ids, a_counts, b_values, b_ids, b_counts, values, ids, counts):
     """Merge sorted lists [lists, k] pair by pair."""
     lists, k = values.shape
@@ -754,7 +755,7 @@ CUDA_KERNELS = list(_cuda_signatures())
 
 @cache
 def _compiled(kernel):
-    return cuda.jit(kernel) if SIMULATED else cuda.jit(max_registers=MAX_REGISTERS)(kernel)
+    return cuda_jit(kernel, max_registers=MAX_REGISTERS)
 
 
 def compile_for(device: Any) -> None:

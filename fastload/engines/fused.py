@@ -11,7 +11,8 @@ import torch
 from fastload.augment import Augment, kernel_settings
 from fastload.guarded_map import GuardedMap
 from fastload.kernels import augment as kernel
-from fastload.kernels.cuda_target import cuda, launch_stream
+from fastload.kernels.compiling import cuda_jit
+from fastload.kernels.cuda_target import launch_stream
 from fastload.order import Order
 from fastload.reading import Place
 
@@ -162,5 +163,5 @@ class ResidentStore:
 
 def _kernel(name: str) -> Any:
     if name not in _compiled:
-        _compiled[name] = cuda.jit(getattr(kernel, name))
+        _compiled[name] = cuda_jit(getattr(kernel, name))
     return _compiled[name]

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from numba import njit
 
 from fastload.errors import DataError, UsageError
+from fastload.kernels.compiling import njit
 from fastload.kernels.topk import TopKState
 from fastload.order import permutation
 
@@ -188,7 +188,7 @@ class StreamingStrategy(Protocol):
     def __call__(self, samples: Samples, request: Request, dims: int, *, report: int = 0) -> Pass: ...
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def interleave(sizes, count):
     """Return which group gives each of `count` places, int64: the one furthest behind its share, the first of equals.
 

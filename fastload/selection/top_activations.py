@@ -14,9 +14,9 @@ from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from fastload.errors import DataError, UsageError
+from fastload.kernels.compiling import njit
 from fastload.kernels.topk import MAX_K_CUDA, TopK, TopKState
 from fastload.selection.base import Embeddings, Pass, Request, Samples, Selection, interleave
 
@@ -251,7 +251,7 @@ def _round_robin(state: TopKState, eligible: np.ndarray, samples: Samples, reque
     return position, dimension, rank, score, int(overlap)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _draw(lists, eligible, truncated, taken, drawn):
     """Go round the dimensions until `drawn` (position, dimension, rank: [3, wanted]) is full or all lists ran out.
 
