@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ import numpy as np
 from fastload.errors import DataError
 from fastload.labels import LARGEST_LABELS, as_labels
 
+_LARGEST_ATTRIBUTE = 1 << 20
+
 
 def read_attribute(path: Path, holder: h5py.HLObject, name: str) -> Any:
     """Return an attribute as a plain number, text or array; None where there is none.
@@ -20,8 +25,12 @@ def read_attribute(path: Path, holder: h5py.HLObject, name: str) -> Any:
     """
     if name not in holder.attrs:
         return None
-    if holder.attrs.get_id(name).dtype.hasobject:
+    found = holder.attrs.get_id(name)
+    if found.dtype.hasobject:
         raise DataError(f"{path}: attribute '{name}' is not of fixed length, as a packed file's are; pack it again")
+    claimed = math.prod(found.shape) * found.dtype.itemsize
+    if claimed > _LARGEST_ATTRIBUTE:
+        raise DataError(f"{path}: attribute '{name}' says {claimed:,} bytes; it is damaged, pack it again")
     value = holder.attrs[name]
     value = value.item() if isinstance(value, np.generic) else value
     return value.decode() if isinstance(value, bytes) else value
@@ -48,14 +57,33 @@ def open_hdf5(path: Path) -> h5py.File:
         return h5py.File(path, "r", locking=False)
     except PermissionError as error:
         raise DataError(f"{path}: may not be read; check its permissions") from error
-    except OSError as error:
-        if "truncated" in str(error):
-            raise DataError(f"{path}: is truncated; pack it again") from error
+    except (OSError, MemoryError) as error:
         raise damaged(path, error) from error
 
 
+_MENDS = {
+    errno.EMFILE: "this process has too many files open; close some, or raise `ulimit -n`",
+    errno.ENFILE: "the system has too many files open; close some",
+    errno.ENOMEM: "there is not enough memory; free some, and try again",
+    errno.EIO: "check the disk, and restore the file from another copy",
+    errno.ESTALE: "the network file system has lost it; open it again",
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+}
+
+
 def damaged(path: Path, error: BaseException) -> DataError:
-    """Return the DataError for a file of whose structures HDF5 could make nothing."""
+    """Return the DataError for a file that could not be read: the system's reason and its mend, or else damage.
+
+    HDF5 reports what the system refused in the midst of its own text.
+    """
+    found = re.search(r"errno = (\d+)", str(error))
+    number = int(found[1]) if found else getattr(error, "errno", None)
+    number = errno.ENOMEM if isinstance(error, MemoryError) else number
+    if number in _MENDS:
+        return DataError(f"{path}: cannot be read ({os.strerror(number)}): {_MENDS[number]}")
+    if "truncated" in str(error):
+        return DataError(f"{path}: is truncated; pack it again")
     reason = " ".join(str(error).split())[:120] or type(error).__name__
     return DataError(f"{path}: is damaged ({reason}); pack it again")
 
@@ -89,7 +117,7 @@ def checked_dataset(path: Path, group: h5py.Group, name: str, dtype: Any = None)
         raise DataError(f"{path}: {where} has dtype {dataset.dtype}, not {np.dtype(dtype)}; convert it first")
     claimed = math.prod(dataset.shape) * dataset.dtype.itemsize
     # Compression seldom goes beyond 1:1000; chunks never written would make any size out of nothing.
-    room = path.stat().st_size if dataset.chunks is None else 2000 * dataset.id.get_storage_size()
+    room = dataset.file.id.get_filesize() if dataset.chunks is None else 2000 * dataset.id.get_storage_size()
     if claimed > room:
         raise DataError(
             f"{path}: {where} says {claimed:,} bytes, more than the file can hold; it is damaged, pack it again"

@@ -29,8 +29,9 @@ def inspect_file(
         marks = file.labels
         facts: dict[str, Any] = {
             "path": str(file.path),
-            "kind": "subset" if file.selection is not None else "packed file" if file.created_with else "HDF5 file",
+            "kind": "subset" if file.selection is not None else "packed file" if file.format else "HDF5 file",
             "images": len(file),
+            "format": file.format or None,
             "storage": file.storage,
             "shape": None if file.shape is None else list(file.shape),
             "image_bytes": file.nbytes,

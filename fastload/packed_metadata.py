@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from fastload.errors import DataError
-from fastload.hdf5_reading import checked_dataset, image_layout, read_attribute, read_labels
+from fastload.hdf5_reading import checked_dataset, image_layout, open_hdf5, read_attribute, read_labels
 from fastload.packed_format import FORMAT, READABLE, SelectionTable
 
 
@@ -68,6 +68,30 @@ def read_foreign(path: Path, file: h5py.File, images: str, labels: str) -> Metad
         strides,
         source={"kind": "hdf5", "images": images, "labels": labels},
     )
+
+
+_SELECTION_TYPES: dict[str, Any] = {
+    "strategy": str, "settings": str, "full_fingerprint": str, "embeddings": str, "seed": int,
+}  # fmt: skip
+_NAMES: dict[Any, str] = {str: "text", int: "a whole number", str | int | float: "text or a number"}
+
+
+def full_set_fingerprint(path: Path) -> str | None:
+    """Return the fingerprint of a packed full set; None for a subset, and for whatever else lies at the path."""
+    try:
+        with open_hdf5(path) as file:
+            if file.get("selection", getlink=True) is None:
+                found = read_attribute(path, file, "fingerprint")
+                return found if isinstance(found, str) else None
+    except Exception:  # another file's damage is not that of the one that is looked at, however HDF5 says it
+        return None
+    return None
+
+
+def _kind_of(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype}"
+    return {str: "text", int: "a whole number", float: "a number"}.get(type(value), f"a {type(value).__name__}")
 
 
 class _Reader:
@@ -133,8 +157,9 @@ class _Reader:
         return found
 
     def _read_source(self) -> dict[str, Any]:
+        text = self._attribute("source")
         try:
-            source = json.loads(self._attribute("source"))
+            source = json.loads(text)
         except (TypeError, ValueError, RecursionError):
             source = None
         if not isinstance(source, dict):
@@ -204,11 +229,19 @@ class _Reader:
         group = self.file["selection"] if isinstance(self._link("selection"), h5py.HardLink) else None
         if not isinstance(group, h5py.Group):
             raise self._error("'selection' is not a group of this file; build the subset again")
+        attributes = {key: read_attribute(self.path, group, key) for key in group.attrs}
+        for key, value in attributes.items():
+            wanted = _SELECTION_TYPES.get(key, str | int | float)
+            if not isinstance(value, wanted):
+                raise self._error(
+                    f"attribute '{key:.40}' of 'selection' is {_kind_of(value)}, not {_NAMES[wanted]}; build the "
+                    "subset again"
+                )
         return SelectionTable(
             self._column(group, "dimension", np.int32, count),
             self._column(group, "rank", np.int32, count),
             self._column(group, "score", np.float32, count),
-            {key: read_attribute(self.path, group, key) for key in group.attrs},
+            attributes,
         )
 
     def _link(self, name: str) -> Any:

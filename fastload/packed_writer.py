@@ -21,7 +21,7 @@ from fastload.hdf5_layout import Layout, place_dataset, set_attributes
 from fastload.labels import as_ids, as_labels
 from fastload.packed_format import ALIGNMENT, CHUNK, FORMAT, SelectionTable, checksum, digest
 from fastload.packed_names import stored_names
-from fastload.replacing import Replacement
+from fastload.replacing import Replacement, target_of
 
 
 class PackedWriter:
@@ -300,6 +300,7 @@ def _typed(table: SelectionTable) -> SelectionTable:
 
 def check_target(path: Path) -> None:
     """Raise UsageError unless a packed file can go there: before hours of work, not after them."""
+    path = target_of(path)
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):

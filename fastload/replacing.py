@@ -35,8 +35,7 @@ class Replacement:
     """
 
     def __init__(self, path: Path) -> None:
-        # Where the name is a link, what it leads to is written: that disk was chosen for its room.
-        self.target = Path(os.path.realpath(path)) if os.path.islink(path) else path
+        self.target = target_of(path)
         self.descriptor = -1
         _remove_orphans(self.target)
         mode = _mode_of(self.target)
@@ -118,6 +117,11 @@ class Replacement:
         descriptor, self.descriptor = self.descriptor, -1
         self.path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def target_of(path: Path) -> Path:
+    """Return what a path leads to where it is a link, for that disk was chosen for its room; else the path."""
+    return Path(os.path.realpath(path)) if os.path.islink(path) else path
 
 
 def replace_file(path: Path, data: Any) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from fastload.errors import DataError, UsageError
-from fastload.hdf5_reading import open_hdf5, read_attribute
 from fastload.labels import label_faults
-from fastload.packed import PackedFile, digest, fingerprint
+from fastload.packed import PackedFile, checksum, digest, fingerprint
+from fastload.packed_metadata import full_set_fingerprint
 from fastload.packed_set import Packed, Source, open_packed
 from fastload.packing import plural
 from fastload.processors import processors
@@ -34,6 +34,8 @@ class VerifyReport:
         path: the file. images: how many it holds. subset: whether it is one.
         damaged: (row, id, class) of each sample whose bytes do not have their digest.
         fingerprint_matches: whether images and labels together are what was written.
+        checksum_matches: whether all the rest is: ids, names, shapes, offsets, classes, selection, source; None for a
+            file of format 1, which has no checksum.
         duplicate_ids: how many ids stand in more than one row.
         problems: what else is wrong, a sentence's part each: labels, selection, and how it differs from the full set.
         full: the full set that a subset was compared with, None where there was none.
@@ -44,6 +46,7 @@ class VerifyReport:
     subset: bool
     damaged: list[tuple[int, int, str]]
     fingerprint_matches: bool
+    checksum_matches: bool | None
     duplicate_ids: int
     problems: list[str]
     full: Path | None
@@ -52,7 +55,13 @@ class VerifyReport:
         if not self.ok:
             rows = [f"row {row}  id {identity}  class {name}" for row, identity, name in self.damaged]
             return "\n".join(rows + self.problems)
-        text = f"{self.path}: all {self.images:,} samples and the fingerprint are as they were written"
+        whole = " and all that it says of them" if self.checksum_matches else ""
+        text = f"{self.path}: all {self.images:,} samples{whole} are as they were written"
+        if self.checksum_matches is None:
+            text = (
+                f"{self.path}: all {self.images:,} images and labels are as they were written; a file of format 1 has "
+                "no checksum, so a change of ids, class names or selection would not show (pack it again to have one)"
+            )
         if self.full is not None:
             return f"{text}, and each sample is that of {self.full}"
         return f"{text}; not compared with its full set (--full FULL.h5 does)" if self.subset else text
@@ -60,7 +69,8 @@ class VerifyReport:
     @property
     def ok(self) -> bool:
         """Whether nothing is wrong."""
-        return not self.damaged and self.fingerprint_matches and not self.duplicate_ids and not self.problems
+        intact = self.fingerprint_matches and self.checksum_matches is not False
+        return intact and not self.damaged and not self.duplicate_ids and not self.problems
 
     def raise_if_damaged(self) -> None:
         """Raise DataError, saying what is wrong, unless all is well."""
@@ -69,6 +79,10 @@ class VerifyReport:
         found = list(self.problems)
         if self.duplicate_ids:
             found.insert(0, f"{plural(self.duplicate_ids, 'id')} in more than one row")
+        if self.checksum_matches is False:
+            found.insert(
+                0, "ids, names, shapes, offsets, selection or source (or the checksum) are not what was written"
+            )
         if self.damaged and self.fingerprint_matches:
             found.insert(0, f"{plural(len(self.damaged), 'digest')} damaged, though images and labels are intact")
         elif self.damaged:
@@ -87,7 +101,7 @@ def verify_file(
     labels: str | None = None,
     progress: bool = True,
 ) -> VerifyReport:
-    """Read a packed file's every byte and compare digests and fingerprint; look whether its parts agree.
+    """Read a packed file's every byte and compare digests, fingerprint and checksum; look whether its parts agree.
 
     Arguments:
         path: a packed file or a subset.
@@ -113,6 +127,7 @@ def verify_file(
                 advance(1)
         with progress_bar("fingerprint", None, quiet=not progress):
             matches = fingerprint(file) == file.fingerprint
+            rest_matches = None if file.checksum is None else checksum(file) == file.checksum
         duplicates = len(file.ids) - len(np.unique(file.ids))
         problems = _label_problems(file)
         if file.selection is not None:
@@ -124,7 +139,9 @@ def verify_file(
                 compared = whole.path
                 problems += _differences(file, whole)
         subset = file.selection is not None
-        return VerifyReport(file.path, len(file), subset, damaged, matches, duplicates, problems, compared)
+        return VerifyReport(
+            file.path, len(file), subset, damaged, matches, rest_matches, duplicates, problems, compared
+        )
 
 
 def _class_of(file: PackedFile, row: int) -> str:
@@ -221,12 +238,8 @@ def _beside(file: PackedFile) -> Path | None:
     assert file.selection is not None
     named = file.selection.attributes.get("full_fingerprint")
     for path in sorted(file.path.absolute().parent.glob("*.h5")):
-        try:
-            with open_hdf5(path) as other:
-                if "selection" not in other and read_attribute(path, other, "fingerprint") == named:
-                    return path
-        except (OSError, RuntimeError, ValueError):
-            continue  # another file's damage is not this one's
+        if named is not None and full_set_fingerprint(path) == named:
+            return path
     return None
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -528,3 +530,45 @@ def test_users_own_file_errors_name_the_dataset_and_the_mend(tmp_path: Path) -> 
             PackedFile(path, images=images, labels=labels)
     with pytest.raises(UsageError, match="give both"):
         PackedFile(path, images="x")
+
+
+# -- the system's own reasons ---------------------------------------------------------------------
+
+
+def test_too_many_open_files_is_said_with_its_mend(raw: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, before[1]))
+        with pytest.raises(DataError, match=r"raw\.h5: cannot be read \(Too many open files\): .*ulimit -n"):
+            while True:
+                held.append(PackedFile(raw))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for file in held:
+            file.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.EIO, "check the disk"), (errno.ENOMEM, "not enough memory"), (errno.EACCES, "permissions")],
+)
+def test_what_the_system_refuses_hdf5_is_said_with_its_mend(raw: Path, monkeypatch, number: int, words: str) -> None:
+    """HDF5 has its own text around it, as here; at the first read or in the midst of opening."""
+    text = f"Unable to synchronously open file (file read failed: time = x, errno = {number}, error message = 'x')"
+
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(text)
+
+    monkeypatch.setattr("fastload.hdf5_reading.h5py.File", failing)
+    with pytest.raises(DataError, match=f"raw.h5: cannot be read .*{words}") as caught:
+        PackedFile(raw)
+    assert "pack it again" not in str(caught.value)
+
+
+def test_an_attribute_beyond_all_bounds_is_not_read(raw: Path) -> None:
+    with h5py.File(raw, "r+", libver="v110") as file:
+        del file.attrs["source"]
+        file.attrs["source"] = np.zeros(1 << 21, np.uint8)
+    with pytest.raises(DataError, match="attribute 'source' says 2,097,152 bytes"):
+        PackedFile(raw)

@@ -8,10 +8,10 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-from packs import noise_images, write_encoded, write_raw
+from packs import noise_images, write_encoded, write_format_1, write_raw
 from PIL import Image
 
-from fastload import DataError, UsageError, pack, subset
+from fastload import Augment, DataError, TwoPhaseLoader, UsageError, pack, subset
 from fastload.cli import main
 from fastload.packed import PackedFile, SelectionTable
 from fastload.verifying import verify_file
@@ -231,3 +231,93 @@ def test_a_packed_again_subset_is_an_ordinary_file(chosen, tmp_path):
     pack(chosen, tmp_path / "again.h5", progress=False)
     report = verify_file(tmp_path / "again.h5", progress=False)
     assert report.ok and report.full is None and not report.subset
+
+
+# -- what the checksum covers ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def named(tmp_path):
+    """An encoded file with all that a file may hold."""
+    files = [bytes([row]) * (row + 1) for row in range(6)]
+    names, shapes = [f"c/{row}.png" for row in range(6)], np.full((6, 2), 9, np.int32)
+    labels, more = np.arange(6) % 2, {"classes": ["ab", "cd"], "ids": np.arange(6) * 2}
+    return write_encoded(tmp_path / "named.h5", files, labels, names=names, shapes=shapes, **more)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "row", "value"),
+    [
+        ("ids", 3, 7), ("classes", 1, b"ce"), ("shapes", 2, [9, 8]), ("names", 5, ord("X")), ("name_offsets", 1, 6),
+        ("offsets", 1, 2),
+    ],
+)  # fmt: skip
+def test_a_change_of_what_no_digest_covers_is_found(named, capsys, dataset, row, value):
+    assert main(["verify", str(named)]) == 0
+    assert "all 6 samples and all that it says of them are as they were written" in capsys.readouterr().out
+    change(named, dataset, row, value)
+    refused(capsys, "are not what was written", named)
+
+
+@pytest.mark.parametrize("name", ["source", "created_with", "checksum"])
+def test_a_changed_attribute_is_found(named, capsys, name):
+    with h5py.File(named, "r+") as file:
+        text = file.attrs[name]
+        file.attrs.modify(name, text.replace(b"test", b"best").replace(b"fastload", b"lastload").replace(b"1", b"2"))
+        assert file.attrs[name] != text
+    refused(capsys, "are not what was written", named)
+
+
+def test_a_changed_shape_of_the_same_bytes_is_found(tmp_path, capsys):
+    path = write_raw(tmp_path / "r.h5", noise_images(6, 8, 16), np.arange(6))
+    with h5py.File(path, "r+") as file:
+        del file["images"]
+        turned = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        turned.set_layout(h5py.h5d.CONTIGUOUS)
+        turned.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        space = h5py.h5s.create_simple((6, 16, 8, 3))
+        h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, space, turned)
+        file["images"][...] = noise_images(6, 8, 16).reshape(6, 16, 8, 3)
+    assert verify_file(path, progress=False).fingerprint_matches
+    refused(capsys, "are not what was written", path)
+
+
+def test_a_change_of_a_subset_s_selection_is_found_where_no_strategy_tells(chosen, capsys):
+    change(chosen, "selection/score", 0, np.nextafter(PackedFile(chosen).selection.score[0], np.float32(9)))
+    refused(capsys, "are not what was written", chosen)
+
+
+def test_of_a_file_of_format_1_it_is_said_what_was_not_covered(tmp_path, capsys):
+    path = write_format_1(tmp_path / "1.h5", noise_images(5, 4, 4), np.arange(5))
+    report = verify_file(path, progress=False)
+    assert report.ok and report.checksum_matches is None
+    assert main(["verify", str(path)]) == 0
+    assert "has no checksum, so a change of ids, class names or selection would not show" in capsys.readouterr().out
+    change(path, "labels", 0, 4)
+    refused(capsys, "the labels (or the fingerprint) are not those that were written", path)
+
+
+STRANGE = {
+    "strategy": np.arange(3), "settings": 5, "full_fingerprint": np.zeros(2), "seed": np.bytes_(b"one"),
+    "embeddings": 1.5, "whatever": np.arange(2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_an_attribute_of_another_type_is_named_by_verify_inspect_and_the_loader(chosen, capsys, name):
+    set_attribute(chosen, name, STRANGE[name])
+    words = f"attribute '{name}' of 'selection' is "
+    refused(capsys, words, chosen)
+    assert main(["inspect", str(chosen)]) == 1 and words in capsys.readouterr().err
+    with pytest.raises(DataError, match=words):
+        TwoPhaseLoader(chosen.parent / "full.h5", chosen, batch_size=4, steps=4, augment=Augment(crop=8), device="cpu")
+
+
+@pytest.mark.parametrize("value", [np.arange(3), 5, np.bytes_(b"\xff\xfe"), h5py.Empty("f")])
+def test_a_neighbour_with_strange_attributes_is_passed_over(chosen, value):
+    shutil.copy(chosen.parent / "full.h5", chosen.parent / "a.h5")
+    with h5py.File(chosen.parent / "a.h5", "r+") as file:
+        del file.attrs["fingerprint"]
+        file.attrs["fingerprint"] = value
+    report = verify_file(chosen, progress=False)
+    assert report.ok and report.full == chosen.parent / "full.h5"
