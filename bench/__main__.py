@@ -1,7 +1,7 @@
 """`python -m fastload.bench`: our own throughput beside the rivals' and what the machine allows.
 
     python -m fastload.bench [resident|stream|select|all] [--quick] [--json [FILE]] [--plot FILE.png]
-                             [--peers all|none|NAME,…] [--device cpu|cuda] [--data FILE.h5]
+                             [--peers all|none|NAME,…] [--device cpu|cuda] [--data FILE.h5] [--debug]
     python -m fastload.bench peers [install [NAME…]]
     python -m fastload.bench paper --full FULL.h5 --test TEST.h5 [--scale S] [--only NAME,…] …
     python -m fastload.bench advise --full FULL.h5 --step-ms T [--split S] …
@@ -23,13 +23,14 @@ from typing import Any
 
 import torch
 
+from fastload import failure, terminal
 from fastload.bench import advise, parts, plot, rivals, select_grid, streams
 from fastload.bench.measure import Deadline, describe, machine, print_table, versions
 from fastload.bench.paper import command
 from fastload.bench.peers import install
 from fastload.bench.rivals import Outcome
 from fastload.device import resolve_device
-from fastload.errors import FastloadError, UsageError
+from fastload.errors import UsageError
 
 WHAT = ("resident", "stream", "select")
 RESULTS = Path(__file__).parent / "results"
@@ -57,7 +58,10 @@ def bench(what: str, setting: parts.Setting, peers: str = "all", grid: select_gr
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    words = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in words or failure.wants_debug()
+    arguments = [word for word in words if word != "--debug"]
+    terminal.prepare_streams()
     try:
         if arguments[:1] == ["peers"]:
             return install.main(arguments[1:])
@@ -66,12 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
         if arguments[:1] == ["advise"]:
             return advise.main(arguments[1:])
         return _measure(_options(arguments))
-    except FastloadError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    except (Exception, KeyboardInterrupt) as error:
+        return failure.report(error, debug=debug)
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from fastload import __version__
+from fastload.device import driver_version
 from fastload.processors import processors
 
 PACKAGES = (
@@ -185,7 +186,7 @@ def machine(device: torch.device) -> dict[str, Any]:
             "capability": f"{properties.major}.{properties.minor}",
             "gpu_memory_gb": round(properties.total_memory / 1e9, 1),
             "multiprocessors": properties.multi_processor_count,
-            "driver": _driver(),
+            "driver": driver_version(),
             "cuda": torch.version.cuda,
         }
     return found
@@ -209,26 +210,6 @@ def _cpu_name() -> str:
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def _driver() -> str | None:
-    try:
-        with open("/proc/driver/nvidia/version", encoding="utf-8") as text:
-            words = text.readline().split()
-    except OSError:
-        return _driver_of_tool()
-    numbers = [word for word in words if word.count(".") >= 1 and word[0].isdigit()]
-    return numbers[0] if numbers else _driver_of_tool()
-
-
-def _driver_of_tool() -> str | None:
-    import subprocess
-
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.split("\n")[0] or None
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def print_table(results: Sequence[Result], title: str) -> None:

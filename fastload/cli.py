@@ -6,7 +6,6 @@ Nothing heavy is imported at the top: `fastload --help` answers in a fraction of
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -16,8 +15,8 @@ from typing import Annotated
 
 import typer
 
-from fastload import __version__
-from fastload.errors import FastloadError
+from fastload import __version__, failure, terminal
+from fastload.errors import Interrupted, UsageError
 
 app = typer.Typer(
     name="fastload",
@@ -39,12 +38,6 @@ class Order(StrEnum):
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")]
 Images = Annotated[str | None, typer.Option("--images", help="The images' name in your own HDF5 or .npz file.")]
 Labels = Annotated[str | None, typer.Option("--labels", help="The labels' name in your own HDF5 or .npz file.")]
-
-
-class _Interrupted(FastloadError):
-    """Ctrl-C, with what was kept: typer would replace a KeyboardInterrupt and lose its words."""
-
-    exit_code = 130
 
 
 def _print_version(wanted: bool) -> None:
@@ -91,7 +84,7 @@ def pack(
         skip_broken=skip_broken, images=images, labels=labels, progress=not quiet,
     )  # fmt: skip
     if not quiet:
-        typer.echo(str(summary))
+        terminal.tell(str(summary))
 
 
 @app.command("build-subset")
@@ -176,16 +169,13 @@ def inspect(
     labels: Labels = None,
 ) -> None:
     """Show what a packed file holds."""
-    from fastload.inspecting import as_json, as_table, inspect_file
+    from fastload.inspecting import as_json, as_text, inspect_file
 
     facts = inspect_file(file, images=images, labels=labels)
     if json:
         typer.echo(as_json(facts))
     else:
-        from rich.console import Console
-
-        # A pipe has no width: do not fold lines that somebody may search.
-        Console(width=None if sys.stdout.isatty() else 200).print(as_table(facts))
+        terminal.tell(as_text(facts))
 
 
 @app.command()
@@ -208,7 +198,7 @@ def verify(
     report = verify_file(file, full=full, images=images, labels=labels, progress=not quiet)
     text = str(report)
     if text and not (quiet and report.ok):
-        typer.echo(text)
+        terminal.tell(text)
     report.raise_if_damaged()
 
 
@@ -242,7 +232,7 @@ def _telling_of_interrupts() -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         if str(error):
-            raise _Interrupted(str(error)) from error
+            raise Interrupted(str(error)) from error  # typer would replace a KeyboardInterrupt and lose its words
         raise
 
 
@@ -253,49 +243,34 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = sys.argv[1:] if arguments is None else list(arguments)
     own = words[: words.index("--")] if "--" in words else words
-    debug = "--debug" in own  # before or after the command's name
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that knows no "×" should still get its table
+    debug = "--debug" in own or failure.wants_debug()  # before or after the command's name
     words = [word for word in own if word != "--debug"] + words[len(own) :]
+    terminal.prepare_streams()
     try:
         code = app(args=words, prog_name="fastload", standalone_mode=False)
-        sys.stdout.flush()
-        if code == 130:  # typer's own answer to Ctrl-C, in some versions
+        terminal.flush()
+        if code == Interrupted.exit_code:  # typer's own answer to Ctrl-C, in some versions
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
         # The reader of a pipe (`| head`) has left: not an error. Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except typer.Abort:
+        return failure.report(KeyboardInterrupt(), debug=debug)
     except (Exception, KeyboardInterrupt) as error:
-        if debug:
-            raise
-        text, code = _explain(error)
-        if text:
-            # One line whatever a file's name holds, and nothing that a terminal would obey.
-            line = "".join(letter if letter.isprintable() else "�" for letter in " ".join(text.split()))
-            print(line, file=sys.stderr)
-        return code
+        return failure.report(_of_the_command_line(error), debug=debug)
 
 
-def _explain(error: BaseException) -> tuple[str, int]:
-    """Return the one line to print for an error, and the exit code."""
-    if isinstance(error, _Interrupted):
-        return f"interrupted: {error}", error.exit_code
-    if isinstance(error, FastloadError):
-        return "" if error.told else f"error: {error}", error.exit_code
-    if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return "interrupted", 130
-    if hasattr(error, "format_message"):  # typer's own: an unknown option, a missing argument
-        text = error.format_message().replace("Value error, ", "").rstrip(".")
-        # Without any argument typer has printed the help already, and says nothing more.
-        return (f"error: {text}; see `fastload --help`" if text else ""), getattr(error, "exit_code", 2)
-    if isinstance(error, MemoryError):
-        return "error: out of memory; close other programs, or use smaller batches or fewer workers", 1
-    if isinstance(error, OSError):
-        mend = "; free some space there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        return f"error: {error.filename or 'the system'}: {error.strerror or error}{mend}", 1
-    return f"error: {type(error).__name__}: {error} (this is a bug in fastload; --debug shows where)", 1
+def _of_the_command_line(error: BaseException) -> BaseException:
+    """Return typer's own errors (an unknown option, a missing argument) as a UsageError that names the right help."""
+    if not hasattr(error, "format_message"):
+        return error
+    text = error.format_message().replace("Value error, ", "").rstrip(".")
+    place = getattr(getattr(error, "ctx", None), "command_path", "fastload")
+    told = UsageError(f"{text}; see `{place} --help`")
+    told.told = not text  # without any argument typer has printed the help already, and says nothing more
+    return told.with_traceback(error.__traceback__)
 
 
 if __name__ == "__main__":

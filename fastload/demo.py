@@ -9,14 +9,12 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich import box
@@ -40,6 +38,7 @@ from fastload.progress import progress_bar
 from fastload.subset import DEFAULT_EPOCHS, DEFAULT_SIZE, build_subset, parse_size
 from fastload.subset_terminal import TerminalListener, duration
 from fastload.swap import planned_swap
+from fastload.terminal import command_lines
 
 FULL, TEST = "train.h5", "test.h5"
 RESIZE = 32
@@ -155,9 +154,9 @@ class _Show:
     def text(self, text: str = "") -> None:
         self.console.print(escape(text))
 
-    def command(self, *words: Any) -> None:
-        line = shlex.join(str(word) for word in words)
-        self.console.print(f"\n[bold]$ {escape(line)}[/bold]", soft_wrap=True)
+    def command(self, *words: object) -> None:
+        room = self.console.width if self.console.is_terminal else None
+        self.code(*command_lines(words, room))
 
     def code(self, *lines: str) -> None:
         self.console.print()

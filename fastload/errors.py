@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastload.text import printable
+from fastload.text import printable, storable
 
 
 class FastloadError(Exception):
@@ -13,6 +13,10 @@ class FastloadError(Exception):
 
     exit_code = 1
     told = False
+
+    def __str__(self) -> str:
+        """Return the message as text that can be printed: names of files need not be UTF-8."""
+        return storable(super().__str__())
 
     def __init__(self, text: str = "") -> None:
         # Here, once for all: a message is one line, whatever the names of files and classes in it hold.
@@ -27,3 +31,9 @@ class UsageError(FastloadError, ValueError):
     """Arguments that cannot be served: a wrong option, a crop too large, no such device (exit code 2)."""
 
     exit_code = 2
+
+
+class Interrupted(FastloadError):
+    """Ctrl-C, with what was kept (exit code 130)."""
+
+    exit_code = 130

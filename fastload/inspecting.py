@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fastload.packed import PackedFile
 from fastload.packing import class_counts, plural
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from fastload.terminal import rows
+from fastload.text import printable, shortened
 
 _FOLD = 20
+_NAME = 48
+"""The most characters of a class's name in the list."""
 
 
 def inspect_file(
@@ -100,26 +101,12 @@ def _jsonable(value: Any) -> Any:
 
 def as_json(facts: Mapping[str, Any]) -> str:
     """Return what `inspect_file` found as indented JSON."""
-    return json.dumps(facts, indent=2, ensure_ascii=False)
+    return json.dumps(facts, indent=2)  # ASCII: no terminal obeys a name in it, and every stream takes it
 
 
-def as_table(facts: Mapping[str, Any]) -> Table:
-    """Return what `inspect_file` found as a table for the terminal."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        title=Text(f"{facts['path']}, {facts['kind']}"),
-        title_justify="left",
-        box=box.SIMPLE,
-        show_header=False,
-    )
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in _lines(facts):
-        table.add_row(name, Text(value))  # Text, since a class may well be called "[red]"
-    return table
+def as_text(facts: Mapping[str, Any]) -> str:
+    """Return what `inspect_file` found as lines for the terminal."""
+    return rows(f"{facts['path']}: {facts['kind']}", _lines(facts))
 
 
 def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -140,11 +127,11 @@ def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("classes", _class_lines(facts["classes"]) if labels else "none: the images have no labels"),
         ("labels", f"{labels['dtype']} [{', '.join(map(str, labels['shape']))}]" if labels else "none"),
         ("ids", f"{ids['order']}, {ids['min']:,} to {ids['max']:,}"),
-        ("fingerprint", facts["fingerprint"]),
+        ("fingerprint", printable(facts["fingerprint"])),
         ("source", _pairs(facts["source"])),
     ]
     if facts["created_with"]:
-        lines.append(("created with", facts["created_with"]))
+        lines.append(("created with", printable(facts["created_with"])))
     if "selection" in facts:
         found = facts["selection"]["dimensions"]
         lines.append(("selection", _pairs(facts["selection"]["settings"])))
@@ -165,15 +152,17 @@ def _class_lines(counts: Mapping[str, int]) -> str:
         return "none: the labels are not class indices"
     low, high = min(counts.values()), max(counts.values())
     head = f"{len(counts):,}, {low:,} each" if low == high else f"{len(counts):,}, {low:,} to {high:,} each"
-    width = max(map(len, list(counts)[:_FOLD]))
-    rows = [f"  {name:<{width}}  {count:>9,}" for name, count in list(counts.items())[:_FOLD]]
+    shown = [(shortened(printable(name), _NAME), count) for name, count in list(counts.items())[:_FOLD]]
+    width = max(len(name) for name, _ in shown)
+    lines = [f"  {name:<{width}}  {count:>9,}" for name, count in shown]
     if len(counts) > _FOLD:
-        rows.append(f"  … and {len(counts) - _FOLD:,} more (--json lists all)")
-    return "\n".join([head, *rows])
+        lines.append(f"  … and {len(counts) - _FOLD:,} more (--json lists all)")
+    return "\n".join([head, *lines])
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    return "\n".join(f"{key}: {_plain_text(value)}" for key, value in values.items()) or "not recorded"
+    pairs = (printable(f"{key}: {_plain_text(value)}") for key, value in values.items())
+    return "\n".join(map(shortened, pairs)) or "not recorded"
 
 
 def _plain_text(value: Any) -> str:

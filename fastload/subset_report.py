@@ -12,6 +12,7 @@ import numpy as np
 
 from fastload.kernels.topk import TopKState
 from fastload.packed_set import Packed
+from fastload.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -122,14 +123,14 @@ class SubsetReport:
             times.add_row(STEP_TITLES[step.step], step.how, f"{step.seconds:,.1f} s", step.detail)
         times.add_row("[bold]total", "", f"[bold]{sum(step.seconds for step in self.steps):,.1f} s", "")
         console.print(times)
-        facts = Table(show_header=False, title=escape(str(self.out)), title_justify="left")
+        facts = Table(show_header=False, title=escape(printable(str(self.out))), title_justify="left")
         for name, value in self._facts():
             facts.add_row(name, value)
         console.print(facts)
         if self.classes:
             table = Table("class", "chosen", "of", "share", title="Classes", title_justify="left")
             for name, chosen, total in self._shown_classes():
-                table.add_row(escape(name), f"{chosen:,}", f"{total:,}", f"{chosen / max(1, total):.2%}")
+                table.add_row(escape(printable(name)), f"{chosen:,}", f"{total:,}", f"{chosen / max(1, total):.2%}")
             console.print(table)
 
     def _shown_classes(self) -> list[tuple[str, int, int]]:

@@ -7,12 +7,12 @@ import json as json_text
 from collections.abc import Callable
 
 from rich.console import Console
-from rich.markup import escape
 
 from fastload.needs import Needs
 from fastload.progress import progress_bar
 from fastload.subset import Listener
 from fastload.subset_report import STEP_TITLES, StepReport, SubsetReport
+from fastload.terminal import tell
 
 _UNITS = {"train": "steps", "embed": "images", "analyse": "images", "filter": "images", "write": "images"}
 
@@ -22,7 +22,6 @@ class TerminalListener(Listener):
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
-        self._console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         self._bar = contextlib.ExitStack()
         self._count: Callable[[int], None] = lambda count: None
         self._done = 0
@@ -37,15 +36,15 @@ class TerminalListener(Listener):
         """Print what will be needed."""
         steps = ", ".join(f"{STEP_TITLES[step]} {duration(seconds)}" for step, seconds in needs.seconds.items())
         reused = "".join(f", {STEP_TITLES[step]}: reused" for step in needs.reused)
-        self._console.print(f"needs: time about {duration(sum(needs.seconds.values()))} ({steps}{reused})")
+        self._tell(f"needs: time about {duration(sum(needs.seconds.values()))} ({steps}{reused})")
         memory = f"memory {_amount(needs.memory, needs.memory_available, 'available')}"
         if needs.device_memory_free is not None:
             memory += f", on the device {_amount(needs.device_memory, needs.device_memory_free, 'free')}"
-        self._console.print(f"       {memory}, disk {_amount(needs.disk, needs.disk_free, 'free')}")
+        self._tell(f"       {memory}, disk {_amount(needs.disk, needs.disk_free, 'free')}")
 
     def note(self, text: str) -> None:
         """Print a note."""
-        self._console.print(f"note: {escape(text)}")
+        self._tell(f"note: {text}")
 
     def begin(self, step: str, total: int, done: int = 0) -> None:
         """Show the step's bar."""
@@ -67,7 +66,11 @@ class TerminalListener(Listener):
         self._bar.close()
         if report.how != "not needed":
             detail = f", {report.detail}" if report.detail else ""
-            self._console.print(f"{STEP_TITLES[report.step]}: {report.how}, {duration(report.seconds)}{detail}")
+            self._tell(f"{STEP_TITLES[report.step]}: {report.how}, {duration(report.seconds)}{detail}")
+
+    def _tell(self, text: str) -> None:
+        if not self._quiet:
+            tell(text, error=True)
 
 
 def _amount(needed: int, there: int | None, word: str) -> str:

@@ -21,6 +21,7 @@ from fastload.processors import processors
 from fastload.progress import progress_bar
 from fastload.selection import STRATEGIES
 from fastload.sizing import decode_rows
+from fastload.text import printable
 
 _NEAR = 1.0
 """Mean difference in levels up to which a decoded or resized image is the same: decoders' versions differ a little."""
@@ -53,7 +54,7 @@ class VerifyReport:
 
     def __str__(self) -> str:
         if not self.ok:
-            rows = [f"row {row}  id {identity}  class {name}" for row, identity, name in self.damaged]
+            rows = [f"row {row}  id {identity}  class {printable(name)}" for row, identity, name in self.damaged]
             return "\n".join(rows + self.problems)
         whole = " and all that it says of them" if self.checksum_matches else ""
         text = f"{self.path}: all {self.images:,} samples{whole} are as they were written"

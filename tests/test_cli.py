@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from samples import class_files, encode, noise, put, tar
 
 from fastload import __version__, packed_writer
 from fastload.cli import main
+from fastload.errors import DataError
 from fastload.packed import PackedFile, PackedWriter, SelectionTable
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -289,12 +291,126 @@ def test_every_other_failure_is_one_line_too(
     assert capfd.readouterr().err == line
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path, place: int) -> None:
+@pytest.mark.parametrize("place", [0, 1, 2, None])
+def test_debug_shows_the_traceback_wherever_it_stands_and_by_the_environment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: int | None
+) -> None:
     words = ["inspect", str(tmp_path / "none.h5")]
-    words.insert(place, "--debug")
-    with pytest.raises(Exception, match="no such file"):
-        main(words)
+    if place is None:
+        monkeypatch.setenv("FASTLOAD_DEBUG", "1")
+    else:
+        words.insert(place, "--debug")
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (1, "") and err.startswith("Traceback (most recent call last):\n")
+    assert "inspecting.py" in err and err.splitlines()[-1].startswith(f"error: {words[-1] if place != 2 else words[1]}")
+
+
+@pytest.mark.parametrize("value", ["", "0"])
+def test_no_traceback_where_the_environment_says_no(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("FASTLOAD_DEBUG", value)
+    fails(capsys, 1, "no such file", "inspect", tmp_path / "none.h5")
+
+
+@pytest.mark.parametrize(
+    "words, help",
+    [
+        ((), ""),
+        (("pack",), "see `fastload pack --help`"),
+        (("pack", "a", "b.h5", "c"), "see `fastload pack --help`"),
+        (("build-subset", "--nosuch"), "see `fastload build-subset --help`"),
+        (("pac",), "see `fastload --help`"),
+        (("--nosuch",), "see `fastload --help`"),
+    ],
+)
+def test_a_wrong_command_line_points_to_the_help_that_tells(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], help: str
+) -> None:
+    code, out, err = run(capsys, *words)
+    assert code == 2
+    if words:
+        assert (out, err.count("\n")) == ("", 1) and err.endswith(f"{help}\n")
+    else:
+        assert "Usage: fastload" in out + err
+
+
+# -- what a terminal must not obey ----------------------------------------------------------------
+
+HOSTILE = "\x1b]0;title\x07\x1b[31mred\u202e\x9b2J\nerror: forged"
+
+
+def test_names_from_data_reach_no_terminal_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the summary of pack, its list of what was skipped, inspect, verify and the report of build-subset."""
+    good = encode(noise())
+    files = {f"{HOSTILE}/{row}.png": good for row in range(3)} | {"b/0.png": good, "b/1.png": good}
+    source, full = put(tmp_path / "s", files | {f"b/{HOSTILE}.png": b"no image"}), tmp_path / "full.h5"
+    told = [run(capsys, "pack", source, full, "--skip-broken", "-q"), run(capsys, "pack", source, full)]
+    told += [run(capsys, "inspect", full), run(capsys, "inspect", full, "--json"), run(capsys, "verify", full)]
+    subset = tmp_path / "subset.h5"
+    told.append(run(capsys, "build-subset", full, subset, "--strategy", "random", "--size", 2))
+    told.append(run(capsys, "build-subset", full, subset, "--strategy", "random", "--size", 2, "--json"))
+    damage(full, "images", 1)
+    told.append(run(capsys, "verify", full))
+    told.append(run(capsys, "inspect", tmp_path / HOSTILE / "none.h5"))
+    assert [code for code, _, _ in told] == [0, 1, 0, 0, 0, 0, 0, 1, 1]
+    for _, out, err in told:
+        assert not set("\x1b\x07\x9b\u202e") & set(out + err), out + err
+        assert "\nerror: forged" not in out + err
+
+
+def test_long_texts_are_cut_and_keep_their_mend(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    classes = ["x" * 60_000, "y" * 60_000]
+    with PackedWriter(
+        tmp_path / "full.h5", shape=(2, 4, 5, 3), labels=np.arange(2), classes=classes, source={"kind": "z" * 60_000}
+    ) as out:
+        for row in range(2):
+            out.write(row, noise(4, 5))
+    damage(tmp_path / "full.h5", "images", 1)
+    for words in (("inspect", tmp_path / "full.h5"), ("verify", tmp_path / "full.h5")):
+        code, out, err = run(capsys, *words)
+        assert (code, err.count("\n")) in ((0, 0), (1, 1))
+        assert max(map(len, (out + err).splitlines())) <= 300
+    code, _, err = run(capsys, "inspect", "/" + "n" * 4000)
+    assert code == 1 and len(err) <= 301 and err.startswith("error: /nnn") and "…" in err
+
+
+# -- streams that cannot show everything, or are closed -------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_an_error_can_be_printed_whatever_its_characters_and_the_stream_s_encoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    """Names of files need not be UTF-8, and a terminal need not know ×."""
+    for wrapper in (io.TextIOWrapper, StrictWrapper):
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, "stderr", wrapper(raw, encoding=encoding, errors="strict"))
+        assert main(["inspect", str(tmp_path / "\udce9 4×5 猫.h5")]) == 1
+        sys.stderr.flush()
+        line = raw.getvalue().decode(encoding)
+        assert line.startswith("error: ") and line.count("\n") == 1 and r"\xe9" in line
+
+
+class StrictWrapper(io.TextIOWrapper):
+    """A stream of somebody else's, which cannot be told to be lenient."""
+
+    reconfigure = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("closed", [None, "closed"])
+def test_a_closed_stderr_costs_the_line_and_not_the_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, closed: str | None
+) -> None:
+    stream = io.StringIO()
+    stream.close()
+    monkeypatch.setattr(sys, "stderr", stream if closed else None)
+    assert main(["inspect", str(tmp_path / "none.h5")]) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_printing_an_error_of_a_name_that_is_no_text_raises_nothing() -> None:
+    str(DataError("caf\udce9.h5: no such file")).encode("utf-8")
 
 
 def test_what_a_link_leads_to_is_written_and_the_link_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
