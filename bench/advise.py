@@ -20,7 +20,9 @@ from fastload.bench import data, parts
 from fastload.bench.measure import Deadline, race
 from fastload.device import resolve_device
 from fastload.errors import UsageError
+from fastload.memory import resident_room
 from fastload.packed import PackedFile
+from fastload.terminal import tell
 
 _IMAGES = 2048
 _ROUNDS = 5
@@ -92,12 +94,19 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     _check(options)
     device = resolve_device(options.device)
+    with PackedFile(options.full) as file:
+        if file.shape is not None and file.nbytes <= resident_room(device):
+            tell(
+                f"note: {options.full} fits the memory of {device}, where the loader keeps it (resident_budget=): two "
+                "phases save nothing then. What follows is for a set that must be streamed."
+            )
+    tell(f"timing the stream and the resident feed in turn, for {options.seconds:g} s at most …", error=True)
     stream, resident = measure(options.full, options.subset, options.batch_size, options.crop, device, options.seconds)
     advice = Advice(
         options.step_ms / 1e3, options.batch_size, stream, resident, options.split, options.steps,
         options.selection_seconds / options.runs,
     )  # fmt: skip
-    print(advice.text())
+    tell(advice.text())
     return 0
 
 

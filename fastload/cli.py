@@ -143,7 +143,7 @@ def build_subset(
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of tables.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Choose the samples that matter most by their embeddings, and write them as a small packed file."""
+    """Choose a small subset, by the samples' embeddings or at random, and write it as a packed file."""
     from fastload.subset import build_subset as run
     from fastload.subset_terminal import TerminalListener, print_report
 

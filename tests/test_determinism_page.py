@@ -76,3 +76,20 @@ def test_published_parameters():
         assert f"{drawn.contrast.view(np.uint32)[0]:08x}" == vector["contrast"]
         again = reference.parameters(sample, epoch, seed, phase)
         assert (drawn.flip[0], drawn.brightness[0], drawn.contrast[0]) == again[2:]
+
+
+def test_the_contrast_s_span_is_the_difference_that_the_page_writes():
+    """Read as one rounding of `high - low`, all four vectors miss in the last bit."""
+    (span,) = re.findall(r"`(float32\(float32.*?)`;", (ROOT / "docs/determinism.md").read_text())
+    low, high = Augment(crop=24).contrast
+    written = eval(span, {"float32": np.float32, "low": low, "high": high})
+    for vector in PARAMETERS:
+        key = (vector["seed"] & reference.M32, vector["seed"] >> 32)
+        counter = (vector["id"] & reference.M32, vector["id"] >> 32, vector["epoch"], vector["phase"] * 16 + 1)
+        u = (reference.philox(counter, key)[0] >> 8) * 2.0**-24
+
+        def bits(span, u=u):
+            return f"{np.float32(float(np.float32(low)) + u * float(span)).view(np.uint32):08x}"
+
+        assert bits(written) == vector["contrast"]
+        assert bits(np.float32(high - low)) != vector["contrast"]

@@ -1,0 +1,48 @@
+"""What README and the pages say: links lead somewhere, figures stand in the results, defaults are the code's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from fastload.augment import Augment
+from fastload.order import Order
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FAQ = " ".join((ROOT / "docs/faq.md").read_text().split())
+RESULTS = (ROOT / "docs/results.md").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_that_are_there(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_figures_of_strategies_stand_in_the_results() -> None:
+    """As "top-activations | 100/0" and so on of Figure 4."""
+    first = {}
+    for line in RESULTS.split("### Figure 4")[1].split("###")[0].splitlines():
+        row = [cell.strip() for cell in line.split("|")]
+        if len(row) > 5:
+            first[row[1], row[2]] = row[4]
+    readme = (ROOT / "README.md").read_text()
+    for key, text in {
+        ("top-activations", "100/0"): "50.8 ± 1.4 %", ("random", "100/0"): "56.1 ± 0.8 %",
+        ("penalized", "100/0"): "54.5 %", ("pca", "100/0"): "55.4 %", ("top-activations", "25/75"): "55.1",
+    }.items():  # fmt: skip
+        assert first[key].startswith(text) and text.rstrip(" %") in FAQ
+    assert first["RS2", "–"].startswith("55.8") and "55.8 %" in readme and "50.8 % and 56.1 %" in readme
+
+
+def test_the_page_s_words_about_augment_are_its_defaults() -> None:
+    augment = Augment(crop=24)
+    assert (augment.flip, augment.brightness, augment.contrast) == (0.5, 63.0, (0.2, 1.8))
+    assert (augment.resize, augment.clamp, augment.standardize) == (None, True, "stddev")
+    for words in ("probability 0.5", "−63…63", "0.2…1.8", "no padding, no resize", "clamped to 0…255"):
+        assert words in FAQ
+    order = Order(10, 0, 0)
+    assert f"windows of {order.block_rows * order.window_blocks:,}" in FAQ
