@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -24,6 +23,7 @@ from fastload.feeds import stream
 from fastload.folder_files import FolderFile
 from fastload.order import AUTOENCODER
 from fastload.packed_set import Packed
+from fastload.reproducible import reproducible
 from fastload.tensors import load_tensors, save_tensors
 
 SIDE = 24
@@ -281,30 +281,6 @@ def train(
                 close()
     model = trainer.model.cpu().eval()
     return Trained(model, trainer.losses, trainer.seconds, first)
-
-
-@contextlib.contextmanager
-def reproducible(device: str) -> Iterator[None]:
-    """Let torch use only algorithms that give the same bits each time; what was set before comes back after.
-
-    On the CPU they all do, given the number of threads. On CUDA, cuDNN's choice by timing, TF32 and atomic
-    additions are kept out.
-    """
-    if not device.startswith("cuda"):
-        yield
-        return
-    strict, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    with flags, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*deterministic.*")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(strict, warn_only=warn_only)
 
 
 @contextlib.contextmanager

@@ -17,12 +17,13 @@ import xxhash
 from torch import Tensor, nn
 
 from fastload.augment import Augment
-from fastload.autoencoder import VIEW, Autoencoder, reproducible
+from fastload.autoencoder import VIEW, Autoencoder
 from fastload.errors import UsageError
 from fastload.evaluation import EvaluationLoader
 from fastload.folder_files import FolderFile
 from fastload.packed_set import Packed
 from fastload.ranks import Leader, RankFailure
+from fastload.reproducible import reproducible
 from fastload.stored_embeddings import RowWriter
 
 CHUNK = 1024

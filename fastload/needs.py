@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastload.autoencoder import VIEW, Autoencoder, Trainer, Training, reproducible
+from fastload.autoencoder import VIEW, Autoencoder, Trainer, Training
 from fastload.embedding import Encoder, embed_chunk
 from fastload.errors import DataError, UsageError
 from fastload.evaluation import EvaluationLoader
@@ -24,6 +24,7 @@ from fastload.packed_set import Packed
 from fastload.processors import makers
 from fastload.processors import processors as processors
 from fastload.read_ahead import BUFFERS, CHUNK_BYTES
+from fastload.reproducible import reproducible
 
 TRIAL_SECONDS = 1.5
 _TRIAL_ROWS = 128
