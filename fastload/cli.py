@@ -59,7 +59,7 @@ def _options(
 @app.command()
 def pack(
     source: Annotated[
-        str, typer.Argument(help="Folder, tar, CIFAR archive, .npz, WebDataset tars or HDF5 file.", metavar="SOURCE")
+        str, typer.Argument(help="Folder, tar, zip, CIFAR archive, .npz, WebDataset tars or HDF5 file.", metavar="SOURCE")
     ],
     out: Annotated[Path, typer.Argument(help="The packed file to write.", metavar="OUT.h5")],
     split: Annotated[str | None, typer.Option(help="The part of the source to take, such as train.")] = None,
@@ -73,6 +73,11 @@ def pack(
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave broken images out, and list them.")] = False,
     images: Images = None,
     labels: Labels = None,
+    class_level: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="The class folders stand N levels below SOURCE; found by themselves otherwise."),
+    ] = None,
+    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Take all images, without labels.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Pack a source of labelled images into one file that training can map into memory."""
@@ -81,7 +86,8 @@ def pack(
     summary = run(
         source, out, split=split, order="shuffled" if order is Order.shuffled else "source", seed=seed,
         resize=resize, encoded=encoded, workers=workers,
-        skip_broken=skip_broken, images=images, labels=labels, progress=not quiet,
+        skip_broken=skip_broken, images=images, labels=labels, class_level=class_level, unlabelled=unlabelled,
+        progress=not quiet,
     )  # fmt: skip
     if not quiet:
         terminal.tell(str(summary))

@@ -8,13 +8,13 @@ import warnings
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from fastload.errors import DataError
 from fastload.sources.base import Sample
 
 # Only formats whose decoders read pixels and nothing else; Pillow would also run Ghostscript on EPS.
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", *(("AVIF",) if features.check("avif") else ()))
 _KEPT = ("JPEG", "MPO", "PNG")
 _REDUCING_GAP = 3.0  # Pillow's figure for a result that cannot be told from a direct resize
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -36,7 +36,8 @@ class PackSummary:
     """What `pack` did; `str()` is for people.
 
     Attributes:
-        path: the file written. kind: of the source. images: how many are in it. ignored: files that are no images.
+        path: the file written. kind: of the source. images: how many are in it. ignored: files that are no samples.
+        passed_over: those by kind, such as {".txt": 2}. notes: what people should know of the source.
         counts: images by class name (by label where classes have no names; empty where labels are no classes).
         shape: (H, W, 3) of raw images, None for encoded ones. storage: "raw" or "encoded".
         order: "source" or "shuffled". image_bytes, file_bytes: sizes. seconds: time taken.
@@ -55,6 +56,9 @@ class PackSummary:
     file_bytes: int
     seconds: float
     skipped: list[str]
+    passed_over: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    unlabelled: bool = False
 
     def __str__(self) -> str:
         size = f"{self.file_bytes / 1e6:,.1f} MB"
@@ -62,11 +66,13 @@ class PackSummary:
         lines = [
             f"{self.path}: {plural(self.images, 'image')} from {self.kind}",
             f"  stored   {self.storage}, {each}, {size}",
-            f"  classes  {describe_counts(self.counts)}",
+            f"  classes  {'none: the images have no labels' if self.unlabelled else describe_counts(self.counts)}",
             f"  order    {'shuffled' if self.order == 'shuffled' else 'as in the source'}",
         ]
         if self.ignored:
-            lines.append(f"  ignored  {plural(self.ignored, 'other file')}")
+            kinds = ", ".join(f"{count:,} {_one(kind, count)}" for kind, count in self.passed_over.items())
+            lines.append(f"  ignored  {plural(self.ignored, 'other file')}{f': {kinds}' if kinds else ''}")
+        lines += [f"  note     {note}" for note in self.notes]
         if self.skipped:
             lines.append(f"  skipped  {plural(len(self.skipped), 'broken image')}")
             lines += [f"           {text}" for text in self.skipped[:_LISTED]]
@@ -89,13 +95,15 @@ def pack(
     skip_broken: bool = False,
     images: str | None = None,
     labels: str | None = None,
+    class_level: int | None = None,
+    unlabelled: bool = False,
     progress: bool = True,
 ) -> PackSummary:
     """Write a source's images and labels into one packed file, which appears when it is complete.
 
     Arguments:
-        source: a folder of class folders or a tar of one, a CIFAR archive, an .npz, WebDataset tars, an HDF5 file
-            (all by path or pattern), or a map-style dataset (torch, Hugging Face). docs/format.md says what each
+        source: a folder of class folders, or a tar or zip of one, a CIFAR archive, an .npz, WebDataset tars, an HDF5
+            file (all by path or pattern), or a map-style dataset (torch, Hugging Face). docs/sources.md says what each
             becomes.
         out: the file to write; a packed file of that name is replaced.
         split: the part of the source to take, such as "train".
@@ -106,6 +114,9 @@ def pack(
         workers: decoding threads; one for each CPU when None. The file does not depend on it.
         skip_broken: leave images that cannot be decoded out, and list them in the summary.
         images, labels: names of the arrays or datasets in an .npz or your own HDF5 file, or of the keys of a dataset.
+        class_level: how many levels below the source the class folders stand, where that does not follow from what
+            is there: of "train/cats/0.jpg", 2 makes "cats" the class.
+        unlabelled: leave labels and classes out, and take all images of the source (or split), wherever they stand.
         progress: show a bar where stderr is a terminal.
 
     Raises UsageError for options that cannot be served, DataError for a source that is damaged, images of
@@ -115,12 +126,15 @@ def pack(
     seed = whole("seed", seed)
     resize = None if resize is None else whole("resize", resize)
     workers = None if workers is None else whole("workers", workers)
+    class_level = None if class_level is None else whole("class_level", class_level)
     _check_options(order, seed, resize, encoded, workers)
     if isinstance(source, str) and not source:  # Path would take it for the folder that one stands in
         raise UsageError("SOURCE is an empty text; name a folder, an archive or a file")
     check_target(out)
     with progress_bar("listing", None, quiet=not progress):
-        opened = open_source(source, split=split, images=images, labels=labels)
+        opened = open_source(
+            source, split=split, images=images, labels=labels, class_level=class_level, unlabelled=unlabelled
+        )
     if not len(opened):
         raise DataError(f"{_named(source)}: holds not one image")
     if encoded and opened.sizes is None:
@@ -191,8 +205,8 @@ class _Job:
                 raise DataError(
                     f"{self.name}: changed while it was read ({done:,} of {len(self.source):,} images found again)"
                 )
-            assert self.source.labels is not None
-            writer.labels = self.source.labels[self.index_of]
+            if self.source.labels is not None:
+                writer.labels = self.source.labels[self.index_of]
         return self._summary(writer, time.perf_counter() - started)
 
     def _find_shape(self, stream: Iterator[tuple[int, Sample]]) -> Iterator[tuple[int, Sample]]:
@@ -274,14 +288,14 @@ class _Job:
     def _summary(self, writer: PackedWriter, seconds: float) -> PackSummary:
         kept = np.ones(len(self.source), dtype=bool)
         kept[[index for index, _ in self.broken]] = False
-        assert self.source.labels is not None
+        labels = self.source.labels
         images = int(kept.sum())
         return PackSummary(
             path=self.out,
             kind=self.source.kind,
             images=images,
             ignored=self.source.ignored,
-            counts=class_counts(self.source.labels[kept], self.source.classes),
+            counts={} if labels is None else class_counts(labels[kept], self.source.classes),
             shape=self.shape,
             storage="encoded" if self.encoded else "raw",
             order=self.order,
@@ -289,6 +303,9 @@ class _Job:
             file_bytes=self.out.stat().st_size,
             seconds=seconds,
             skipped=[f"{self.source.names[index]}: {reason}" for index, reason in sorted(self.broken)],
+            passed_over=self.source.passed_over,
+            notes=self.source.notes,
+            unlabelled=labels is None,
         )
 
 
@@ -360,6 +377,10 @@ def describe_counts(counts: dict[str, int]) -> str:
     if low == high:
         return f"{len(counts):,}, {spread}: " + ", ".join(counts)
     return f"{len(counts):,}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items())
+
+
+def _one(kind: str, count: int) -> str:
+    return kind.replace("images", "image").replace("files", "file") if count == 1 else kind
 
 
 def plural(count: int, noun: str) -> str:

@@ -8,19 +8,24 @@ import itertools
 import lzma
 import os
 import random
+import re
 import resource
+import stat
 import subprocess
 import sys
 import tarfile
+import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zstandard
-from samples import class_files, encode, noise, put, tar
+from samples import cifar_files, class_files, encode, noise, put, tar, zipped
 
+import fastload
 from fastload.errors import DataError, FastloadError, UsageError
-from fastload.sources import open_source, tars
+from fastload.sources import members, open_source, tars
 from fastload.sources.members import LARGEST_FILE
 from fastload.sources.patterns import expand
 from fastload.sources.tars import walk_tar
@@ -143,8 +148,8 @@ def test_a_picture_too_large_to_be_one_is_refused_before_it_is_read(tmp_path: Pa
 
 @pytest.mark.parametrize("kind", ["gz", "xz", "zst"])
 def test_an_archive_that_is_a_bomb_is_refused(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tars, "_FREE", 1 << 20)
-    monkeypatch.setattr(tars, "_RATIO", 100)
+    monkeypatch.setattr(members, "_FREE", 1 << 20)
+    monkeypatch.setattr(members, "_RATIO", 100)
     path = tar(tmp_path / "t.tar", {"c/0.bin": bytes(20 << 20), "c/0.png": encode(noise())})
     path.write_bytes(PACKERS[kind](path.read_bytes()))
     refused("unpacks to more than 100 times its size", path)
@@ -169,6 +174,153 @@ def test_a_picture_of_zeros_takes_at_most_twice_its_bytes_in_memory(tmp_path: Pa
     done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
     read, taken = map(int, done.stdout.split())
     assert read == size and taken < 2.3 * size
+
+
+# -- zips -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("prefix", ["", "tree/"])
+def test_folder_tar_and_zip_of_one_tree_give_the_same_bytes(tmp_path: Path, method: int, prefix: str) -> None:
+    files = class_files() | {
+        "c3/": b"",
+        "@eaDir/0.png": b"x",
+        "c0/é ü.png": encode(noise()),
+        "c0/no_suffix": encode(noise()),
+    }
+    inside = {prefix + name: data for name, data in files.items()}
+    packed = set()
+    for source in (
+        put(tmp_path / "f", files),
+        tar(tmp_path / "t.tar.gz", dict(reversed(inside.items())), "w:gz"),
+        zipped(tmp_path / "z.zip", inside, method),
+    ):
+        summary = fastload.pack(source, tmp_path / "out.h5", progress=False)
+        packed.add((tmp_path / "out.h5").read_bytes())
+        assert summary.counts == {"c0": 6, "c1": 4, "c2": 4, "c3": 0}
+    assert len(packed) == 1
+
+
+def test_cifar_and_webdataset_are_read_from_zips_too(tmp_path: Path) -> None:
+    files, truth = cifar_files("10py")
+    assert open_source(zipped(tmp_path / "c.zip", files)).labels.tolist() == truth["train"][1]
+    samples = {
+        name: data for key in "ab" for name, data in ((f"{key}.jpg", encode(noise(), "JPEG")), (f"{key}.cls", b"1"))
+    }
+    assert open_source(zipped(tmp_path / "w.zip", samples)).labels.tolist() == [1, 1]
+
+
+def test_a_zip_is_read_and_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = zipped(tmp_path / "z.zip", class_files())
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
+    assert sum(1 for _ in open_source(path).read()) == 12 and os.listdir(tmp_path) == ["z.zip"]
+
+
+@pytest.mark.parametrize(
+    "name, error",
+    [("c/../../x.png", "points outside the archive"), ("../x.png", "points outside"), ("..\\x.png", "points outside")],
+)
+def test_zip_names_that_lead_out_are_refused(tmp_path: Path, name: str, error: str) -> None:
+    path = zipped(tmp_path / "z.zip", {"c/0.png": b"", "c/y.png": b""})
+    with zipfile.ZipFile(path, "a") as archive:
+        info = zipfile.ZipInfo(name)
+        info.create_system = 0 if "\\" in name else 3
+        archive.writestr(info, b"")
+    refused(error, path)
+
+
+def test_zip_names_of_other_systems_become_paths(tmp_path: Path) -> None:
+    path = tmp_path / "z.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for system, name in ((0, "a\\0.png"), (3, "a/1\\2.png"), (0, "/b/0.png"), (3, "./b/1.png"), (0, "c\\")):
+            info = zipfile.ZipInfo("x")
+            info.filename, info.create_system = name, system
+            archive.writestr(info, b"x" if not name.endswith("\\") else b"")
+    source = open_source(path)
+    assert list(source.names) == ["a/0.png", "a/1\\2.png", "b/0.png", "b/1.png"] and source.classes == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "raw, name",
+    [("é".encode(), "é"), ("é".encode("cp437"), "é"), (b"\xff", "\xa0"), ("犬".encode(), "犬")],
+)
+def test_zip_names_without_the_utf_8_mark_are_read_as_what_they_are(tmp_path: Path, raw: bytes, name: str) -> None:
+    path = zipped(tmp_path / "z.zip", {"a/0.png": b"", f"{'Q' * len(raw)}/0.png": b""})
+    path.write_bytes(path.read_bytes().replace(b"Q" * len(raw), raw))
+    assert sorted(open_source(path).classes) == sorted(["a", name])
+
+
+def test_zip_members_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    def changed(at_local: int, at_central: int, value: bytes) -> Path:
+        path = zipped(tmp_path / "z.zip", {"c/0.png": encode(noise()), "d/0.png": encode(noise())})
+        data = bytearray(path.read_bytes())
+        for start, offset in ((0, at_local), (data.index(b"PK\x01\x02"), at_central)):
+            data[start + offset : start + offset + len(value)] = value
+        path.write_bytes(data)
+        return path
+
+    refused("'c/0.png' is encrypted; unpack the zip with its password", changed(6, 8, b"\x01"))
+    refused("'c/0.png' is compressed by Deflate64, which Python cannot read", changed(8, 10, b"\x09"))
+    refused("'c/0.png' is compressed by method 77", changed(8, 10, b"\x4d"))
+    refused("'c/0.png' has 318,767,104 bytes, more than", changed(22, 24, b"\x00\x00\x00\x13"))
+    refused("damaged or truncated zip .*CRC", changed(14, 16, b"\x00\x00\x00\x00"))
+
+
+def test_links_and_double_names_in_zips_are_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        archive.writestr("c/0.png", b"")
+        archive.writestr("c/0.png", b"")
+    refused("holds 'c/0.png' twice; make the zip again", tmp_path / "z.zip")
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        info = zipfile.ZipInfo("c/0.png")
+        info.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(info, "/etc/passwd")
+    refused("'c/0.png' is a link", tmp_path / "z.zip")
+
+
+def test_a_zip_that_is_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members, "_FREE", 1 << 20)
+    refused(
+        "unpacks to more than 1,000 times its size",
+        zipped(tmp_path / "z.zip", {f"c/{i}": bytes(9 << 20) for i in range(9)}),
+    )
+
+
+def test_a_zip_of_arrays_is_an_npz_and_one_of_neither_says_what_it_holds(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 4, 4, 3), np.uint8), labels=np.arange(2))
+    os.rename(tmp_path / "a.npz", tmp_path / "a.zip")
+    assert open_source(tmp_path / "a.zip").kind == "npz"
+    refused("no image.*among 1 file .1 of .py", zipped(tmp_path / "n.zip", {"x.py": b""}))
+    refused("is empty", zipped(tmp_path / "e.zip", {}))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_no_damage_to_a_zip_raises_anything_but_an_error_of_one_line(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    whole = zipped(
+        tmp_path / "z.zip", {f"{label}/{i}.png": encode(noise()) for label in "ab" for i in range(3)}
+    ).read_bytes()
+    headers = [found.start() for found in re.finditer(b"PK", whole)]
+    path = tmp_path / "d.zip"
+    refusals = 0
+    for _ in range(400):
+        content = bytearray(whole)
+        for _ in range(chance.randint(1, 3)):
+            at = (
+                chance.choice(headers) + chance.randrange(4, 46)
+                if chance.random() < 0.8
+                else chance.randrange(len(whole))
+            )
+            content[min(at, len(content) - 1)] ^= chance.randint(1, 255)
+        path.write_bytes(content[: chance.randrange(4, len(content))] if chance.random() < 0.1 else content)
+        try:
+            for _ in open_source(path).read():
+                pass
+        except FastloadError as error:
+            assert "\n" not in str(error)
+            refusals += 1
+    assert refusals > 100
 
 
 # -- links ----------------------------------------------------------------------------------------

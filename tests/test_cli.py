@@ -209,10 +209,10 @@ def test_bad_input_exits_with_1_in_one_line_and_leaves_nothing(
         ("no such file", tmp_path / "none"),
         ("damaged or truncated tar", cut),
         ("no source that fastload knows", tmp_path / "text"),
-        ("class folder 'd' holds no image", put(tmp_path / "a", {"c/0.png": good, "d/": b""})),
-        ("'c/1.png' is not an image", put(tmp_path / "b", {"c/0.png": good, "c/1.png": b"broken"})),
-        ("'c/new line.png' is not", put(tmp_path / "n", {"c/new\nline.png": b"broken"})),
-        ("not one of its 1 images can be decoded", put(tmp_path / "e", {"c/0.png": b"broken"})),
+        ("holds 1 image of one class, 'c'", put(tmp_path / "a", {"c/0.png": good})),
+        ("'c/1.png' is not an image", put(tmp_path / "b", {"c/0.png": good, "c/1.png": b"broken", "d/": b""})),
+        ("'c/new line.png' is not", put(tmp_path / "n", {"c/new\nline.png": b"broken", "d/": b""})),
+        ("not one of its 1 images can be decoded", put(tmp_path / "e", {"c/0.png": b"broken", "d/": b""})),
     ):
         extra = ["--skip-broken"] if "not one" in words else []
         fails(capsys, 1, words, "pack", source, out, *extra)

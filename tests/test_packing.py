@@ -132,7 +132,7 @@ def test_bombs_splinters_and_strange_pixels_are_broken_images(monkeypatch: pytes
 
 def test_a_decompression_bomb_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    source = put(tmp_path / "s", {"c/bomb.png": encode(noise(11, 11))})
+    source = put(tmp_path / "s", {"c/bomb.png": encode(noise(11, 11)), "d/0.png": encode(noise())})
     refuse(DataError, "s: 'c/bomb.png' cannot be decoded .*decompression bomb", source, tmp_path / "o.h5")
 
 
@@ -199,8 +199,19 @@ def test_packing_a_packed_file_again_keeps_ids_and_gives_the_originals_bytes_bac
 
 
 def test_one_image_is_enough(tmp_path: Path) -> None:
-    summary = fastload.pack(put(tmp_path / "s", {"c/0.png": encode(noise())}), tmp_path / "o.h5", order="shuffled")
+    source = put(tmp_path / "s", {"c/0.png": encode(noise())})
+    summary = fastload.pack(source, tmp_path / "o.h5", order="shuffled", class_level=1)
     assert summary.images == 1 and pixels_of(tmp_path / "o.h5").shape == (1, 8, 8, 3)
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_images_without_labels_become_a_file_without_labels(tmp_path: Path, encoded: bool) -> None:
+    source = put(tmp_path / "s", {f"x/{index}.png": encode(noise()) for index in range(4)} | {"notes.txt": b""})
+    summary = fastload.pack(source, tmp_path / "o.h5", unlabelled=True, encoded=encoded)
+    with PackedFile(tmp_path / "o.h5") as file:
+        assert file.labels is None and list(file.classes) == [] and len(file) == 4
+    assert summary.counts == {} and "none: the images have no labels" in str(summary)
+    assert "ignored  1 other file: 1 .txt" in str(summary)
 
 
 def test_encoded_keeps_every_byte_of_files_of_any_size(tmp_path: Path) -> None:
@@ -214,7 +225,7 @@ def test_encoded_keeps_every_byte_of_files_of_any_size(tmp_path: Path) -> None:
     fastload.pack(put(tmp_path / "s", files), tmp_path / "o.h5", encoded=True)
     with PackedFile(tmp_path / "o.h5") as file:
         assert [file.read(row) for row in range(3)] == [files[name] for name in sorted(files)]
-    gif = put(tmp_path / "g", {"c/0.gif": encode(noise(), "GIF")})
+    gif = put(tmp_path / "g", {"c/0.gif": encode(noise(), "GIF"), "d/0.png": encode(noise())})
     refuse(
         DataError, "g: 'c/0.gif' is GIF; --encoded keeps JPEG and PNG files only", gif, tmp_path / "g.h5", encoded=True
     )
@@ -256,7 +267,7 @@ def test_broken_images_stop_it_by_name_or_are_skipped_and_listed(tmp_path: Path,
             )
             assert damaged_rows(file) == [] and fingerprint(file) == file.fingerprint
         out.unlink()
-    only = put(tmp_path / "all", {"c/0.png": b"broken"})
+    only = put(tmp_path / "all", {"c/0.png": b"broken", "d/0.png": b"broken"})
     refuse(DataError, "not one", only, out, encoded=encoded, skip_broken=True)
 
 
@@ -340,11 +351,11 @@ def test_options_that_cannot_be_served_are_usage_errors(tmp_path: Path, options:
 
 
 def test_source_that_changes_while_it_is_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = put(tmp_path / "s", {f"c0/{index}.png": encode(noise()) for index in range(3)})
+    source = put(tmp_path / "s", {f"c{index % 2}/{index}.png": encode(noise()) for index in range(3)})
     original = fastload.packing._Job.run
 
     def meddle(job, *arguments):
-        (source / "c0" / "1.png").unlink()
+        (source / "c1" / "1.png").unlink()
         return original(job, *arguments)
 
     monkeypatch.setattr(fastload.packing._Job, "run", meddle)
@@ -401,7 +412,7 @@ def test_real_photographs_pack_resized_and_encoded(imagenet_tar: Path, tmp_path:
 
 @pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_stopping_it_keeps_the_old_file(tmp_path: Path, sent: signal.Signals, code: int) -> None:
-    files = {f"c/{i}.png": data for i, data in enumerate([encode(noise(300, 300))] * 600)}
+    files = {f"c{i % 2}/{i}.png": data for i, data in enumerate([encode(noise(300, 300))] * 600)}
     source, out = tar(tmp_path / "s.tar", files), tmp_path / "o.h5"
     fastload.pack(put(tmp_path / "old", class_files()), out)
     before = out.read_bytes()

@@ -19,8 +19,8 @@ import torch
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from samples import cifar_files, class_files, encode, noise, put, tar
+from PIL import Image, features
+from samples import cifar_files, class_files, encode, noise, put, tar, zipped
 
 from fastload.decoding import decode
 from fastload.errors import DataError, FastloadError, UsageError
@@ -83,9 +83,9 @@ def test_tar_lists_and_reads_as_the_folder_does_whatever_its_compression_and_pre
 def test_long_and_foreign_names_are_read_from_pax_and_gnu_tars(tmp_path: Path) -> None:
     names = [f"c/{'x' * 150}.png", f"c/{'é' * 40}.png", "c/\udcff.png"]
     for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
-        path = tar(tmp_path / "t.tar", {name: encode(noise()) for name in names}, format=form)
+        path = tar(tmp_path / "t.tar", {name: encode(noise()) for name in [*names, "d/0.png"]}, format=form)
         source = open_source(path)
-        assert len(contents(source)) == 3 and any("\\xff" in name for name in source.names)
+        assert len(contents(source)) == 4 and any("\\xff" in name for name in source.names)
 
 
 def test_split_is_a_top_level_folder_and_must_be_named_where_there_are_several(tmp_path: Path) -> None:
@@ -99,14 +99,19 @@ def test_split_is_a_top_level_folder_and_must_be_named_where_there_are_several(t
 
 def test_one_leading_folder_is_passed_over_but_not_the_only_class(tmp_path: Path) -> None:
     assert open_source(put(tmp_path / "a", {"train/cat/0.png": b"", "train/dog/0.png": b""})).classes == ["cat", "dog"]
-    assert open_source(put(tmp_path / "b", {"cat/0.png": b"", "cat/1.png": b""})).classes == ["cat"]
+    only = put(tmp_path / "b", {"cat/0.png": b"", "cat/1.png": b""})
+    expect(DataError, "holds 2 images of one class, 'cat', .*say --class-level 1 if that is meant", only)
+    assert open_source(only, class_level=1).classes == ["cat"]
 
 
 @pytest.mark.parametrize(
     "files, words",
     [
-        ({"a/0.png": b"", "b/": b""}, "class folder 'b' holds no image; fill it or remove it"),
-        ({"a/0.png": b"", "b/x.txt": b"", "b/": b""}, "class folder 'b' holds no image"),
+        (
+            {"a/0.png": b"", "b/x.txt": b"", "b/": b""},
+            r"image 'a/0.png' stands in no class folder \(.*'b/x.txt' are not",
+        ),
+        ({"a/0.png": b"", "b/0.heic": b"", "b/": b""}, "class folder 'b' holds 1 .heic, which cannot be read"),
         ({"a/0.png": b"", "stray.png": b""}, "image 'stray.png' stands in no class folder"),
         ({"0.png": b"", "1.png": b""}, "image '0.png' stands in no class folder"),
         (
@@ -125,7 +130,7 @@ def test_bad_class_folders_are_named_alike_in_folder_and_tar(
 
 def test_folder_follows_links_but_not_in_circles_and_names_broken_ones(tmp_path: Path) -> None:
     put(tmp_path / "real", class_files(1, 2))
-    (tmp_path / "s").mkdir()
+    put(tmp_path / "s", {"ant/": b""})
     (tmp_path / "s" / "cat").symlink_to(tmp_path / "real" / "c0")
     assert len(contents(open_source(tmp_path / "s"))) == 2
     (tmp_path / "s" / "dog.png").symlink_to(tmp_path / "nowhere")
@@ -418,7 +423,7 @@ def test_webdataset_by_file_pattern_braces_and_folder(tmp_path: Path) -> None:
         ({"a.jpg": b"", "b.jpg": b"", "b.cls": b"1"}, "sample 'a' has no .cls"),
         ({"a.cls": b"1", "b.jpg": b"", "b.cls": b"1"}, "sample 'a' has no image"),
         ({"a.jpg": b"", "a.png": b"", "a.cls": b"1"}, "sample 'a' has two images"),
-        ({"a.jpg": b"", "a.cls": b"cat"}, "'a.cls' holds 'cat', not an integer label"),
+        ({"a.jpg": b"", "a.cls": b"cat", "b.jpg": b"", "b.cls": b"1"}, "'b.cls' holds 1, where others hold 'cat'"),
         ({"a.jpg": b"", "a.cls": b"1" * 99}, "'a.cls' has 99 bytes, not an integer label"),
         ({"a.jpg": b"", "a.cls": b"9" * 20}, "'a.cls' holds '9{20}', not an integer label from 0 to"),
         ({"a.jpg": b"", "a.cls": b"1_0"}, "'a.cls' holds '1_0', not an integer"),
@@ -427,6 +432,151 @@ def test_webdataset_by_file_pattern_braces_and_folder(tmp_path: Path) -> None:
 )
 def test_bad_webdataset_samples_are_named(tmp_path: Path, files: dict[str, bytes], words: str) -> None:
     expect(DataError, words, tar(tmp_path / "s.tar", files))
+
+
+JPEG = encode(noise(), "JPEG")
+
+
+@pytest.mark.parametrize(
+    "files, labels, classes",
+    [
+        (
+            {"0.webp": encode(noise(), "WEBP"), "0.cls": b"1", "1.ppm": encode(noise(), "PPM"), "1.cls": b"0\n"},
+            [1, 0],
+            [],
+        ),
+        ({"0.JPG": JPEG, "0.CLS": b"1", "1.img": JPEG, "1.cls": b"2"}, [1, 2], []),
+        ({"0.image.jpg": JPEG, "0.label.cls": b"3", "1.jpg": JPEG, "1.label.cls": b"4"}, [3, 4], []),
+        ({"im.0.jpg": JPEG, "im.0.cls": b"5", "im.1.jpg": JPEG, "im.1.cls": b"6"}, [5, 6], []),
+        ({"tr/0.jpg": JPEG, "tr/0.cls": b"1", "tr/1.jpg": JPEG, "tr/1.cls": b"0"}, [1, 0], []),
+        ({"0.jpg": JPEG, "0.cls": b"n02", "1.jpg": JPEG, "1.cls": b"n01\n"}, [1, 0], ["n01", "n02"]),
+        ({"0.jpg": JPEG, "0.json": b'{"label": 7}', "1.jpg": JPEG, "1.json": b'{"label": 8}'}, [7, 8], []),
+        (
+            {"0.jpg": JPEG, "0.json": b'{"label": "cat"}', "1.jpg": JPEG, "1.json": b'{"label": "ant"}'},
+            [1, 0],
+            ["ant", "cat"],
+        ),
+        ({"0.jpg": JPEG, "0.json": b'{"class_id": "7"}', "1.jpg": JPEG, "1.json": b"8"}, [7, 8], []),
+        ({"0.jpg": JPEG, "0.txt": b"7", "1.jpg": JPEG, "1.txt": b"8\n"}, [7, 8], []),
+        ({"0.jpg": JPEG, "0.cls": b"1", "0.json": b"{}", "0.txt": b"a cat", "names.txt": b"x"}, [1], []),
+    ],
+)
+@pytest.mark.parametrize("form", [tar, zipped])
+def test_webdataset_images_and_labels_in_all_their_forms(
+    tmp_path: Path, files: dict[str, bytes], labels: list[int], classes: list[str], form
+) -> None:
+    source = open_source(form(tmp_path / "s.archive", dict(reversed(files.items()))))
+    assert source.kind == "webdataset" and len(contents(source)) == len(labels)
+    assert source.labels.tolist() == labels and list(source.classes) == classes
+
+
+@pytest.mark.parametrize(
+    "files, words",
+    [
+        ({"0.jpg": JPEG, "0.txt": b"a cat"}, "'0.txt' holds 'a cat', not an integer label .*a caption is no label"),
+        ({"0.jpg": JPEG, "0.txt": b"a cat " * 99}, "'0.txt' has 594 bytes, not an integer label; a caption"),
+        ({"0.jpg": JPEG, "0.json": b'{"url": "x", "key": 1}'}, "'0.json' has no label .its keys: url, key; a label's"),
+        ({"0.jpg": JPEG, "0.json": b"{"}, "'0.json' is not sound JSON"),
+        ({"0.jpg": JPEG, "0.json": b"[" * 100_000}, "'0.json' is not sound JSON"),
+        ({"0.jpg": JPEG, "0.json": b'{"label": [0, 1]}'}, "'0.json' has the label .0, 1., neither an integer"),
+        ({"0.jpg": JPEG, "0.json": b'{"label": 1.0}'}, "'0.json' has the label 1.0, neither"),
+        ({"0.jpg": JPEG, "0.json": b'{"label": true}'}, "'0.json' has the label True, neither"),
+        ({"0.jpg": JPEG, "0.json": b'{"label": -1}'}, "'0.json' has the label -1, neither"),
+        ({"0.jpg": JPEG, "0.json": b'{"label": 1' + b"0" * 40 + b"}"}, "'0.json' has the label 10+.*, neither"),
+        ({"0.jpg": JPEG, "0.cls": b"1.0"}, "'0.cls' holds '1.0', not an integer"),
+        ({"0.jpg": JPEG, "0.cls": b"\xff\xfe"}, "'0.cls' holds '', not an integer"),
+        ({"0.jpg": JPEG, "0.cls": b""}, "'0.cls' holds '', not an integer"),
+        ({"0.jpg": JPEG, "0.cls": b"1", "0.label.cls": b"1"}, "sample '0' has two labels .0.cls, 0.label.cls."),
+        (
+            {"train/0.jpg": JPEG, "train/0.cls": b"1", "val/0.jpg": JPEG, "val/0.cls": b"1"},
+            "holds several splits: train",
+        ),
+    ],
+)
+def test_webdataset_labels_that_are_none_are_refused_for_what_they_are(
+    tmp_path: Path, files: dict[str, bytes], words: str
+) -> None:
+    expect(FastloadError, words, tar(tmp_path / "s.tar", files))
+
+
+def test_webdataset_splits_are_told_apart_by_folders_and_by_the_shards_names(tmp_path: Path) -> None:
+    inside = {"train/0.jpg": JPEG, "train/0.cls": b"1", "val/0.jpg": JPEG, "val/0.cls": b"2"}
+    assert open_source(tar(tmp_path / "s.tar", inside), split="val").labels.tolist() == [2]
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for name in ("set-train-0.tar", "set-train-1.tar", "set-val-0.tar"):
+        shard(folder / name, range(3))
+    expect(UsageError, r"holds several splits: train \(2 archives\), val \(1 archives\)", folder)
+    assert len(open_source(folder, split="train")) == 6 and len(open_source(folder, split="validation")) == 3
+    expect(UsageError, "has no split 'test'; its archives' names say train", folder, split="test")
+
+
+def test_archives_of_one_class_each_are_class_folders(tmp_path: Path) -> None:
+    """ImageNet's own form: a tar for each class, in a folder or in a tar of all."""
+    files = {name: {f"{name}_{i}.JPEG": encode(noise(), "JPEG") for i in range(2)} for name in ("n01", "n02")}
+    folder = put(tmp_path / "f", {"LICENSE": b""})
+    for name, content in files.items():
+        tar(folder / f"{name}.tar", content)
+    whole = {f"train/{name}.tar": (folder / f"{name}.tar").read_bytes() for name in files}
+    zips = put(tmp_path / "z", {"x/": b""})
+    for name, content in files.items():
+        zipped(zips / f"{name}.zip", content)
+    plain = put(tmp_path / "p", {f"{name}/{file}": data for name in files for file, data in files[name].items()})
+    truth = open_source(plain)
+    for path in (
+        folder,
+        folder / "*.tar",
+        tar(tmp_path / "w.tar", whole),
+        tar(tmp_path / "w.tgz", whole, "w:gz"),
+        zips,
+    ):
+        source = open_source(path)
+        assert source.classes == ["n01", "n02"] and source.labels.tolist() == [0, 0, 1, 1]
+        assert list(source.names) == list(truth.names) and source.kind == "class folders"
+        assert dict(source.read()) == dict(truth.read())
+
+
+@pytest.mark.parametrize("names", [("00000", "00001"), ("shard-0", "shard-1"), ("cats_0001", "cats_0002")])
+def test_numbered_archives_of_images_are_no_classes(tmp_path: Path, names: tuple[str, str]) -> None:
+    folder = put(tmp_path / "f", {"x/": b""})
+    for name in names:
+        tar(folder / f"{name}.tar", {"0.jpg": JPEG, "1.jpg": JPEG})
+    expect(UsageError, f"the archives {names[0]}, {names[1]} are numbered parts of one set, not classes", folder)
+    assert len(open_source(folder, unlabelled=True)) == 4
+    assert open_source(folder, class_level=1).classes == list(names)
+
+
+def test_all_images_are_taken_without_labels(tmp_path: Path) -> None:
+    files = {"train/1.jpg": JPEG, "train/deep/0.png": encode(noise()), "x.txt": b"", "test/a/0.jpg": JPEG}
+    for place in (put(tmp_path / "f", files), tar(tmp_path / "t.tar", files), zipped(tmp_path / "z.zip", files)):
+        source = open_source(place, unlabelled=True)
+        assert list(source.names) == ["test/a/0.jpg", "train/1.jpg", "train/deep/0.png"]
+        assert source.labels is None and source.classes == () and len(contents(source)) == 3
+        assert list(open_source(place, unlabelled=True, split="train").names) == ["train/1.jpg", "train/deep/0.png"]
+    expect(
+        UsageError,
+        "--class-level names classes, and --unlabelled leaves them out",
+        place,
+        unlabelled=True,
+        class_level=1,
+    )
+
+
+@pytest.mark.parametrize("name", ["0.jpg_", "0.jpg?w=200", "0", "0.jpeg.bak"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
+def test_a_file_of_no_known_suffix_is_an_image_if_it_begins_as_one(tmp_path: Path, name: str, kind: str) -> None:
+    files = {f"a/{name}": encode(noise(), kind), "a/README": b"text", "b/1.png": encode(noise())}
+    for place in (put(tmp_path / "f", files), tar(tmp_path / "t.tar", files), zipped(tmp_path / "z.zip", files)):
+        source = open_source(place)
+        assert list(source.names) == [f"a/{name}", "b/1.png"] and source.passed_over == {"no suffix": 1}
+        assert len(contents(source)) == 2
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow does not decode AVIF")
+def test_avif_is_decoded(tmp_path: Path) -> None:
+    files = {"a/0.avif": encode(noise(16, 16), "AVIF"), "b/0.png": encode(noise(16, 16)), "b/1.heic": b"x"}
+    source = open_source(put(tmp_path / "f", files))
+    assert [pixels.shape for pixels in contents(source)] == [(16, 16, 3)] * 2 and source.passed_over == {".heic": 1}
 
 
 def test_brace_patterns_keep_their_order_and_padding(tmp_path: Path) -> None:

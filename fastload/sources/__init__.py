@@ -6,15 +6,22 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fastload.errors import DataError, UsageError
-from fastload.sources.base import Sample, Source
+from fastload.errors import DataError
+from fastload.sources.base import Sample, Source, SourceOptions
 from fastload.sources.patterns import expand, is_pattern, refuse_address
+from fastload.sources.zips import holds_arrays
 
 __all__ = ["Sample", "Source", "open_source"]
 
 
 def open_source(
-    source: Any, *, split: str | None = None, images: str | None = None, labels: str | None = None
+    source: Any,
+    *,
+    split: str | None = None,
+    images: str | None = None,
+    labels: str | None = None,
+    class_level: int | None = None,
+    unlabelled: bool = False,
 ) -> Source:
     """Find out what a source is and list what it holds.
 
@@ -22,23 +29,25 @@ def open_source(
         source: a path, a pattern of WebDataset shards (`shard-{000..010}.tar`, `*.tar`), or a map-style dataset.
         split: the part to take, where there are several.
         images, labels: names of arrays or datasets (.npz, HDF5) or keys (a map-style dataset of dicts).
+        class_level: how many levels below the source the class folders stand, where that does not follow from it.
+        unlabelled: leave labels and classes out.
 
     Raises DataError for a source that is damaged or that fastload does not know, UsageError for options that
     do not suit it.
     """
-    if (images is None) != (labels is None):
-        raise UsageError("--images and --labels (images=, labels=) go together: give both")
+    options = SourceOptions(split, images, labels, class_level, unlabelled)
     if not isinstance(source, str | os.PathLike):
         from fastload.sources.dataset import MapDataset
 
+        options.refuse_class_options("the dataset")
         return MapDataset(source, split, images, labels)
     refuse_address(os.fspath(source))
     path = Path(source)
     if not _exists(path) and is_pattern(str(path)):
-        return _open_pattern(str(path), split, images, labels)
+        return _open_pattern(str(path), options)
     if not _exists(path):
         raise DataError(f"{path}: no such file or folder")
-    return _open_path(path, split, images, labels)
+    return _open_path(path, options)
 
 
 def _exists(path: Path) -> bool:
@@ -52,7 +61,7 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _open_path(path: Path, split: str | None, images: str | None, labels: str | None) -> Source:
+def _open_path(path: Path, options: SourceOptions) -> Source:
     if path.is_file():
         try:
             with open(path, "rb") as handle:
@@ -62,50 +71,26 @@ def _open_path(path: Path, split: str | None, images: str | None, labels: str | 
         if magic == b"\x89HDF\r\n\x1a\n" or path.suffix.lower() in (".h5", ".hdf5"):
             from fastload.sources.hdf5 import open_hdf5_source
 
-            return open_hdf5_source(path, split, images, labels)
-        if magic[:2] == b"PK":
+            options.refuse_class_options(path)
+            return open_hdf5_source(path, options.split, options.images, options.labels)
+        if magic[:2] == b"PK" and holds_arrays(path):
             from fastload.sources.npz import Npz
 
-            return Npz(path, split, images, labels)
+            options.refuse_class_options(path)
+            return Npz(path, options.split, options.images, options.labels)
     elif not path.is_dir():
         raise DataError(f"{path}: is neither a file nor a folder")
-    if images is not None:
-        raise UsageError(f"{path}: --images and --labels name arrays of an .npz or HDF5 file; leave them out here")
-    return _open_files(path, split)
+    from fastload.sources.opening import open_files
+
+    options.refuse_array_names(path)
+    return open_files(path, options)
 
 
-def _open_files(path: Path, split: str | None) -> Source:
-    """Tell CIFAR, WebDataset and class folders apart by their files' names."""
-    from fastload.sources.cifar import Cifar, find_layout
-    from fastload.sources.class_folders import ClassFolders
-    from fastload.sources.tars import is_tar_name
-    from fastload.sources.webdataset import scan
-
-    members, contents = scan(path)
-    found = find_layout(members)
-    if found is not None:
-        return Cifar(path, members, *found, split)
-    if contents:
-        return _webdataset([path], split)
-    if path.is_dir() and not any(member.picture for member in members):
-        tars = sorted(path / member.name for member in members if member.kind == "file" and is_tar_name(member.name))
-        if tars:
-            return _webdataset(tars, split)
-    return ClassFolders(path, members, split)
-
-
-def _open_pattern(pattern: str, split: str | None, images: str | None, labels: str | None) -> Source:
+def _open_pattern(pattern: str, options: SourceOptions) -> Source:
     paths = expand(pattern)
     if len(paths) == 1:
-        return _open_path(paths[0], split, images, labels)
-    if images is not None:
-        raise UsageError(f"{pattern}: --images and --labels name arrays of one .npz or HDF5 file")
-    return _webdataset(paths, split)
+        return _open_path(paths[0], options)
+    from fastload.sources.opening import open_archives
 
-
-def _webdataset(paths: list[Path], split: str | None) -> Source:
-    from fastload.sources.webdataset import WebDataset, scan
-
-    if split is not None:
-        raise UsageError("WebDataset tars have no splits; give the pattern of the split's tars instead of --split")
-    return WebDataset({path: scan(path) for path in paths})
+    options.refuse_array_names(pattern)
+    return open_archives(pattern, {path.name: path for path in paths}, options)

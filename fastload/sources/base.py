@@ -3,17 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from fastload.errors import DataError
+from fastload.errors import DataError, UsageError
 
 Sample = bytes | np.ndarray | Image.Image | DataError
 """An encoded file, uint8 [H, W(, C)] pixels, an opened image, or why this sample could not be had."""
 
 SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval")
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What `open_source` was told beside the source; its docstring says what each means."""
+
+    split: str | None = None
+    images: str | None = None
+    labels: str | None = None
+    class_level: int | None = None
+    unlabelled: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.images is None) != (self.labels is None):
+            raise UsageError("--images and --labels (images=, labels=) go together: give both")
+        if self.class_level is not None and self.unlabelled:
+            raise UsageError("--class-level names classes, and --unlabelled leaves them out; give one of the two")
+
+    def refuse_array_names(self, where: object) -> None:
+        """Refuse what only suits arrays."""
+        if self.images is not None:
+            raise UsageError(f"{where}: --images and --labels name arrays of an .npz or HDF5 file; leave them out here")
+
+    def refuse_class_options(self, where: object) -> None:
+        """Refuse what only suits files in folders."""
+        for option, given in (("--class-level", self.class_level is not None), ("--unlabelled", self.unlabelled)):
+            if given:
+                raise UsageError(f"{where}: {option} is for images in folders and archives; leave it out here")
 
 
 class Source:
@@ -26,7 +55,8 @@ class Source:
         names: N names for messages.
         sizes: int64 [N], the encoded files' bytes; None where the source holds pixels.
         ids: int64 [N] where the samples bring ids of their own; None for 0…N-1.
-        ignored: how many files were passed over because they are no images.
+        passed_over: how many files are no samples, by kind, such as {".txt": 2, "system files": 1}.
+        notes: what people should know of it, a sentence each.
         left_out: what of the samples is not stored, in words; complete when `read` has ended.
         details: what else belongs into the packed file's `source`, JSON-able, without paths.
     """
@@ -37,11 +67,17 @@ class Source:
     names: Sequence[str] = ()
     sizes: np.ndarray | None = None
     ids: np.ndarray | None = None
-    ignored: int = 0
     left_out: Sequence[str] = ()
 
     def __init__(self) -> None:
+        self.passed_over: dict[str, int] = {}
+        self.notes: list[str] = []
         self.details: dict[str, Any] = {}
+
+    @property
+    def ignored(self) -> int:
+        """How many files are no samples."""
+        return sum(self.passed_over.values())
 
     def __len__(self) -> int:
         return len(self.names)

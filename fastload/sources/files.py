@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastload.sources.base import Sample, Source
 from fastload.sources.folders import walk_folder
 from fastload.sources.kinds import HEAD, PICTURE_SUFFIXES, looks_like_picture, needs_a_look, suffix_of, system_part
+from fastload.sources.label_files import CLASS_FILES, LabelValue, read_label
 from fastload.sources.members import Load, Member, check_readable
-from fastload.sources.tars import walk_tar
+from fastload.sources.tars import is_tar_name, tar_stem, walk_tar
+from fastload.sources.zips import is_zip, walk_zip
 
 
 def walk(path: Path, *, inner: bool = False) -> Iterator[tuple[Member, Load]]:
@@ -19,10 +22,22 @@ def walk(path: Path, *, inner: bool = False) -> Iterator[tuple[Member, Load]]:
         path: the folder or archive.
         inner: of a tar of tars, also what those hold.
     """
-    return walk_folder(path) if path.is_dir() else walk_tar(path, inner=inner)
+    if path.is_dir():
+        return walk_folder(path)
+    return walk_zip(path) if is_zip(path) else walk_tar(path, inner=inner)
 
 
-def is_picture(path: Path, member: Member, load: Load) -> bool:
+def is_archive_name(name: str) -> bool:
+    """Whether a file is a tar or a zip by its name."""
+    return is_tar_name(name) or suffix_of(name) == ".zip"
+
+
+def archive_stem(name: str) -> str:
+    """Return an archive's name without what makes it one: "n01440764" of "n01440764.tar.gz"."""
+    return name[:-4] if suffix_of(name) == ".zip" else tar_stem(name)
+
+
+def is_picture(where: object, member: Member, load: Load) -> bool:
     """Whether a member is a picture: by its name or, where its suffix says nothing, by its first bytes.
 
     Raises DataError for a picture that cannot be read: a link, an absurd size.
@@ -34,22 +49,54 @@ def is_picture(path: Path, member: Member, load: Load) -> bool:
             return False
         if not looks_like_picture(load(HEAD)):
             return False
-    check_readable(path, member)
+    check_readable(where, member)
     return True
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a folder or an archive holds.
+
+    Attributes:
+        path: the folder or archive.
+        members: everything in it, pictures marked.
+        labels: by name, what the label files in it hold that were asked for.
+        prefix: what comes before its members' names where it is one of several archives, such as "n01440764/".
+        inner: whether the members of archives in it are among them.
+    """
+
+    path: Path
+    members: Sequence[Member]
+    labels: Mapping[str, LabelValue] = field(default_factory=dict)
+    prefix: str = ""
+    inner: bool = False
+
+
+def list_files(
+    path: Path, *, prefix: str = "", inner: bool = False, label_files: Collection[str] = CLASS_FILES
+) -> Listing:
+    """Walk through a folder or archive; return what it holds, and what its label files of the given suffixes say."""
+    members: list[Member] = []
+    labels: dict[str, LabelValue] = {}
+    for member, load in walk(path, inner=inner):
+        members.append(member._replace(picture=is_picture(path, member, load)))
+        if member.kind == "file" and suffix_of(member.name) in label_files and system_part(member.name) is None:
+            labels[member.name] = read_label(path, member, load)
+    return Listing(path, members, labels, prefix, inner)
 
 
 class FileSource(Source):
     """Images that are files: the part that class folders and WebDataset shards share."""
 
-    def __init__(self, shards: Mapping[Path, Mapping[str, int]], *, inner: bool = False) -> None:
-        """`shards` gives, for each folder or archive, the index of each file that is a sample."""
+    def __init__(self, listings: Sequence[Listing], indices: Sequence[Mapping[str, int]]) -> None:
+        """`indices` gives, for each listing, the index of each of its members that is a sample."""
         super().__init__()
-        self._shards, self._inner = shards, inner
+        self._places = [(listing.path, listing.inner, index) for listing, index in zip(listings, indices, strict=True)]
 
     def read(self) -> Iterator[tuple[int, Sample]]:
-        for path, index in self._shards.items():
+        for path, inner, index in self._places:
             remaining = len(index)
-            for member, load in walk(path, inner=self._inner):
+            for member, load in walk(path, inner=inner) if remaining else ():
                 number = index.get(member.name) if member.kind == "file" else None
                 if number is not None:
                     yield number, load()

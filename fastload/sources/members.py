@@ -10,6 +10,9 @@ from fastload.text import storable
 LARGEST_FILE = 1 << 28
 """The most bytes of one picture's file, or of one file of a CIFAR archive: 256 MB. Nothing longer is read."""
 
+# What unpacks to more than this is a bomb: gzip's utmost is 1,032 times, pictures have 1 to 3.
+_FREE, _RATIO = 1 << 30, 1000
+
 
 class Member(NamedTuple):
     """A file or folder.
@@ -54,6 +57,15 @@ def check_readable(where: object, member: Member) -> None:
         raise DataError(
             f"{where}: '{member.name}' has {member.size:,} bytes, more than the {LARGEST_FILE:,} that one file may "
             "have; make it smaller or remove it"
+        )
+
+
+def check_unpacked_size(where: object, unpacked: int, packed: int) -> None:
+    """Raise DataError for an archive whose members take so much more than itself that somebody meant harm."""
+    if unpacked > _FREE + _RATIO * packed:
+        raise DataError(
+            f"{where}: unpacks to more than {_RATIO:,} times its size, which pictures do not; unpack it yourself if "
+            "you trust it, and pack the folder"
         )
 
 

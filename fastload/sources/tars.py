@@ -17,15 +17,13 @@ from typing import Any, Self
 import zstandard
 
 from fastload.errors import DataError, FastloadError
-from fastload.sources.members import Load, Member, member_name, no_content
+from fastload.sources.members import Load, Member, check_unpacked_size, member_name, no_content
 
 WINDOW = 1 << 31
 """The largest window of a zstd frame that is read, that of `zstd --long=31`; decompressing takes as much memory."""
 HEADERS = 1 << 20
 """The most bytes that a member's headers may take: long names, attributes, sparse maps."""
 _PIECE = 1 << 20
-# An archive that unpacks to more than this is a bomb; gzip's utmost is 1,032 times, pictures have 1 to 3.
-_FREE, _RATIO = 1 << 30, 1000
 _LONG_NUMBER = re.compile(rb"\d{500}")
 _TAR_NAME = re.compile(r"\.(tar|tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst))$", re.IGNORECASE)
 _LINK = (
@@ -242,11 +240,8 @@ class _Stream:
         else:
             piece = self._source.read(size)
         self._position += len(piece)
-        if self._source is not self._raw and self._position > _FREE + _RATIO * self._raw.count:
-            raise DataError(
-                f"{self._path}: unpacks to more than {_RATIO:,} times its size, which pictures do not; unpack it "
-                "yourself if you trust it, and pack the folder"
-            )
+        if self._source is not self._raw:
+            check_unpacked_size(self._path, self._position, self._raw.count)
         return piece
 
     @contextlib.contextmanager

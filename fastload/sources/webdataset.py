@@ -1,96 +1,131 @@
-"""WebDataset shards: tars in which files that share a name up to the first dot are one sample."""
+"""WebDataset shards: archives in which files that share a name up to the first dot are one sample."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from fastload.errors import DataError
-from fastload.sources.files import FileSource, is_picture, walk
-from fastload.sources.kinds import system_part
+from fastload.sources.files import FileSource, Listing
+from fastload.sources.kinds import suffix_of
+from fastload.sources.label_files import CLASS_FILES, OTHER_LABEL_FILES, LabelValue
 from fastload.sources.members import Member
-
-_IMAGES = (".jpg", ".jpeg", ".png")
-LARGEST_LABEL = 64
 
 
 class WebDataset(FileSource):
-    """Samples of one image (.jpg, .jpeg, .png) and a .cls each, sorted by shard, then by key.
+    """Samples of one image and one label file each, sorted by shard, then by key.
 
     Arguments:
-        shards: for each tar its members and the contents of its .cls files by name.
+        listings: the shards, with the labels that stand in them.
+        suffix: of the label files, such as ".cls".
 
-    Raises DataError for a sample that lacks either, or a .cls that is not an integer.
+    Integer labels are kept as they are, and named classes are numbered in the order of their names.
+    Raises DataError for a sample that lacks either, or a label that is neither a number nor a name.
     """
 
     kind = "webdataset"
 
-    def __init__(self, shards: Mapping[Path, tuple[Sequence[Member], Mapping[str, bytes]]]) -> None:
-        labels: list[int] = []
-        sizes: list[int] = []
+    def __init__(self, listings: Sequence[Listing], suffix: str) -> None:
+        values: list[int | str] = []
         names: list[str] = []
-        index: dict[Path, dict[str, int]] = {}
-        for path, (members, contents) in shards.items():
-            index[path] = {}
-            for image, label in _samples(path, members):
-                index[path][image.name] = len(labels)
-                labels.append(_integer(path, label, contents[label]))
+        sizes: list[int] = []
+        indices: list[dict[str, int]] = []
+        kinds: dict[str, int] = {}
+        for listing in listings:
+            samples = _samples(listing, suffix)
+            indices.append({image.name: len(names) + number for number, (image, _) in enumerate(samples)})
+            for image, label in samples:
+                values.append(_sound(listing.labels[label], listing, label, values))
                 sizes.append(image.size)
-                names.append(f"{path.name}: {image.name}" if len(shards) > 1 else image.name)
-            used = 2 * len(index[path])
-            self.ignored += sum(member.kind != "folder" for member in members) - used
-        if not labels:
-            raise DataError(f"{next(iter(shards))}: holds no sample of an image and a .cls; is it a WebDataset tar?")
-        self.labels, self.sizes, self.names = np.array(labels, np.int64), np.array(sizes, np.int64), names
-        super().__init__(index)
+                names.append(f"{listing.path.name}: {image.name}" if len(listings) > 1 else image.name)
+            used = {name for image, label in samples for name in (image.name, label)}
+            for member in listing.members:
+                if member.kind == "file" and member.name not in used:
+                    kind = suffix_of(member.name) or "no suffix"
+                    kinds[kind] = kinds.get(kind, 0) + 1
+        if not names:
+            raise DataError(f"{listings[0].path}: holds no sample of an image and a {suffix}; is it a WebDataset tar?")
+        super().__init__(listings, indices)
+        if isinstance(values[0], str):
+            self.classes = sorted({str(value) for value in values})
+            number = {name: label for label, name in enumerate(self.classes)}
+            self.labels = np.array([number[str(value)] for value in values], np.int64)
+        else:
+            self.labels = np.array(values, np.int64)
+        self.sizes, self.names, self.passed_over = np.array(sizes, np.int64), names, kinds
 
 
-def _samples(path: Path, members: Iterable[Member]) -> list[tuple[Member, str]]:
-    """Return (image, name of the .cls) sorted by key."""
+def _sound(value: LabelValue, listing: Listing, name: str, before: Sequence[int | str]) -> int | str:
+    if isinstance(value, DataError):
+        raise value
+    if before and isinstance(value, str) is not isinstance(before[0], str):
+        raise DataError(
+            f"{listing.path}: '{name}' holds {value!r}, where others hold {before[0]!r}; labels are all numbers or all "
+            "names"
+        )
+    return value
+
+
+def other_label_files(listings: Sequence[Listing]) -> str | None:
+    """Return ".json" or ".txt" where every image, all in one folder, has such a file beside it; None otherwise."""
+    for suffix in OTHER_LABEL_FILES:
+        if all(_have_beside(listing.members, suffix) for listing in listings):
+            return suffix
+    return None
+
+
+def _have_beside(members: Sequence[Member], suffix: str) -> bool:
+    images = [member.name for member in members if member.picture]
+    files = [member.name for member in members if member.kind == "file" and suffix_of(member.name) == suffix]
+    if len({name.rpartition("/")[0] for name in images}) != 1:
+        return False
+    return any({key(name) for name in images} <= {key(name) for name in files} for key in (first_dot, last_dot))
+
+
+def _samples(listing: Listing, suffix: str) -> list[tuple[Member, str]]:
+    """Return (image, name of its label file) sorted by key.
+
+    A key ends at the first dot, as WebDataset has it. Where samples would be incomplete then, since names hold dots
+    (im.0.jpg, im.0.cls), it ends at the last one.
+    """
+    found = _grouped(listing, suffix, first_dot)
+    if isinstance(found, DataError):
+        again = _grouped(listing, suffix, last_dot)
+        if isinstance(again, DataError):
+            raise found
+        found = again
+    return found
+
+
+def _grouped(listing: Listing, suffix: str, key_of: Callable[[str], str]) -> list[tuple[Member, str]] | DataError:
     images: dict[str, Member] = {}
     labels: dict[str, str] = {}
-    for member in members:
-        if member.kind == "folder" or system_part(member.name) is not None:
-            continue
-        key, suffix = split_key(member.name)
-        if suffix == ".cls":
+    where = listing.path
+    for member in listing.members:
+        key = key_of(member.name)
+        if member.name in listing.labels:
+            if key in labels:
+                return DataError(f"{where}: sample '{key}' has two labels ({labels[key]}, {member.name})")
             labels[key] = member.name
-        elif suffix in _IMAGES:
-            if not member.picture:
-                continue
+        elif member.picture:
             if key in images:
-                raise DataError(f"{path}: sample '{key}' has two images ({images[key].name}, {member.name})")
+                return DataError(f"{where}: sample '{key}' has two images ({images[key].name}, {member.name})")
             images[key] = member
-    for key in sorted(images.keys() ^ labels.keys()):
-        missing = "image" if key in labels else ".cls"
-        raise DataError(f"{path}: sample '{key}' has no {missing}; every sample needs an image and a .cls")
+    orphans = images.keys() ^ labels.keys() if suffix in CLASS_FILES else images.keys() - labels.keys()
+    for key in sorted(orphans):
+        missing = "image" if key in labels else suffix
+        return DataError(f"{where}: sample '{key}' has no {missing}; every sample needs an image and a {suffix}")
     return [(images[key], labels[key]) for key in sorted(images)]
 
 
-def split_key(name: str) -> tuple[str, str]:
-    """Return a file's sample key and its suffix, both split at the first dot of the file's own name."""
+def first_dot(name: str) -> str:
+    """Return a file's name up to the first dot of the file's own name."""
     folder, slash, file = name.rpartition("/")
-    stem, dot, suffix = file.partition(".")
-    return folder + slash + stem, (dot + suffix).lower()
+    return folder + slash + file.partition(".")[0]
 
 
-def _integer(path: Path, name: str, content: bytes) -> int:
-    if re.fullmatch(rb"\s*\d+\s*", content) and int(content) < 1 << 63:
-        return int(content)
-    shown = content[:20].decode("utf-8", "replace")
-    raise DataError(f"{path}: '{name}' holds {shown!r}, not an integer label from 0 to 2^63 - 1")
-
-
-def scan(path: Path) -> tuple[list[Member], dict[str, bytes]]:
-    """Return a folder's or tar's members, and the contents of its .cls files."""
-    members, contents = [], {}
-    for member, load in walk(path):
-        members.append(member._replace(picture=is_picture(path, member, load)))
-        if member.kind == "file" and member.name.lower().endswith(".cls"):
-            if member.size > LARGEST_LABEL:
-                raise DataError(f"{path}: '{member.name}' has {member.size:,} bytes, not an integer label")
-            contents[member.name] = load()
-    return members, contents
+def last_dot(name: str) -> str:
+    """Return a file's name up to its last dot."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.rpartition(".")[0]
