@@ -59,7 +59,7 @@ def _options(
 @app.command()
 def pack(
     source: Annotated[
-        str, typer.Argument(help="Folder, tar, zip, CIFAR archive, .npz, WebDataset tars or HDF5 file.", metavar="SOURCE")
+        str, typer.Argument(help="Folder, tar, zip, CIFAR, .npz, WebDataset tars or HDF5 file.", metavar="SOURCE")
     ],
     out: Annotated[Path, typer.Argument(help="The packed file to write.", metavar="OUT.h5")],
     split: Annotated[str | None, typer.Option(help="The part of the source to take, such as train.")] = None,
