@@ -68,9 +68,19 @@ def pack(
     resize: Annotated[
         int | None, typer.Option(metavar="S", help="Bring the shorter side to S and cut the centre square.")
     ] = None,
-    encoded: Annotated[bool, typer.Option("--encoded", help="Keep JPEG and PNG files' bytes, not pixels.")] = False,
+    channels: Annotated[
+        str | None, typer.Option(metavar="C", help="3 for RGB, the default; 1 for grey; as-is; up to 32 for arrays.")
+    ] = None,
+    encoded: Annotated[bool, typer.Option("--encoded", help="Keep image files' bytes, not pixels.")] = False,
+    max_pixels: Annotated[
+        int | None, typer.Option(metavar="N", help="The most an image may have; 89,478,485 by default.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Decoding threads; one for each CPU by default.")] = None,
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave broken images out, and list them.")] = False,
+    classes_from: Annotated[
+        Path | None,
+        typer.Option(metavar="TRAIN.h5", help="Number labels by this packed file's class names: for test sets."),
+    ] = None,
     images: Images = None,
     labels: Labels = None,
     class_level: Annotated[
@@ -81,16 +91,24 @@ def pack(
     quiet: Quiet = False,
 ) -> None:
     """Pack a source of labelled images into one file that training can map into memory."""
+    import warnings
+
+    from fastload.library_noise import silent_libraries
+    from fastload.packing import LeftOutWarning, channels_of
     from fastload.packing import pack as run
 
-    summary = run(
-        source, out, split=split, order="shuffled" if order is Order.shuffled else "source", seed=seed,
-        resize=resize, encoded=encoded, workers=workers,
-        skip_broken=skip_broken, images=images, labels=labels, class_level=class_level, unlabelled=unlabelled,
-        progress=not quiet,
-    )  # fmt: skip
+    with warnings.catch_warnings(), silent_libraries() if encoded else contextlib.nullcontext():
+        warnings.simplefilter("ignore", LeftOutWarning)  # the summary says it
+        summary = run(
+            source, out, split=split, order="shuffled" if order is Order.shuffled else "source", seed=seed,
+            resize=resize, channels=channels_of(channels), encoded=encoded, max_pixels=max_pixels, workers=workers,
+            skip_broken=skip_broken, classes_from=classes_from, images=images, labels=labels, class_level=class_level,
+            unlabelled=unlabelled, progress=not quiet,
+        )  # fmt: skip
     if not quiet:
         terminal.tell(str(summary))
+    for text in summary.left_out if quiet else ():
+        terminal.tell(f"note: left out {text}", error=True)
 
 
 @app.command("build-subset")

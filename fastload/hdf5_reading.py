@@ -15,6 +15,9 @@ import numpy as np
 from fastload.errors import DataError
 from fastload.labels import LARGEST_LABELS, as_labels
 
+MOST_CHANNELS = 32
+"""Channels that an image may have."""
+
 _LARGEST_ATTRIBUTE = 1 << 20
 
 
@@ -143,16 +146,29 @@ def read_labels(path: Path, dataset: h5py.Dataset, images: str, count: int) -> n
     return as_labels(dataset[()], f"{path}: dataset '{name}'")
 
 
-def image_layout(where: object, name: str, shape: tuple[int, ...]) -> tuple[int, int, int, bool]:
-    """Return height, width, channels and whether channels come first, of images [N, H, W(, C)] or [N, C, H, W]."""
+def image_layout(
+    where: object, name: str, shape: tuple[int, ...], channels: int | str | None = None
+) -> tuple[int, int, int, bool]:
+    """Return height, width, channels and whether channels come first, of images [N, H, W(, C)] or [N, C, H, W].
+
+    Arguments:
+        where, name: the file and its dataset, for messages.
+        shape: the dataset's.
+        channels: how many there are, where they are not 1 to 4; "as-is" for up to 32.
+    """
     if 0 in shape[1:]:
         raise DataError(f"{where}: '{name}' has shape {shape}: its images hold not one pixel")
     if len(shape) == 3:
         return shape[1], shape[2], 1, False
-    if len(shape) == 4 and shape[3] in (1, 2, 3, 4):
-        return shape[1], shape[2], shape[3], False
-    if len(shape) == 4 and shape[1] in (1, 2, 3, 4):
-        return shape[2], shape[3], shape[1], True
+    if len(shape) == 4:
+        for possible in ((channels,), (1, 2, 3, 4), range(1, MOST_CHANNELS + 1) if channels == "as-is" else ()):
+            if shape[3] in possible:
+                return shape[1], shape[2], shape[3], False
+            if shape[1] in possible:
+                return shape[2], shape[3], shape[1], True
+    most = min(shape[1], shape[3]) if len(shape) == 4 else MOST_CHANNELS + 1
+    mend = f"; if {most} are its channels, `fastload pack` keeps them with --channels {most}"
     raise DataError(
         f"{where}: '{name}' has shape {shape}; images are [N, H, W, C], [N, C, H, W] with 1 to 4 channels or [N, H, W]"
+        + (mend if most <= MOST_CHANNELS else "")
     )

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from fastload.pack_summary import class_counts, plural
 from fastload.packed import PackedFile
-from fastload.packing import class_counts, plural
 from fastload.terminal import rows
 from fastload.text import printable, shortened
 

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import io
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image
 
-from fastload.decoding import BrokenImage, decode, strict_pillow
+from fastload.decoding import BrokenImage, decode, default_max_pixels, resized, strict_pillow, upright_sides
 from fastload.errors import DataError, UsageError
 from fastload.packed_set import Packed
 
 _LOOKED_AT = 1000
-_ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
-_ORIENTATION = 0x0112
 
 
 def output_shape(file: Packed, resize: int | None) -> tuple[int, int, int]:
     """Return (H, W, C) of a subset's images: the raw set's own, `resize` square, or the encoded images' one size.
 
-    Raises UsageError where encoded images have different sizes (1,000 spread over the set are looked at) and
-    there is no `resize`.
+    Raises UsageError where encoded images have different sizes and there is no `resize`. Where a file does not say
+    them (format 1), 1,000 images spread over the set are looked at.
     """
     if resize is not None and resize < 1:
         raise UsageError(f"--resize {resize}: it is a side in pixels, at least 1")
@@ -31,31 +27,32 @@ def output_shape(file: Packed, resize: int | None) -> tuple[int, int, int]:
         return file.shape if resize is None else (resize, resize, file.shape[2])
     if resize is not None:
         return resize, resize, 3
-    rows = np.unique(np.linspace(0, len(file) - 1, min(len(file), _LOOKED_AT)).astype(np.int64))
-    with strict_pillow():
-        first = _size(file, int(rows[0]))
-        for row in rows[1:]:
-            if (size := _size(file, int(row))) != first:
-                raise _different(file, int(row), size, int(rows[0]), first)
-    return (*first, 3)
+    rows = np.arange(len(file))
+    if file.shapes is None:
+        rows = np.unique(np.linspace(0, len(file) - 1, min(len(file), _LOOKED_AT)).astype(np.int64))
+        with strict_pillow():
+            sizes = np.array([_size(file, int(row)) for row in rows])
+    else:
+        sizes = file.shapes
+    different = np.flatnonzero((sizes != sizes[0]).any(axis=1))
+    if len(different):
+        other = int(different[0])
+        raise _different(file, int(rows[other]), tuple(sizes[other]), int(rows[0]), tuple(sizes[0]))
+    return int(sizes[0, 0]), int(sizes[0, 1]), 3
 
 
 def _size(file: Packed, row: int) -> tuple[int, int]:
     try:
-        with Image.open(io.BytesIO(file.read(row))) as image:
-            width, height = image.size
-            return (width, height) if image.getexif().get(_ORIENTATION) in _ROTATED else (height, width)
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"{file.path}: the image of id {file.ids[row]} cannot be decoded ({error})") from error
+        return upright_sides(file.read(row))
+    except BrokenImage as error:
+        raise DataError(f"{file.path}: {file.name_of(row)} {error}; pack it again") from error
 
 
 def _different(file: Packed, row: int, size: tuple[int, ...], other: int, known: tuple[int, ...]) -> UsageError:
     return UsageError(
-        f"{file.path}: holds images of different sizes (id {file.ids[other]} is {known[0]}×{known[1]}, id "
-        f"{file.ids[row]} is {size[0]}×{size[1]}), but a subset has one: give --resize S (shorter side to S, centre "
-        "square)"
+        f"{file.path}: holds images of different sizes ({file.name_of(other)} is {known[0]}×{known[1]}, "
+        f"{file.name_of(row)} is {size[0]}×{size[1]}), but a subset has one: give --resize S (shorter side to S, "
+        "centre square)"
     )
 
 
@@ -71,7 +68,7 @@ def decode_rows(
         try:
             pixels = _pixels(file, row, resize)
         except BrokenImage as error:
-            raise DataError(f"{file.path}: the image of id {file.ids[row]} {error}; pack it again") from error
+            raise DataError(f"{file.path}: {file.name_of(row)} {error}; pack it again") from error
         if pixels.shape != shape:
             raise _different(file, row, pixels.shape, int(rows[0]), shape)
         return pixels
@@ -95,11 +92,8 @@ def decode_rows(
 
 def _pixels(file: Packed, row: int, resize: int | None) -> np.ndarray:
     if file.shape is None:
-        return decode(file.read(row), resize)
+        # As many pixels as `pack` took; a file that does not say so holds no more than Pillow's limit.
+        most = default_max_pixels() if file.shapes is None else int(file.shapes[row].prod(dtype=np.int64))
+        return decode(file.read(row), resize, max_pixels=most)
     image = file.read_image(row)
-    if resize is None or image.shape[:2] == (resize, resize):
-        return image
-    if image.shape[2] == 3:
-        return decode(np.ascontiguousarray(image), resize)
-    planes = (np.ascontiguousarray(image[:, :, c]) for c in range(image.shape[2]))
-    return np.stack([decode(plane, resize)[:, :, 0] for plane in planes], axis=2)
+    return image if resize is None else resized(image, resize)

@@ -13,10 +13,10 @@ import numpy as np
 
 from fastload.errors import DataError, UsageError
 from fastload.labels import label_faults
+from fastload.pack_summary import plural
 from fastload.packed import PackedFile, checksum, digest, fingerprint
 from fastload.packed_metadata import full_set_fingerprint
 from fastload.packed_set import Packed, Source, open_packed
-from fastload.packing import plural
 from fastload.processors import processors
 from fastload.progress import progress_bar
 from fastload.selection import STRATEGIES

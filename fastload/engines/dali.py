@@ -19,8 +19,10 @@ import numpy as np
 import torch
 
 from fastload.augment import Augment, Parameters, kernel_settings
+from fastload.dali_decoder import dali as _dali
+from fastload.dali_decoder import decoded_files
+from fastload.dali_decoder import graph_input as _input
 from fastload.errors import DataError, UsageError
-from fastload.install import cuda_install_command
 from fastload.kernels import augment as kernel
 from fastload.kernels import finish
 from fastload.processors import makers
@@ -245,7 +247,7 @@ class DaliEngine:
         )
         with pipeline:
             if self._finishes:
-                pipeline.set_outputs(self._decoded())
+                pipeline.set_outputs(decoded_files(self._device_id))
             else:
                 crops = self._encoded_crops() if self._shape is None else self._raw_crops(self._shape)
                 pipeline.set_outputs(self._pixels(crops))
@@ -275,7 +277,7 @@ class DaliEngine:
     def _encoded_crops(self) -> Any:
         """Encoded samples → decoded → resized where needed → cropped, uint8 HWC; on CUDA only, see `_finish`."""
         dali, fn, crop = _dali(), _dali().fn, self._augment.size
-        images = self._decoded()
+        images = decoded_files(self._device_id)
         size = images.shape(dtype=dali.types.INT64)[:2]
         if self._augment.resize is not None:
             short = fn.reductions.min(size)
@@ -304,13 +306,6 @@ class DaliEngine:
             crop_pos_y=share[0],
             crop_pos_x=share[1],
         )
-
-    def _decoded(self) -> Any:
-        """Encoded samples → upright RGB, uint8 HWC."""
-        dali = _dali()
-        files = _input("samples", dali.types.UINT8, 1)
-        device = "cpu" if self._device_id is None else "mixed"
-        return dali.fn.decoders.image(files, device=device, output_type=dali.types.RGB, adjust_orientation=True)
 
     def _pixels(self, crops: Any) -> Any:
         """Crops → brightness, contrast, clamp, standardize, flip; float32 CHW, or HWC for channels_last.
@@ -352,7 +347,7 @@ class DaliEngine:
         dali = _dali()
         probe = dali.Pipeline(1, self._threads, self._device_id, prefetch_queue_depth=1, exec_dynamic=True)
         with probe:
-            probe.set_outputs(self._decoded().shape(dtype=dali.types.INT64))
+            probe.set_outputs(decoded_files(self._device_id).shape(dtype=dali.types.INT64))
         for position, sample in enumerate(samples):
             try:
                 probe.feed_input("samples", [sample])
@@ -364,22 +359,3 @@ class DaliEngine:
             misfits = misfit(self._augment, (height, width))
             if misfits:
                 raise SampleError(position, f"is {misfits}") from error
-
-
-def _input(name: str, dtype: Any, ndim: int, **settings: Any) -> Any:
-    """An input of the graph; not copied unless asked, as runs are over before the caller goes on."""
-    return _dali().fn.external_source(name=name, dtype=dtype, ndim=ndim, **{"no_copy": True, **settings})
-
-
-def _dali() -> Any:
-    """Import DALI only where it is used: it takes seconds, and is an extra."""
-    try:
-        import nvidia.dali
-        import nvidia.dali.fn
-        import nvidia.dali.math
-        import nvidia.dali.types
-    except ImportError as error:
-        raise UsageError(
-            f'engine="dali" needs DALI, which cannot be imported; {cuda_install_command()}; it runs without a GPU too'
-        ) from error
-    return nvidia.dali

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastload.errors import DataError
-from fastload.sources.base import Sample, Source, SourceOptions
+from fastload.sources.base import Channels, Sample, Source, SourceOptions
 from fastload.sources.patterns import expand, is_pattern, refuse_address
 from fastload.sources.zips import holds_arrays
 
@@ -22,6 +22,7 @@ def open_source(
     labels: str | None = None,
     class_level: int | None = None,
     unlabelled: bool = False,
+    channels: Channels = None,
 ) -> Source:
     """Find out what a source is and list what it holds.
 
@@ -31,16 +32,17 @@ def open_source(
         images, labels: names of arrays or datasets (.npz, HDF5) or keys (a map-style dataset of dicts).
         class_level: how many levels below the source the class folders stand, where that does not follow from it.
         unlabelled: leave labels and classes out.
+        channels: as `pack` is given them: where an array's are, if they are not 1 to 4.
 
     Raises DataError for a source that is damaged or that fastload does not know, UsageError for options that
     do not suit it.
     """
-    options = SourceOptions(split, images, labels, class_level, unlabelled)
+    options = SourceOptions(split, images, labels, class_level, unlabelled, channels)
     if not isinstance(source, str | os.PathLike):
         from fastload.sources.dataset import MapDataset
 
         options.refuse_class_options("the dataset")
-        return MapDataset(source, split, images, labels)
+        return MapDataset(source, split, images, labels, channels)
     refuse_address(os.fspath(source))
     path = Path(source)
     if not _exists(path) and is_pattern(str(path)):
@@ -72,12 +74,12 @@ def _open_path(path: Path, options: SourceOptions) -> Source:
             from fastload.sources.hdf5 import open_hdf5_source
 
             options.refuse_class_options(path)
-            return open_hdf5_source(path, options.split, options.images, options.labels)
+            return open_hdf5_source(path, options.split, options.images, options.labels, options.channels)
         if magic[:2] == b"PK" and holds_arrays(path):
             from fastload.sources.npz import Npz
 
             options.refuse_class_options(path)
-            return Npz(path, options.split, options.images, options.labels)
+            return Npz(path, options.split, options.images, options.labels, options.channels)
     elif not path.is_dir():
         raise DataError(f"{path}: is neither a file nor a folder")
     from fastload.sources.opening import open_files

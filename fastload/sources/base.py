@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -13,6 +13,9 @@ from fastload.errors import DataError, UsageError
 
 Sample = bytes | np.ndarray | Image.Image | DataError
 """An encoded file, uint8 [H, W(, C)] pixels, an opened image, or why this sample could not be had."""
+
+Channels = int | Literal["as-is"] | None
+"""How many channels images shall have: None for RGB, made of 1 to 4; "as-is" for those that they have, up to 32."""
 
 SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval")
 
@@ -26,6 +29,7 @@ class SourceOptions:
     labels: str | None = None
     class_level: int | None = None
     unlabelled: bool = False
+    channels: Channels = None
 
     def __post_init__(self) -> None:
         if (self.images is None) != (self.labels is None):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from fastload.errors import DataError, UsageError
+from fastload.hdf5_reading import MOST_CHANNELS
 from fastload.labels import as_label, as_labels, label_faults
-from fastload.sources.base import NumberedNames, Sample, Source
+from fastload.sources.base import Channels, NumberedNames, Sample, Source
 from fastload.text import storable
 
 _IMAGE_KEYS = ("image", "img", "pixel_values", "pixels", "images", "x")
@@ -28,6 +29,7 @@ class MapDataset(Source):
             an array of numbers.
         split: for a dict of datasets, which one.
         images, labels: the keys, for dicts with unusual ones.
+        channels: as `pack` is given them.
 
     `labels` is there once `read` has ended, and so is `left_out`, the other keys of the dicts. An item that is anything
     else, or cannot be had, is yielded as a DataError that says why.
@@ -35,8 +37,11 @@ class MapDataset(Source):
 
     kind = "dataset"
 
-    def __init__(self, dataset: Any, split: str | None, images: str | None, labels: str | None) -> None:
+    def __init__(
+        self, dataset: Any, split: str | None, images: str | None, labels: str | None, channels: Channels = None
+    ) -> None:
         super().__init__()
+        self._channels = range(1, MOST_CHANNELS + 1) if channels == "as-is" else (1, 2, 3, 4, channels)
         if isinstance(dataset, Mapping):
             listed = ", ".join(map(str, dataset))
             if split is None:
@@ -85,7 +90,7 @@ class MapDataset(Source):
             label = as_label(given, "its label")
             for fault in label_faults(as_labels(label[None], "its label"), self.classes):
                 raise DataError(f"has label {label.tolist()}, {fault.reason}")
-            return label, as_pixels(image)
+            return label, as_pixels(image, self._channels)
         except DataError as error:
             return _NO_LABEL, error
 
@@ -108,7 +113,7 @@ def _key(item: Mapping[str, Any], key: str | None, usual: tuple[str, ...], argum
     raise DataError(f"has the keys {listed}; name the right one with {argument}=")
 
 
-def as_pixels(image: Any) -> bytes | np.ndarray | Image.Image:
+def as_pixels(image: Any, channels: Container[int | None] = (1, 2, 3, 4)) -> bytes | np.ndarray | Image.Image:
     """Return uint8 [H, W] or [H, W, C], the PIL image itself or a file's bytes; DataError says what cannot be one."""
     if isinstance(image, Image.Image | bytes):
         return image
@@ -116,25 +121,27 @@ def as_pixels(image: Any) -> bytes | np.ndarray | Image.Image:
         return image["bytes"]
     torch = sys.modules.get("torch")  # a tensor cannot come from a torch that was never imported
     if torch is not None and isinstance(image, torch.Tensor):
-        return _tensor_pixels(image)
+        return _tensor_pixels(image, channels)
     if isinstance(image, np.ma.MaskedArray) and np.ma.getmaskarray(image).any():
         raise DataError("has an image of which pixels are masked; fill them, or leave the item out")
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and _is_image_shape(image.shape, -1):
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and _is_image_shape(image.shape, -1, channels):
         return np.asarray(image)
     if image is None:
         raise DataError("has no image (it is None)")
     raise DataError(
         f"has an image that is {_describe(image)}; expected a PIL image, a uint8 array [H, W, C] or a tensor [C, H, W]"
+        + _channels_mend(image, -1)
     )
 
 
-def _tensor_pixels(tensor: Any) -> np.ndarray:
+def _tensor_pixels(tensor: Any, channels: Container[int | None]) -> np.ndarray:
     array = tensor.detach().cpu()
-    if not _is_image_shape(tuple(array.shape), 0) or not (
+    if not _is_image_shape(tuple(array.shape), 0, channels) or not (
         array.is_floating_point() or str(array.dtype) == "torch.uint8"
     ):
         raise DataError(
             f"has an image that is {_describe(tensor)}; expected a tensor [C, H, W], uint8 or floating point in [0, 1]"
+            + _channels_mend(array, 0)
         )
     if array.is_floating_point():
         values = array.double().numpy()
@@ -150,8 +157,15 @@ def _tensor_pixels(tensor: Any) -> np.ndarray:
     return pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels
 
 
-def _is_image_shape(shape: tuple[int, ...], channel_axis: int) -> bool:
-    return 0 not in shape and (len(shape) == 2 or (len(shape) == 3 and shape[channel_axis] in (1, 2, 3, 4)))
+def _is_image_shape(shape: tuple[int, ...], channel_axis: int, channels: Container[int | None]) -> bool:
+    return 0 not in shape and (len(shape) == 2 or (len(shape) == 3 and shape[channel_axis] in channels))
+
+
+def _channels_mend(image: Any, channel_axis: int) -> str:
+    shape = tuple(getattr(image, "shape", ()))
+    if len(shape) != 3 or not 4 < shape[channel_axis] <= MOST_CHANNELS:
+        return ""
+    return f"; if {shape[channel_axis]} are its channels, channels={shape[channel_axis]} keeps them"
 
 
 def _class_names(dataset: Any, label_key: str | None) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fastload.errors import DataError
 from fastload.sources.base import Sample, Source
 from fastload.sources.folders import walk_folder
 from fastload.sources.kinds import HEAD, PICTURE_SUFFIXES, looks_like_picture, needs_a_look, suffix_of, system_part
@@ -99,7 +100,15 @@ class FileSource(Source):
             for member, load in walk(path, inner=inner) if remaining else ():
                 number = index.get(member.name) if member.kind == "file" else None
                 if number is not None:
-                    yield number, load()
+                    yield number, _content(load)
                     remaining -= 1
                 if not remaining:
                     break  # the listing has been through the rest, and found it sound
+
+
+def _content(load: Load) -> Sample:
+    """Return a file's content, or why it alone cannot be read; a damaged archive is an error for all that follows."""
+    try:
+        return load()
+    except OSError as error:
+        return DataError(f"cannot be read ({error.strerror or error})")

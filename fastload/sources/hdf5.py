@@ -10,7 +10,7 @@ import numpy as np
 from fastload.errors import DataError, FastloadError, UsageError
 from fastload.hdf5_reading import checked_dataset, damaged, image_layout, open_hdf5, read_labels
 from fastload.packed import PackedFile
-from fastload.sources.base import NumberedNames, Sample, Source
+from fastload.sources.base import Channels, NumberedNames, Sample, Source
 
 _BLOCK = 16 << 20
 
@@ -29,6 +29,9 @@ class PackedSource(Source):
         self.ids = self._file.ids[rows]
         self.classes = self._file.classes
         self.names = NumberedNames(len(rows), lambda index: f"row {rows[index]}")
+        if self._file.names is not None:
+            names = list(self._file.names)
+            self.names = [names[row] for row in rows]
         if self._file.offsets is not None:
             self.sizes = np.diff(self._file.offsets)[rows]
         # The original's description, so that packing again in its order gives the original's bytes.
@@ -45,13 +48,13 @@ class UserHdf5(Source):
 
     kind = "hdf5"
 
-    def __init__(self, path: Path, images: str, labels: str) -> None:
+    def __init__(self, path: Path, images: str, labels: str, channels: Channels = None) -> None:
         super().__init__()
         self._path, self._images = path, images
         try:
             with open_hdf5(path) as file:
                 shape = checked_dataset(path, file, images, np.uint8).shape
-                self._layout = image_layout(path, images, shape)
+                self._layout = image_layout(path, images, shape, channels)
                 self.labels = read_labels(path, checked_dataset(path, file, labels), images, shape[0])
         except FastloadError:
             raise
@@ -78,12 +81,14 @@ class UserHdf5(Source):
             raise damaged(self._path, error) from error
 
 
-def open_hdf5_source(path: Path, split: str | None, images: str | None, labels: str | None) -> Source:
+def open_hdf5_source(
+    path: Path, split: str | None, images: str | None, labels: str | None, channels: Channels = None
+) -> Source:
     """Return a packed file, or with images and labels a user's own, as a source."""
     if split is not None:
         raise UsageError(f"{path}: an HDF5 file has no splits; leave --split out")
     if images is not None and labels is not None:
-        return UserHdf5(path, images, labels)
+        return UserHdf5(path, images, labels, channels)
     try:
         return PackedSource(path)
     except DataError as error:

@@ -15,7 +15,7 @@ import numpy as np
 from fastload.errors import DataError, UsageError
 from fastload.hdf5_reading import image_layout
 from fastload.labels import LARGEST_LABELS, as_labels
-from fastload.sources.base import SPLITS, NumberedNames, Sample, Source
+from fastload.sources.base import SPLITS, Channels, NumberedNames, Sample, Source
 
 _IMAGES = "images|image|imgs|img|x|data"
 _LABELS = "labels|label|targets|target|y|fine_labels"
@@ -44,13 +44,16 @@ class Npz(Source):
         path: the file.
         split: for keys like x_train and y_train.
         images, labels: the keys, where they are not usual ones.
+        channels: as `pack` is given them.
     """
 
     kind = "npz"
 
-    def __init__(self, path: Path, split: str | None, images: str | None, labels: str | None) -> None:
+    def __init__(
+        self, path: Path, split: str | None, images: str | None, labels: str | None, channels: Channels = None
+    ) -> None:
         super().__init__()
-        self._path = path
+        self._path, self._channels = path, channels
         try:
             with zipfile.ZipFile(path) as archive:
                 keys = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
@@ -76,7 +79,7 @@ class Npz(Source):
             raise DataError(f"{self._where(self._images)} has dtype {dtype}; images are uint8, 0 to 255")
         if fortran and len(shape) > 1:
             raise DataError(f"{self._where(self._images)} is in Fortran order; save np.ascontiguousarray of it")
-        image_layout(self._path, self._images, shape)
+        image_layout(self._path, self._images, shape, self._channels)
         if math.prod(shape[1:]) > LARGEST_IMAGE:
             raise DataError(
                 f"{self._where(self._images)} has shape {shape}, {math.prod(shape[1:]):,} bytes an image; "
@@ -103,7 +106,7 @@ class Npz(Source):
                 shape = self._header.shape
                 if _read_header(file) != self._header:
                     raise DataError(f"{self._where(self._images)} changed while it was read; pack again")
-                height, width, channels, first = image_layout(self._path, self._images, shape)
+                height, width, channels, first = image_layout(self._path, self._images, shape, self._channels)
                 for row in range(self._header.rows):
                     data = file.read(height * width * channels)
                     if len(data) != height * width * channels:
