@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,10 @@ from conftest import ROOT
 from packs import write_pair
 
 PAGE = (ROOT / "docs/integrations.md").read_text()
-SMALL = {"10_000": "20", "3_000": "7", "1024": "8", "500": "5", '"cuda"': '"cpu"', "max_epochs=20": "max_epochs=4"}
+SMALL = {
+    "10_000": "20", "3_000": "7", "1024": "8", "500": "5", '"cuda"': '"cpu"', "max_epochs=20": "max_epochs=4",
+    "every=50": "every=2",
+}  # fmt: skip
 NEEDS = {
     "Lightning": ["lightning"],
     "Accelerate": ["accelerate"],
@@ -38,6 +42,19 @@ def sections():
 SECTIONS = sections()
 
 
+class WandbRun:
+    """What Weights & Biases' run does here, since it is not installed: it takes names of steps, and numbers."""
+
+    def __init__(self):
+        self.steps, self.logged = {}, {}
+
+    def define_metric(self, name, *, step_metric):
+        self.steps[name] = step_metric
+
+    def log(self, values):
+        self.logged |= values
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Where the page's files are, as the current folder."""
@@ -58,7 +75,8 @@ def test_the_blocks_run(folder, heading, monkeypatch):
         pytest.importorskip(module, reason=f"{module} is not installed: its part of the page is not run")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    names = {"__name__": "page"}
+    names, run = {"__name__": "page"}, WandbRun()
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda project: run))
     for block in SECTIONS[""] + SECTIONS[heading]:
         if "compile(model)" in block:
             block = block.replace("compile(model)", 'compile(model, backend="eager")')  # inductor takes its time
@@ -71,6 +89,10 @@ def test_the_blocks_run(folder, heading, monkeypatch):
         assert names["optimizer"].param_groups[0]["lr"] == 0.01
     if heading == "Lightning":
         assert names["trainer"].max_steps == -1 and list(folder.glob("checkpoints/*"))
+    if heading == "Passes that are no training":
+        assert names["loader"].step == 0 and torch.equal(next(iter(names["loader"]))[0], names["images"])
+    if heading == "What the loader says":
+        assert "fastload/*" in run.steps and {"fastload/images_per_second", "fastload/step"} <= run.logged.keys()
     if heading == "Accelerate":
         assert names["loader"].step == 14
         sys.modules["accelerate"].state.AcceleratorState._reset_state(reset_partial_state=True)
