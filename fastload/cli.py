@@ -230,7 +230,8 @@ def verify(
 def demo(
     data: Annotated[str | None, typer.Option(metavar="SOURCE", help="Your own training images, as for pack.")] = None,
     test: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Your test images; else --data has splits train and test.")
+        str | None,
+        typer.Option(metavar="SOURCE", help="Your test images; else --data has a split test or val."),
     ] = None,
     size: Annotated[str, typer.Option(help="Of the subsets: 4320, or a share.")] = "8.64%",
     steps: Annotated[int | None, typer.Option(help="Of each training; 60, or 300 with --data.")] = None,

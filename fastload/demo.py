@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +30,13 @@ from fastload.classes import label_map, mapped_labels
 from fastload.classifier import SIDE, accuracy, averaged, paper_classifier, paper_optimizer
 from fastload.device import resolve_device
 from fastload.digits import write_digits
-from fastload.errors import DataError, UsageError
+from fastload.errors import DataError, FastloadError, UsageError
 from fastload.loader import TwoPhaseLoader
 from fastload.packed import PackedFile
 from fastload.packed_set import labels_of
 from fastload.packing import pack
 from fastload.progress import progress_bar
+from fastload.sources import open_source
 from fastload.subset import DEFAULT_EPOCHS, DEFAULT_SIZE, build_subset, parse_size
 from fastload.subset_terminal import TerminalListener, duration
 from fastload.swap import planned_swap
@@ -95,8 +97,8 @@ def run_demo(
     """Do the whole job and print it; return the three trainings in the table's order.
 
     Arguments:
-        data, test: sources for `pack`, in place of the digits; `test` may be left out where `data` has train and
-            test splits. Images are packed at 32×32.
+        data, test: sources for `pack`, in place of the digits; `test` may be left out where `data` has splits train
+            and test, or train and val. Images are packed at 32×32.
         out: an empty or new folder that keeps all files; without it they are in a temporary one, gone at the end.
         size: of the subsets. epochs: of training the autoencoder.
         steps, batch_size: of each training; 60 of 64 for the digits, 300 of 256 for `data`.
@@ -200,22 +202,16 @@ class _Demo:
     def _pack_own(self, data: str, test: str | None) -> None:
         """Pack the user's sources at 32×32, which does nothing to images of that size."""
         if test is None:
-            for split, out in (("train", FULL), ("test", TEST)):
-                try:
-                    self._pack(os.path.abspath(data), out, split, RESIZE)
-                except UsageError as error:
-                    raise UsageError(
-                        f"{data}: without --test it must have the splits train and test; give --test"
-                    ) from error
-            return
-        self._pack_first_that_suits(data, FULL, (None, "train"))
-        self._pack_first_that_suits(test, TEST, ("test", None))
-
-    def _pack_first_that_suits(self, source: str, out: str, splits: tuple[str | None, str | None]) -> None:
-        try:
-            self._pack(os.path.abspath(source), out, splits[0], RESIZE)
-        except UsageError:  # no such split, or one must be named
-            self._pack(os.path.abspath(source), out, splits[1], RESIZE)
+            training: tuple[str | None, ...] = ("train",)
+            held_out: tuple[str | None, ...] = ("test", "val")
+            mend = "without --test, --data needs a split train, and test or val; give --test"
+        else:
+            training, held_out, mend = (None, "train"), ("test", "val", None), ""
+        sources = ((data, FULL, training), (data if test is None else test, TEST, held_out))
+        # Both before the first is packed.
+        chosen = [(source, out, _first_that_suits(source, splits, mend)) for source, out, splits in sources]
+        for source, out, split in chosen:
+            self._pack(os.path.abspath(source), out, split, RESIZE)
 
     def _check_classes(self) -> int:
         """Return the number of classes; refuse labels that the classifier cannot learn or the test set not share."""
@@ -333,6 +329,21 @@ class _Demo:
             f"images, where a difference under {chance:.1%} is chance, and a set that fits in memory needs no "
             "subset: no claim follows from it. Measured comparisons are in docs/results.md."
         )
+
+
+def _first_that_suits(source: str, splits: Sequence[str | None], mend: str) -> str | None:
+    """Return the first split that a source has; raise the reason why it has none of them, with `mend`."""
+    reasons: list[FastloadError] = []
+    for split in splits:
+        try:
+            open_source(source, split=split)
+            return split
+        except FastloadError as error:
+            reasons.append(error)
+    # What is wrong with a split tells more than that another is not there.
+    told = [reason for reason in reasons if not re.search("has no split|several splits", str(reason))]
+    reason = (told or reasons)[0]
+    raise type(reason)(f"{reason}{f' ({mend})' if mend else ''}") from reason
 
 
 def parse_swap(text: str) -> float | int:

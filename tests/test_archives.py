@@ -377,6 +377,26 @@ def test_patterns_of_more_names_than_anybody_has_are_refused_at_once(pattern: st
     refused("stands for .* names, more than 1,000,000", pattern, UsageError)
 
 
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("x.safetensors", b"\x08\0\0\0\0\0\0\0{}      ", "holds tensors by name; .*numpy.savez"),
+        ("x.csv", b"name,label\n" * 99, "is a table, not images"),
+        ("x.npy", b"\x93NUMPY\x01\0" + bytes(600), "holds one array; save images and labels together"),
+        ("x", b"PAR1" + bytes(600), "is a table; open it with datasets.load_dataset"),
+        ("x.7z", b"7z\xbc\xaf\x27\x1c" + bytes(600), "is a 7-Zip archive; unpack it"),
+        ("0.png", encode(noise()), "is one file of one image; give the folder"),
+        ("x.pkl", b"\x80\x04." * 300, "is a pickle, which may run code and is not loaded"),
+        ("x.gz", gzip.compress(b"text" * 999), "is compressed, but what is in it is no tar"),
+        ("x", b"text" * 999, "is no source that fastload knows"),
+        ("x", b"", "damaged or truncated tar .empty file.|is no source"),
+    ],
+)
+def test_what_is_no_source_is_named_for_what_it_is(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    refused(words, tmp_path / name)
+
+
 def test_ranges_are_as_in_a_shell(tmp_path: Path) -> None:
     for name in ("8", "9", "10", "08", "09"):
         (tmp_path / name).touch()

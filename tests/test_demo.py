@@ -16,7 +16,7 @@ from rich.console import Console
 
 from fastload import demo, digits
 from fastload.cli import main
-from fastload.errors import DataError, UsageError
+from fastload.errors import DataError, FastloadError, UsageError
 from fastload.install import install_command
 from fastload.packed import PackedFile
 
@@ -178,6 +178,35 @@ def test_test_sets_that_do_not_belong_to_the_training_set_are_refused(
     prepare(tmp_path / "a", tmp_path / "b")
     with pytest.raises(error, match=text):
         run(data=str(tmp_path / "a"), test=str(tmp_path / "b"), size="3")
+
+
+def test_val_serves_where_there_is_no_test_split_that_can(tmp_path: Path) -> None:
+    write_classes(tmp_path / "mine" / "train", 6)
+    write_classes(tmp_path / "mine" / "val", 3, seed=1)
+    (tmp_path / "mine" / "test").mkdir()
+    shutil.copy(tmp_path / "mine" / "val" / "ant" / "0.png", tmp_path / "mine" / "test")  # no class folders
+    trainings, text = run(data=str(tmp_path / "mine"), size="5", swap=3)
+    assert [one.name for one in trainings] == NAMES and "--split val" in text
+
+
+@pytest.mark.parametrize(
+    ("files", "text"),
+    [
+        (
+            ("train/a/0.png", "train/b/0.png", "test/0.png"),
+            "image 'test/0.png' stands in no class.*give --test",
+        ),
+        (("train/a/0.png", "train/b/0.png"), "has no split 'test'; its folders are .*give --test"),
+        (("a/0.png", "a/1.png"), "has no split 'train'; 2 images stand in one folder"),
+    ],
+)
+def test_data_that_does_not_do_is_refused_with_its_own_cause(tmp_path: Path, files: tuple[str, ...], text: str) -> None:
+    write_classes(tmp_path / "one", 1)
+    for name in files:
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tmp_path / "one" / "ant" / "0.png", tmp_path / "mine" / name)
+    with pytest.raises(FastloadError, match=text):
+        run(data=str(tmp_path / "mine"))
 
 
 def test_data_without_a_test_set_names_the_option(tmp_path: Path) -> None:

@@ -43,7 +43,9 @@ def choose_split(where: object, root: Folder, split: str | None) -> Choice:
             return Choice(top, rivals, across)
         if any(same(part, split) for same in _SAME for part in top.path.split("/")):
             return Choice(top, [])  # the only one there is
-        raise UsageError(f"{where}: has no split '{split}'; its folders are {_counts(_splits(top) or top.bearing)}")
+        folders = _splits(top) or top.bearing
+        there = f"its folders are {_counts(folders)}" if folders else f"{images_in(top)} stand in one folder"
+        raise UsageError(f"{where}: has no split '{split}'; {there}")
     inner = narrowed(found)
     further = _splits(inner)
     if len(further) > 1:

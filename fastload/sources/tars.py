@@ -18,6 +18,7 @@ import zstandard
 
 from fastload.errors import DataError, FastloadError
 from fastload.sources.members import Load, Member, check_unpacked_size, member_name, no_content
+from fastload.sources.other_formats import what_instead
 
 WINDOW = 1 << 31
 """The largest window of a zstd frame that is read, that of `zstd --long=31`; decompressing takes as much memory."""
@@ -299,7 +300,7 @@ def _tar_error(path: Path, error: Exception) -> DataError:
         return DataError(f"{path}: cannot be read ({error.strerror})")
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     if text.endswith("at byte 0"):
-        return DataError(f"{path}: is no source that fastload knows (not a tar, .npz or HDF5 file, nor a folder)")
+        return DataError(f"{path}: {what_instead(path)}")
     return DataError(f"{path}: is a damaged or truncated tar ({text}); fetch or make it again")
 
 
