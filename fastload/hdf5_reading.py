@@ -19,6 +19,7 @@ MOST_CHANNELS = 32
 """Channels that an image may have."""
 
 _LARGEST_ATTRIBUTE = 1 << 20
+_ADDRESS = re.compile("(s3|gs|az|abfs|hf|https?|ftp|file):/")  # a Path has made one slash of two
 
 
 def read_attribute(path: Path, holder: h5py.HLObject, name: str) -> Any:
@@ -44,6 +45,10 @@ def open_hdf5(path: Path) -> h5py.File:
     try:
         path.stat()
     except FileNotFoundError as error:
+        if _ADDRESS.match(str(path)):
+            raise DataError(
+                f"{path}: is an address, and only files on this machine are read; fetch it first"
+            ) from error
         raise DataError(f"{path}: no such file; make it with `fastload pack SOURCE {path.name}`") from error
     except (OSError, ValueError) as error:  # a name too long, a folder that may not be entered, a null byte
         reason = getattr(error, "strerror", None) or error
@@ -56,7 +61,7 @@ def open_hdf5(path: Path) -> h5py.File:
         with open(path, "rb") as handle:
             handle.read(1)
         if not h5py.is_hdf5(path):
-            raise DataError(f"{path}: is not an HDF5 file; `fastload pack SOURCE {path.name}` makes one")
+            raise DataError(f"{path}: is not an HDF5 file; `fastload pack {path.name} OUT.h5` makes one of a source")
         return h5py.File(path, "r", locking=False)
     except PermissionError as error:
         raise DataError(f"{path}: may not be read; check its permissions") from error

@@ -372,6 +372,14 @@ def test_addresses_are_no_paths(text: str, words: str) -> None:
     refused(words, text, UsageError)
 
 
+def test_a_command_for_packed_files_names_no_file_of_the_user_s_as_output(tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "real.zip", class_files())
+    with pytest.raises(DataError, match=r"is not an HDF5 file; `fastload pack real\.zip OUT\.h5` makes one"):
+        fastload.PackedFile(archive)
+    with pytest.raises(DataError, match="is an address, and only files on this machine are read"):
+        fastload.PackedFile("s3://bucket/full.h5")
+
+
 @pytest.mark.parametrize("pattern", ["{0000000000..9999999999}.tar", "{1..999999999999999999}{1..999999999999999999}"])
 def test_patterns_of_more_names_than_anybody_has_are_refused_at_once(pattern: str) -> None:
     refused("stands for .* names, more than 1,000,000", pattern, UsageError)
