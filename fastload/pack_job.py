@@ -28,6 +28,7 @@ from fastload.sources import Sample, Source
 from fastload.sources.base import Channels, NumberedNames
 
 _CHUNK_SAMPLES, _CHUNK_BYTES = 64, 1 << 20
+_WAITING_BYTES = 1 << 28  # of files in memory, beside the one that is read; each may have 256 MB
 
 Chunk = list[tuple[int, Sample]]
 Result = TypeVar("Result")
@@ -316,18 +317,23 @@ def _chunks(stream: Iterable[tuple[int, Sample]]) -> Iterator[Chunk]:
 def map_in_threads(
     work: Callable[[Chunk], Result], chunks: Iterable[Chunk], workers: int
 ) -> Generator[Result, None, None]:
-    """Yield work(chunk) in order, from threads, with at most two chunks a worker in memory.
+    """Yield work(chunk) in order, from threads, with at most two chunks a worker in memory, and few of large files.
 
     The first chunk (in order) that raises ends it; no thread is at work any more when this returns or raises.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="fastload-pack")
-    pending: deque[Future[Result]] = deque()
+    pending: deque[tuple[Future[Result], int]] = deque()
+    waiting = 0  # bytes
     try:
         for chunk in chunks:
-            pending.append(pool.submit(work, chunk))
-            if len(pending) >= 2 * workers:
-                yield pending.popleft().result()
+            size = sum(len(sample) for _, sample in chunk if isinstance(sample, bytes))
+            pending.append((pool.submit(work, chunk), size))
+            waiting += size
+            while len(pending) >= 2 * workers or waiting > _WAITING_BYTES:
+                done, size = pending.popleft()
+                yield done.result()
+                waiting -= size
         while pending:
-            yield pending.popleft().result()
+            yield pending.popleft()[0].result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

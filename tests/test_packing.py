@@ -21,6 +21,7 @@ from PIL import Image
 from samples import cifar_files, class_files, encode, noise, put, tar
 
 import fastload
+from fastload import pack_job
 from fastload.decoding import BrokenImage, decode
 from fastload.errors import DataError, UsageError
 from fastload.packed import PackedFile, damaged_rows, fingerprint
@@ -187,6 +188,21 @@ def test_packing_a_packed_file_again_keeps_ids_and_gives_the_originals_bytes_bac
     fastload.pack(tmp_path / "b.h5", tmp_path / "d.h5")  # encoded to raw
     fastload.pack(folder, tmp_path / "a.h5")
     assert np.array_equal(pixels_of(tmp_path / "d.h5"), pixels_of(tmp_path / "a.h5"))
+
+
+def test_large_files_wait_for_their_turn_however_many_workers_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack_job, "_WAITING_BYTES", 3000)
+    taken = 0
+
+    def chunks():
+        nonlocal taken
+        for index in range(20):
+            taken += 1
+            yield [(index, bytes(1000))]
+
+    for done, _ in enumerate(pack_job.map_in_threads(len, chunks(), workers=8)):
+        assert taken - done <= 4
+    assert done == 19
 
 
 def test_one_image_is_enough(tmp_path: Path) -> None:
