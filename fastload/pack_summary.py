@@ -11,6 +11,8 @@ import numpy as np
 from fastload.text import printable, shortened
 
 _LISTED = 20
+_AS_IS = "as in the source"
+_SORTED = f'{_AS_IS}; training with shuffle="block" wants --order shuffled'
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class PackSummary:
             f"{self.path}: {plural(self.images, 'image')} from {self.kind}",
             f"  stored   {self.storage}, {each}, {size}",
             f"  classes  {'none: the images have no labels' if self.unlabelled else describe_counts(self.counts)}",
-            f"  order    {'shuffled' if self.order == 'shuffled' else 'as in the source'}",
+            f"  order    {'shuffled' if self.order == 'shuffled' else _SORTED if len(self.counts) > 1 else _AS_IS}",
         ]
         lines += [f"  left out {text}" for text in self.left_out]
         if self.turned:

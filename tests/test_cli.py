@@ -345,7 +345,7 @@ def test_names_from_data_reach_no_terminal_as_they_are(tmp_path: Path, capsys: p
     good = encode(noise())
     files = {f"{HOSTILE}/{row}.png": good for row in range(3)} | {"b/0.png": good, "b/1.png": good}
     source, full = put(tmp_path / "s", files | {f"b/{HOSTILE}.png": b"no image"}), tmp_path / "full.h5"
-    told = [run(capsys, "pack", source, full, "--skip-broken", "-q"), run(capsys, "pack", source, full)]
+    told = [run(capsys, "pack", source, full, "--skip-broken"), run(capsys, "pack", source, full)]
     told += [run(capsys, "inspect", full), run(capsys, "inspect", full, "--json"), run(capsys, "verify", full)]
     subset = tmp_path / "subset.h5"
     told.append(run(capsys, "build-subset", full, subset, "--strategy", "random", "--size", 2))
