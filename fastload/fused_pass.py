@@ -26,10 +26,22 @@ class FusedPass:
     Arguments:
         path: the file to keep the state in. key: names the data and settings; a state of another key is not used.
         count: rows in all. begin: makes the strategy's first pass over embeddings of a width.
+        keep: bool [count], which rows the strategy sees; all, when None.
     """
 
-    def __init__(self, path: FolderFile | Path, key: str, count: int, begin: Callable[[int], Pass]) -> None:
+    def __init__(
+        self,
+        path: FolderFile | Path,
+        key: str,
+        count: int,
+        begin: Callable[[int], Pass],
+        keep: np.ndarray | None = None,
+    ) -> None:
         self.path, self._key, self._count, self._begin = path, key, count, begin
+        self._keep = np.ones(count, bool) if keep is None else keep
+        self._kept_before = np.concatenate([[0], np.cumsum(self._keep)])
+        self.rows = 0
+        """How many rows the pass has taken in."""
         self._pass: Pass | None = None
         self._hash = ResumableHash()
         self._first_hash, self.columns, self.passes = "", 0, 1
@@ -38,16 +50,12 @@ class FusedPass:
             saved = {name: tensor.numpy() for name, tensor in found[0].items()}
             facts = found[1]
             self._first_hash, self.columns, self.passes = facts["first_hash"], facts["columns"], facts["passes"]
+            self.rows = facts["rows"]
             self._pass = begin(self.columns)
             self._pass.restore({name[5:]: array for name, array in saved.items() if name.startswith("pass.")})
             self._hash = ResumableHash.restored(
                 {name[5:]: array for name, array in saved.items() if name.startswith("hash.")}
             )
-
-    @property
-    def rows(self) -> int:
-        """How many rows the pass has taken in."""
-        return 0 if self._pass is None else self._pass.rows
 
     @property
     def complete(self) -> bool:
@@ -67,7 +75,10 @@ class FusedPass:
             self._pass = self._begin(self.columns)
         if row == 0:
             self._hash = ResumableHash(hash_start((self._count, self.columns)))
-        self._pass.update(row, values)
+        kept = values[self._keep[row : row + len(values)]]
+        if len(kept):
+            self._pass.update(int(self._kept_before[row]), kept)
+        self.rows = row + len(values)
         self._hash.update(np.ascontiguousarray(values, "<f4"))
 
     def sync(self) -> None:
@@ -76,13 +87,14 @@ class FusedPass:
         tensors |= {f"pass.{name}": torch.from_numpy(np.asarray(a)) for name, a in self.strategy.save().items()}
         facts = {
             "key": self._key, "first_hash": self._first_hash, "columns": self.columns, "passes": self.passes,
+            "rows": self.rows,
         }  # fmt: skip
         save_tensors(self.path, tensors, facts)
 
     def again(self) -> None:
         """Begin another pass, which keeps more."""
         self._first_hash = self.hexdigest()
-        self._pass, self.passes = self.strategy.again(), self.passes + 1
+        self._pass, self.passes, self.rows = self.strategy.again(), self.passes + 1, 0
         self._hash = ResumableHash()
 
     def hexdigest(self) -> str:

@@ -168,4 +168,4 @@ def _pairs(values: Mapping[str, Any]) -> str:
 def _plain_text(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain_text(inner)}" for key, inner in value.items())
-    return "none" if value is None else str(value)
+    return "none" if value is None or value == "" else str(value)

@@ -41,6 +41,13 @@ def output_shape(file: Packed, resize: int | None) -> tuple[int, int, int]:
     return int(sizes[0, 0]), int(sizes[0, 1]), 3
 
 
+def sample_bytes(file: Packed, shape: tuple[int, int, int]) -> int:
+    """Return how many bytes a sample takes in a subset of images (H, W, C), at most: pixels, label, name, the rest."""
+    labels = 0 if file.labels is None else file.labels.nbytes // len(file)
+    names = 0 if file.names is None else 8 + max(len(name.encode()) for name in file.names)
+    return shape[0] * shape[1] * shape[2] + labels + names + 28  # id, digest, dimension, rank, score
+
+
 def _size(file: Packed, row: int) -> tuple[int, int]:
     try:
         return upright_sides(file.read(row))

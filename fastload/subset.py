@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ import torch
 import xxhash
 
 from fastload import needs
-from fastload.arguments import path_of, real, seed64, whole
+from fastload.arguments import flag, path_of, real, seed64, whole
 from fastload.autoencoder import (
     VIEW,
     Autoencoder,
@@ -36,6 +35,7 @@ from fastload.autoencoder import (
     train,
     weights_of,
 )
+from fastload.candidates import Candidates, KeptRows
 from fastload.embedding import (
     Encoder,
     autoencoder_encoder,
@@ -57,8 +57,6 @@ from fastload.packed_writer import check_target
 from fastload.ranks import Follower, Leader, joined
 from fastload.read_ahead import FileRows
 from fastload.selection import (
-    STRATEGIES,
-    STREAMING,
     Embeddings,
     Pass,
     Request,
@@ -66,12 +64,14 @@ from fastload.selection import (
     Selection,
     as_embeddings,
     select,
+    strategy_row,
 )
 from fastload.selection.embeddings import most_rows
-from fastload.selection.top_activations import list_length, read, strongest
-from fastload.sizing import decode_rows, output_shape
+from fastload.selection.top_activations import list_length, read, report_length
+from fastload.size import parse_size
+from fastload.sizing import decode_rows, output_shape, sample_bytes
 from fastload.stored_embeddings import hash_rows, open_stored
-from fastload.subset_report import Overlap, StepReport, SubsetReport, count_classes, measure_lists
+from fastload.subset_report import Overlap, StepReport, SubsetReport, count_classes, measure_lists, size_text
 from fastload.tensors import load_tensors, save_tensors
 from fastload.work import WorkFolder
 
@@ -80,6 +80,9 @@ DEFAULT_SIZE = "8.64%"
 
 DEFAULT_EPOCHS = 5
 """Measured on CIFAR-10 with two cores: two minutes, loss 0.38 after the first epoch and 0.14 after the fifth."""
+
+INCLUDED = -2
+"""In place of a dimension: the sample was named by --include."""
 
 PAPER_STEPS, PAPER_BATCH = 40_000, 1024
 STEPS = ("train", "embed", "analyse", "filter", "write")
@@ -113,6 +116,10 @@ def build_subset(
     size: int | float | str | None = None,
     per_dimension: int | None = None,
     balance_classes: bool = False,
+    equal_classes: bool = False,
+    include: Any = None,
+    exclude: Any = None,
+    keep_duplicates: bool = False,
     embeddings: str | os.PathLike[str] | None = None,
     embedding_ids: str | os.PathLike[str] | None = None,
     encoder: str | None = None,
@@ -151,7 +158,14 @@ def build_subset(
         size: how many samples: a number, a share like "8.64%", or a float in (0, 1). The default is "8.64%".
         per_dimension: instead of `size`, this many for each dimension: the plain union, of at most
             per_dimension × dimensions samples.
-        balance_classes: give each class its share; needs one integer label a sample.
+        balance_classes: with `size`, each class gives its share of the set; with `per_dimension`, its strongest so many
+            of each dimension. Needs one integer label a sample.
+        equal_classes: in place of it, all classes give the same number; one that is too small gives all it has.
+        include: ids or names that are chosen first, whatever their rank: a list, a text with commas between, or a file
+            with one a line. Classes are balanced among the rest.
+        exclude: ids or names that are never chosen, in the same forms.
+        keep_duplicates: choose also samples whose stored bytes are those of another. By default the lowest id of them
+            is chosen alone, unless there are too few others.
 
         embeddings: FILE.npy or FILE.h5:dataset, [N, D], one for each sample, in place of the first two steps.
         embedding_ids: FILE[:dataset] of the ids (or names) of the samples that the rows of `embeddings` are of. By
@@ -184,7 +198,7 @@ def build_subset(
     the state for the next call.
     """
     listener = listener or Listener()
-    with joined(alone=alone) as ranks:
+    with joined(alone=flag("alone", alone)) as ranks:
         if isinstance(ranks, Follower):
             state = follow(
                 ranks, full, images=images, labels=labels, encoder=encoder, input_size=input_size, seed=seed,
@@ -192,6 +206,12 @@ def build_subset(
             )  # fmt: skip
             return SubsetReport.from_state(state)
         out, seed = path_of("out", out), seed64(seed)
+        balance_classes, keep = flag("balance_classes", balance_classes), flag("keep", keep)
+        equal_classes, fresh = flag("equal_classes", equal_classes), flag("fresh", fresh)
+        keep_duplicates = flag("keep_duplicates", keep_duplicates)
+        for name, value in (("strategy", strategy), ("preset", preset), ("device", device), ("engine", engine)):
+            if value is not None and not isinstance(value, str):
+                raise UsageError(f"{name}={value!r}; it must be a text")
         learning_rate, epochs = real("learning_rate", learning_rate), None if epochs is None else real("epochs", epochs)
         per_dimension, input_size, embedding_size, batch_size, resize, threads = (
             None if value is None else whole(name, value)
@@ -212,7 +232,20 @@ def build_subset(
         with open_packed(full, images=images, labels=labels) as file, torch_threads(_thread_count(threads)):
             _check_full(file, out)
             _check_replaceable(out)
-            choice = _Choice.parse(file, strategy, size, per_dimension, balance_classes, seed)
+            balance = "equal" if equal_classes else "shares" if balance_classes else ""
+            if equal_classes and balance_classes:
+                raise UsageError("--balance-classes and --equal-classes: give one of the two")
+            shape = output_shape(file, resize)
+            choice = _Choice.parse(file, strategy, size, per_dimension, balance, seed, shape)
+            candidates = Candidates.of(file, include, exclude, keep_duplicates)
+            if candidates.duplicates and choice.size is not None:
+                distinct = int(candidates.keep.sum()) + len(candidates.included)
+                if choice.size > distinct:
+                    listener.note(
+                        f"there are {distinct:,} distinct samples for {choice.size:,}: duplicates are chosen too"
+                    )
+                    candidates = Candidates.of(file, include, exclude, True)
+            choice.check(candidates)
             training = _training(
                 len(file), preset, epochs, batch_size, learning_rate, embedding_size, seed,
                 own=_own_source(embeddings, encoder, input_size),
@@ -228,7 +261,8 @@ def build_subset(
                 brought = open_embeddings(embeddings, file, embedding_ids)
             with WorkFolder(out, fresh=fresh) as work:
                 builder = _Builder(
-                    file=file, out=out, work=work, listener=listener, choice=choice, training=training,
+                    file=file, out=out, work=work, listener=listener, choice=choice, candidates=candidates,
+                    shape=shape, training=training,
                     encoder=loaded, brought=brought, resize=resize, device=resolved, engine=engine,
                     threads=_thread_count(threads), keep=keep, ranks=ranks,
                 )  # fmt: skip
@@ -256,15 +290,21 @@ class _Choice:
     strategy: str
     size: int | None
     per_dimension: int | None
-    balance: bool
+    balance: str
     seed: int
 
     @classmethod
     def parse(
-        cls, file: Packed, strategy: str, size: Any, per_dimension: int | None, balance: bool, seed: int
+        cls,
+        file: Packed,
+        strategy: str,
+        size: Any,
+        per_dimension: int | None,
+        balance: str,
+        seed: int,
+        shape: tuple[int, int, int],
     ) -> _Choice:
-        if strategy not in STRATEGIES:
-            raise UsageError(f"strategy {strategy!r} is unknown; choose one of {', '.join(sorted(STRATEGIES))}")
+        row = strategy_row(strategy)
         if size is not None and per_dimension is not None:
             raise UsageError("--size and --per-dimension: give one of the two")
         if balance:
@@ -275,43 +315,35 @@ class _Choice:
                     "needs one integer class a sample"
                 )
         if per_dimension is not None:
-            if strategy == "random":
-                raise UsageError("--per-dimension: random has no dimensions; give --size")
+            if not row.per_dimension:
+                raise UsageError(f"--per-dimension: {strategy} has no dimensions; give --size")
             if not 1 <= per_dimension <= len(file):
                 raise UsageError(
                     f"--per-dimension {per_dimension}: choose from 1 to the {len(file):,} samples of {file.path}"
                 )
             return cls(strategy, None, per_dimension, balance, seed)
-        return cls(strategy, parse_size(DEFAULT_SIZE if size is None else size, len(file)), None, balance, seed)
+        wanted = parse_size(DEFAULT_SIZE if size is None else size, len(file), sample_bytes(file, shape))
+        return cls(strategy, wanted, None, balance, seed)
+
+    def check(self, candidates: Candidates) -> None:
+        """Raise UsageError where the samples that may be chosen are too few, or none are left to choose."""
+        left, named = int(candidates.keep.sum()), len(candidates.included)
+        if self.size is not None and self.size <= named:
+            raise UsageError(f"--size {self.size:,}: {named:,} are named by --include already; choose a larger size")
+        wanted = (self.size or 0) - named if self.size is not None else self.per_dimension or 1
+        if wanted > left:
+            raise UsageError(
+                f"{wanted:,} samples were asked for, but {left:,} are left to choose from ({candidates.excluded:,} are "
+                "excluded)"
+            )
 
     @property
     def embeds(self) -> bool:
-        return self.strategy != "random"
+        return strategy_row(self.strategy).needs_embeddings
 
     def state(self) -> dict[str, Any]:
-        return {"size": self.size, "per_dimension": self.per_dimension, "balance_classes": self.balance}
-
-
-def parse_size(size: int | float | str, count: int) -> int:
-    """Return how many samples `size` means of `count`: 4320, "4320", "8.64%" or 0.0864; halves are rounded up."""
-    text = str(size).strip().replace(",", "").replace("_", "")
-    try:
-        share = text.endswith("%") or isinstance(size, float | np.floating)
-        number = Decimal(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        if not number.is_finite() or (not share and number != int(number)):
-            raise InvalidOperation
-    except InvalidOperation as error:
-        raise UsageError(f"--size {size}: it is a number of samples, or a share like 8.64%") from error
-    if share and not 0 < number <= 1:
-        raise UsageError(f"--size {size}: a share lies above 0% and at or below 100%")
-    wanted = int((number * count).quantize(Decimal(1), ROUND_HALF_UP)) if share else int(number)
-    if share:
-        wanted = max(1, wanted)
-    if wanted < 1:
-        raise UsageError(f"--size {size}: choose at least 1 sample")
-    if wanted > count:
-        raise UsageError(f"--size {size}: {wanted:,} samples were asked for, but the full set has {count:,}")
-    return wanted
+        found = {"size": self.size, "per_dimension": self.per_dimension, "balance_classes": bool(self.balance)}
+        return found | ({"equal_classes": True} if self.balance == "equal" else {})
 
 
 def _check_full(file: Packed, out: Path) -> None:
@@ -394,6 +426,8 @@ class _Builder:
     work: WorkFolder
     listener: Listener
     choice: _Choice
+    candidates: Candidates
+    shape: tuple[int, int, int]
     training: Training
     encoder: Encoder | None
     brought: OwnEmbeddings | None
@@ -412,8 +446,10 @@ class _Builder:
         self._redone = False
         self._data = data_state(self.file)
         balance = self.choice.balance
-        # Rows of the embeddings, which need not stand in the full set's order.
-        row_of = slice(None) if self.brought is None else self.brought.row_of
+        # Rows of the embeddings, which need not stand in the full set's order; those that may be chosen of them.
+        row_of = np.arange(len(self.file)) if self.brought is None else self.brought.row_of
+        self._kept = self.candidates.keep[row_of]
+        row_of = row_of[self._kept]
         self._ids = self.file.ids[row_of]
         self._labels = labels_of(self.file, "--balance-classes")[row_of] if balance else None
         self._samples = Samples.of(self._ids, self._labels)
@@ -425,13 +461,12 @@ class _Builder:
             if self.brought is None
             else {"embedding_ids": xxhash.xxh3_128_hexdigest(np.ascontiguousarray(self._ids).data)}
         )
-        self._streams = self.choice.strategy in STREAMING
+        self._streams = strategy_row(self.choice.strategy).streams is not None
         self._train_settings = {**self._data, **self.training.state(), "view": VIEW.state()}
 
     def build(self) -> SubsetReport:
         for text in self.work.notes:
             self.listener.note(text)
-        self._shape = output_shape(self.file, self.resize)
         self._announce()
         encoder = self._train() if self.trains else self._skip("train", self.encoder)
         embedded = self._embed(encoder) if encoder is not None else self._own_embeddings()
@@ -495,7 +530,7 @@ class _Builder:
                 found.device_memory = max(found.device_memory, listing)
                 topk.compile_for(device)
         found.seconds["analyse"] = count * needs.CHOOSE_SECONDS + (0 if fused else count * columns * 4 / 1e9)
-        height, width, channels = self._shape
+        height, width, channels = self.shape
         subset = size * height * width * channels
         found.disk += subset + size * (64 + (0 if file.labels is None else file.labels.nbytes // count))
         found.seconds["write"] = subset / 200e6 + (size / (400 * self.threads) if file.shape is None else 0)
@@ -583,8 +618,11 @@ class _Builder:
         if done or first or self.keep or not self._streams:
             stored = open_stored(self.work.file("embeddings.npy")) if done else None
             return _EmbedPlan(settings, done, first, stored.shape[1] if stored else 0, None)
-        settings |= {"strategy": self.choice.strategy, **self.choice.state(), **self._labels_hash}
-        fused = FusedPass(self.work.file("lists.safetensors"), _hash(settings), len(self.file), self._begin_pass)
+        settings |= {"strategy": self.choice.strategy, **self.choice.state(), **self._labels_hash, **self._order_hash}
+        fused = FusedPass(
+            self.work.file("lists.safetensors"), _hash(settings), len(self.file), self._begin_pass,
+            None if self._kept.all() else self._kept,
+        )  # fmt: skip
         done = fused.complete and self.work.finished("embed", settings) is not None
         return _EmbedPlan(settings, done, fused.rows, fused.columns, fused)
 
@@ -678,17 +716,26 @@ class _Builder:
     # -- analyse, filter, write -------------------------------------------------------------------
 
     def _request(self, device: str = "cpu") -> Request:
-        return Request(self.choice.size, self.choice.per_dimension, self.choice.seed, device, self.threads)
+        size = None if self.choice.size is None else self.choice.size - len(self.candidates.included)
+        return Request(
+            size,
+            self.choice.per_dimension,
+            self.choice.seed,
+            device,
+            self.threads,
+            None,
+            self.choice.balance == "equal",
+        )
 
     def _report_length(self, columns: int) -> int:
         """Return how many of each dimension's strongest samples the report looks at: those that a plain union takes."""
-        return self.choice.per_dimension or math.ceil((self.choice.size or 1) / columns)
+        return report_length(self._request(), columns)
 
     def _begin_pass(self, columns: int, device: str = "cpu") -> Pass:
         # On the CPU unless said otherwise: the encoder's chunks come there to be hashed, and listing takes 0.3 ms each.
-        return STREAMING[self.choice.strategy](
-            self._samples, self._request(device), columns, report=self._report_length(columns)
-        )
+        begin = strategy_row(self.choice.strategy).streams
+        assert begin is not None
+        return begin(self._samples, self._request(device), columns, report=self._report_length(columns))
 
     def _analyse(self, embedded: _Embedded) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         settings = {
@@ -711,6 +758,7 @@ class _Builder:
             "ids": np.asarray(selection.ids, np.int64), "dimension": np.asarray(selection.dimension, np.int32),
             "rank": np.asarray(selection.rank, np.int32), "score": np.asarray(selection.score, np.float32),
         }  # fmt: skip
+        chosen = self._with_included(chosen)
         facts = _selection_facts(chosen, strongest, selection.report)
         seconds = time.monotonic() - began
         save_tensors(path, {name: torch.from_numpy(array) for name, array in chosen.items()}, {"key": _hash(settings)})
@@ -718,13 +766,24 @@ class _Builder:
         self._report("analyse", "done", seconds, self.choice.strategy)
         return chosen, facts
 
+    def _with_included(self, chosen: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Put the samples that are named to be chosen before the others, as of dimension -2."""
+        rows = self.candidates.included
+        named = {
+            "ids": self.file.ids[rows], "dimension": np.full(len(rows), INCLUDED, np.int32),
+            "rank": np.arange(len(rows), dtype=np.int32), "score": np.zeros(len(rows), np.float32),
+        }  # fmt: skip
+        return {name: np.concatenate([named[name], chosen[name]]) for name in chosen}
+
     def _select(self, embedded: _Embedded) -> tuple[Selection, TopKState | None]:
         """Return the selection and each dimension's strongest samples, None without embeddings."""
         if embedded.lists is not None:
             selection = embedded.lists.selection()
             assert selection is not None, "embedding goes on until the lists are long enough"
             return selection, embedded.lists.strongest()
-        vectors, count = embedded.vectors, len(self.file)
+        vectors, count = embedded.vectors, len(self._samples)
+        if vectors is not None and not self._kept.all():
+            vectors = KeptRows(vectors, self._kept)
 
         def advance(done: int, total: int) -> None:
             self.listener.advance(done)
@@ -738,14 +797,12 @@ class _Builder:
         # A strategy that looks at no embeddings gets a column of zeros that takes no memory.
         seen = np.broadcast_to(np.float32(0), (count, 1)) if vectors is None else vectors
         selection = select(
-            self.choice.strategy, seen, self._ids, size=self.choice.size,
-            per_dimension=self.choice.per_dimension, labels=self._labels,
+            self.choice.strategy, seen, self._ids, size=self._request().size,
+            per_dimension=self.choice.per_dimension, labels=self._labels, equal=self.choice.balance == "equal",
             seed=self.choice.seed, device=self.device, threads=self.threads, progress=advance,
+            overlap=vectors is not None,
         )  # fmt: skip
-        if vectors is None:
-            return selection, None
-        k = self._report_length(vectors.shape[1])
-        return selection, strongest(as_embeddings(vectors), k, self.threads)
+        return selection, None
 
     def _filter(self, ids: np.ndarray) -> np.ndarray:
         """Return the chosen samples' rows in the full file, in order of choice; their stored bytes are verified."""
@@ -773,21 +830,22 @@ class _Builder:
             "seed": np.uint64(self.choice.seed),
             "full_fingerprint": self.file.fingerprint,
             "embeddings": hashed,
-            "embedding_order": "" if self.brought is None else self.brought.rule,
         }
+        if self.brought is not None:
+            attributes["embedding_order"] = self.brought.rule
         labels, names = self.file.labels, self.file.names
         table = SelectionTable(chosen["dimension"], chosen["rank"], chosen["score"], attributes)
         writer = PackedWriter(
-            self.out, shape=(len(rows), *self._shape), labels=None if labels is None else labels[rows],
+            self.out, shape=(len(rows), *self.shape), labels=None if labels is None else labels[rows],
             ids=chosen["ids"], classes=self.file.classes, source={"kind": "subset", "of": self.file.source},
             selection=table, names=None if names is None else [names[row] for row in rows.tolist()],
         )  # fmt: skip
         with writer:
-            for index, pixels in decode_rows(self.file, rows, self.resize, self._shape, self.threads):
+            for index, pixels in decode_rows(self.file, rows, self.resize, self.shape, self.threads):
                 writer.write(index, pixels)
                 if index % 64 == 63:
                     self.listener.advance(index + 1)
-        self._report("write", "done", time.monotonic() - began, f"{self.out.stat().st_size / 1e6:,.1f} MB")
+        self._report("write", "done", time.monotonic() - began, size_text(self.out.stat().st_size))
 
     def _summary(
         self, chosen: dict[str, np.ndarray], facts: dict[str, Any], rows: np.ndarray, hashed: str
@@ -801,6 +859,13 @@ class _Builder:
             classes=count_classes(self.file, rows),
             per_dimension=np.bincount(given, minlength=dimensions)[:dimensions], dead=list(facts["dead"]),
             filled=int(facts["filled"]), overlap=Overlap(**facts["overlap"]) if facts["overlap"] else None,
+            ids=chosen["ids"].tolist(),
+            names=None if self.file.names is None else [self.file.names[row] for row in rows.tolist()],
+            embedding_order="" if self.brought is None else self.brought.rule,
+            left_out={
+                "included": len(self.candidates.included), "excluded": self.candidates.excluded,
+                "exact duplicates left out": self.candidates.duplicates,
+            },
         )  # fmt: skip
 
     @contextlib.contextmanager
@@ -856,14 +921,17 @@ class _Embedded:
 def _selection_facts(
     chosen: dict[str, np.ndarray], strongest: TopKState | None, report: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what the summary tells; a strategy may have made other dimensions than the embeddings have."""
-    if strongest is None:
-        return {"dimensions": 0, "dead": [], "filled": 0, "overlap": None}
-    overlap, dead = measure_lists(strongest)
-    return {
-        "dimensions": report.get("dimensions", len(strongest.minimum)), "dead": dead,
-        "filled": int((chosen["dimension"] < 0).sum()), "overlap": dataclasses.asdict(overlap),
+    """Return what the summary tells: of the strategy's own dimensions, clusters or pairs, as far as it says."""
+    given = chosen["dimension"][chosen["dimension"] >= 0]
+    facts = {
+        "dimensions": int(report.get("dimensions", given.max() + 1 if len(given) else 0)),
+        "dead": report.get("dead_dimensions", []), "filled": int(report.get("filled_at_random", 0)),
+        "overlap": report.get("lists"),
     }  # fmt: skip
+    if strongest is not None:
+        overlap, dead = measure_lists(strongest)
+        facts |= {"overlap": dataclasses.asdict(overlap), "dead": dead}
+    return facts
 
 
 def _hash(settings: dict[str, Any]) -> str:

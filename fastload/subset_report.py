@@ -6,16 +6,15 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fastload.kernels.topk import TopKState
 from fastload.packed_set import Packed
+from fastload.selection.top_activations import measure_overlap
+from fastload.terminal import rows
 from fastload.text import printable
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 STEP_TITLES = {
     "train": "train the autoencoder",
@@ -24,6 +23,10 @@ STEP_TITLES = {
     "filter": "filter",
     "write": "write",
 }
+UNITS = {"combinations": "pair", "kmeans": "cluster", "pca": "direction"}
+"""What a strategy's selection calls `dimension`, where that is none of the embedding's."""
+
+HINT = "Trained on alone, such subsets of CIFAR-10 were worse than random ones (docs/results.md): compare."
 _ENDS = 3
 _MOST_CLASSES = 10_000
 
@@ -63,8 +66,11 @@ class SubsetReport:
 
     `chosen` samples of `total`; `settings` as asked for; `losses` of the autoencoder, an epoch each; `classes` as
     (name, chosen, total), empty where labels are no classes; `per_dimension` int64 [D], the samples that each
-    dimension gave; `dead` dimensions that never vary; `filled`: samples that no dimension gave; `overlap` is None
-    without embeddings; `full_fingerprint` and `embeddings_hash` as in the subset's attributes.
+    dimension (the strategy's own: pair, cluster, direction) gave; `dead` dimensions that never vary; `filled`: samples
+    that no dimension gave; `overlap` is None where the strategy keeps no lists; `full_fingerprint` and
+    `embeddings_hash` as in the subset's attributes; `ids` in order of choice, and `names` where the full set holds
+    them; `embedding_order`: how it is known whose embeddings are whose, where they were brought; `left_out` counts
+    those included by name, excluded, and left out as exact duplicates.
     """
 
     full: Path
@@ -83,6 +89,10 @@ class SubsetReport:
     dead: list[int]
     filled: int
     overlap: Overlap | None
+    ids: list[int] = dataclasses.field(default_factory=list)
+    names: list[str] | None = None
+    embedding_order: str = ""
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def state(self) -> dict[str, Any]:
         """Return the report as JSON-able plain values."""
@@ -91,6 +101,7 @@ class SubsetReport:
             "full": str(self.full),
             "out": str(self.out),
             "settings": dict(self.settings),
+            "left_out": dict(self.left_out),
             "steps": [dataclasses.asdict(step) for step in self.steps],
             "classes": [{"name": name, "chosen": chosen, "total": total} for name, chosen, total in self.classes],
             "per_dimension": self.per_dimension.tolist(),
@@ -113,25 +124,9 @@ class SubsetReport:
         }  # fmt: skip
         return cls(**(dict(state) | changed))
 
-    def show(self, console: Console) -> None:
-        """Print the report as tables."""
-        from rich.markup import escape
-        from rich.table import Table
-
-        times = Table("step", "how", "time", "", title="Steps", title_justify="left")
-        for step in self.steps:
-            times.add_row(STEP_TITLES[step.step], step.how, f"{step.seconds:,.1f} s", step.detail)
-        times.add_row("[bold]total", "", f"[bold]{sum(step.seconds for step in self.steps):,.1f} s", "")
-        console.print(times)
-        facts = Table(show_header=False, title=escape(printable(str(self.out))), title_justify="left")
-        for name, value in self._facts():
-            facts.add_row(name, value)
-        console.print(facts)
-        if self.classes:
-            table = Table("class", "chosen", "of", "share", title="Classes", title_justify="left")
-            for name, chosen, total in self._shown_classes():
-                table.add_row(escape(printable(name)), f"{chosen:,}", f"{total:,}", f"{chosen / max(1, total):.2%}")
-            console.print(table)
+    def __str__(self) -> str:
+        """The report as lines for a person."""
+        return rows(f"{self.out}, chosen from {self.full}", self._facts())
 
     def _shown_classes(self) -> list[tuple[str, int, int]]:
         """All classes up to 20; beyond, those with the most and the fewest chosen."""
@@ -143,49 +138,80 @@ class SubsetReport:
     def _facts(self) -> list[tuple[str, str]]:
         facts = [("samples", f"{self.chosen:,} of {self.total:,} ({self.chosen / self.total:.2%})")]
         facts.append(("strategy", f"{self.strategy}, seed {self.seed}"))
+        if self.strategy == "top-activations":
+            facts.append(("", HINT))
+        if self.embedding_order:
+            facts.append(("embeddings", printable(self.embedding_order)))
+        named = [f"{count:,} {what}" for what, count in self.left_out.items() if count]
+        if named:
+            facts.append(("lists", ", ".join(named)))
         if self.losses:
-            facts.append(
-                ("autoencoder's loss", f"{self.losses[0]:.3f} → {self.losses[-1]:.3f} in {len(self.losses)} epochs")
-            )
-        counts = self.per_dimension
+            epochs = "epoch" if len(self.losses) == 1 else "epochs"
+            course = " → ".join(f"{loss:.3f}" for loss in dict.fromkeys((self.losses[0], self.losses[-1])))
+            facts.append(("autoencoder", f"loss {course} in {len(self.losses):,} {epochs}"))
+        facts += self._dimension_facts()
+        if self.classes:
+            facts.append(("classes", self._class_lines()))
+        facts.append(("time", f"{sum(step.seconds for step in self.steps):,.1f} s"))
+        return facts
+
+    def _dimension_facts(self) -> list[tuple[str, str]]:
+        counts, facts = self.per_dimension, list[tuple[str, str]]()
         if not len(counts):
             return facts
+        unit = UNITS.get(self.strategy, "dimension")
         if (asked := self.settings.get("per_dimension")) is not None:
+            balanced = self.settings.get("balance_classes") and len(self.classes) > 1
+            classes = f" × {len(self.classes):,} classes" if balanced else ""
+            entries = asked * len(counts) * (len(self.classes) if balanced else 1)
+            distinct = self.chosen - self.left_out.get("included", 0)
             facts.append(
-                (
-                    "union",
-                    f"{self.chosen:,} distinct of {asked * len(counts):,} ({asked:,} × {len(counts):,} dimensions)",
-                )
+                ("union", f"{distinct:,} distinct of {entries:,} ({asked:,} × {len(counts):,} {unit}s{classes})")
             )
-        facts.append(("a dimension gave", f"{counts.min():,} to {counts.max():,}, median {np.median(counts):,.0f}"))
-        order = np.argsort(-counts, kind="stable")
-        facts.append(("most", _listed(order[:_ENDS], counts)))
-        facts.append(("fewest", _listed(order[::-1][:_ENDS], counts)))
-        if self.overlap is not None:
+        low, high = int(counts.min()), int(counts.max())
+        spread = f"{low:,} each" if low == high else f"{low:,} to {high:,}, {np.median(counts):,.0f} in the median"
+        facts.append((f"a {unit} gave", spread))
+        if low != high:
+            order = np.argsort(-counts, kind="stable")
+            facts.append(("most", _listed(order[:_ENDS], counts, unit)))
+            facts.append(("fewest", _listed(order[::-1][:_ENDS], counts, unit)))
+        if self.overlap is not None and self.overlap.entries:
             lap = self.overlap
-            lists = f"the {lap.k:,} strongest of each dimension are {lap.distinct:,} samples"
-            facts.append(("overlap", f"{lap.share:.1%}: {lists}; one is in {lap.most} lists"))
+            strongest = "the strongest" if lap.k == 1 else f"the {lap.k:,} strongest"
+            lists = "1 list" if lap.most == 1 else f"{lap.most:,} lists"
+            text = f"{lap.share:.1%}: {strongest} of each {unit} are {lap.distinct:,} samples; one is in {lists}"
+            facts.append(("overlap", text))
         dead = ", ".join(map(str, self.dead[:8])) + (", …" if len(self.dead) > 8 else "")
-        facts.append(("dead dimensions", f"{len(self.dead):,}" + (f" ({dead})" if self.dead else "")))
+        facts.append((f"dead {unit}s", f"{len(self.dead):,}" + (f" ({dead})" if self.dead else "")))
         facts.append(("filled at random", f"{self.filled:,}"))
         return facts
 
+    def _class_lines(self) -> str:
+        shown = [(printable(name), chosen, total) for name, chosen, total in self._shown_classes()]
+        width = max(len(name) for name, _, _ in shown)
+        rule = ""
+        if self.settings.get("balance_classes"):
+            rule = "equal counts" if self.settings.get("equal_classes") else "shares of the set"
+            rule = ", balanced: " + ("so many of each dimension" if self.settings.get("per_dimension") else rule)
+        lines = [f"{name:<{width}} {chosen:>7,} of {of:,} ({chosen / max(1, of):.2%})" for name, chosen, of in shown]
+        return "\n".join([f"{len(self.classes):,}{rule}", *lines])
 
-def _listed(dimensions: np.ndarray, counts: np.ndarray) -> str:
-    return ", ".join(f"dimension {d}: {counts[d]:,}" for d in dimensions)
+
+def _listed(dimensions: np.ndarray, counts: np.ndarray, unit: str) -> str:
+    return ", ".join(f"{unit} {d}: {counts[d]:,}" for d in dimensions)
+
+
+def size_text(count: float) -> str:
+    """Return bytes as people say them: 812 kB, 13.5 MB, 16.7 GB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{max(1, round(count / 1e3)):,} kB"
 
 
 def measure_lists(strongest: TopKState) -> tuple[Overlap, list[int]]:
-    """Return the overlap of the dimensions' lists of their strongest samples (one group), and the dead dimensions.
-
-    Only what is above a dimension's minimum counts, as in the selection.
-    """
-    k = strongest.values.shape[2]
-    listed = np.arange(k) < strongest.counts[0][:, None]
-    real = listed & (strongest.values[0] > strongest.minimum[:, None])
-    _, times = np.unique(strongest.ids[0][real], return_counts=True)
-    overlap = Overlap(k, int(times.sum()), len(times), int(times.max()) if len(times) else 0)
-    return overlap, np.flatnonzero(strongest.minimum == strongest.maximum).tolist()
+    """Return the overlap of the dimensions' lists of their strongest samples (one group), and the dead dimensions."""
+    return Overlap(**measure_overlap(strongest)), np.flatnonzero(strongest.minimum == strongest.maximum).tolist()
 
 
 def count_classes(file: Packed, rows: np.ndarray) -> list[tuple[str, int, int]]:

@@ -6,12 +6,10 @@ import contextlib
 import json as json_text
 from collections.abc import Callable
 
-from rich.console import Console
-
 from fastload.needs import Needs
 from fastload.progress import progress_bar
 from fastload.subset import Listener
-from fastload.subset_report import STEP_TITLES, StepReport, SubsetReport
+from fastload.subset_report import STEP_TITLES, StepReport, SubsetReport, size_text
 from fastload.terminal import tell
 
 _UNITS = {"train": "steps", "embed": "images", "analyse": "images", "filter": "images", "write": "images"}
@@ -74,7 +72,7 @@ class TerminalListener(Listener):
 
 
 def _amount(needed: int, there: int | None, word: str) -> str:
-    return f"about {needed / 1e6:,.0f} MB" + ("" if there is None else f" of {there / 1e6:,.0f} MB {word}")
+    return f"about {size_text(needed)}" + ("" if there is None else f" of {size_text(there)} {word}")
 
 
 def duration(seconds: float) -> str:
@@ -90,8 +88,8 @@ def duration(seconds: float) -> str:
 
 
 def print_report(report: SubsetReport, *, json: bool, quiet: bool) -> None:
-    """Print the report on stdout: tables, JSON, or nothing."""
+    """Print the report on stdout: lines, JSON, or nothing."""
     if json:
         print(json_text.dumps(report.state(), indent=1))
     elif not quiet:
-        report.show(Console())
+        tell(str(report))

@@ -178,7 +178,7 @@ def _selection_problems(file: PackedFile) -> list[str]:
     found = []
     for name, wrong, what in (
         ("score", ~np.isfinite(score), "not finite"),
-        ("dimension", dimension < -1, "below -1, which stands for none"),
+        ("dimension", dimension < -2, "below -1 and -2, which stand for none and for included by name"),
         ("rank", rank < 0, "below 0"),
     ):
         if wrong.any():
@@ -195,7 +195,7 @@ def _selection_problems(file: PackedFile) -> list[str]:
     size, most = settings.get("size"), settings.get("per_dimension")
     if isinstance(size, int) and size != len(file):
         found.append(f"its settings say {size:,} samples, and it has {len(file):,}")
-    if isinstance(most, int) and ((rank >= most).any() or (dimension < 0).any()):
+    if isinstance(most, int) and ((rank[dimension >= 0] >= most).any() or (dimension == -1).any()):
         found.append(f"'selection' holds samples that are not among the {most:,} strongest of a dimension")
     if table.attributes.get("strategy") in STRATEGIES:
         found += _list_problems(file, bool(settings.get("balance_classes")))
@@ -214,7 +214,7 @@ def _list_problems(file: PackedFile, balanced: bool) -> list[str]:
     """A list (a dimension's, of a class where classes are balanced) has one sample a rank, and falling scores."""
     table = file.selection
     assert table is not None
-    if table.attributes["strategy"] == "random" and (table.dimension != -1).any():
+    if table.attributes["strategy"] == "random" and (table.dimension >= 0).any():
         return ["'selection/dimension' names dimensions, though samples were chosen at random"]
     by_class = balanced and file.labels is not None and file.labels.ndim == 1
     group = file.labels if by_class and file.labels is not None else np.zeros(len(file), np.int64)

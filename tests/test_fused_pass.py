@@ -17,7 +17,7 @@ from fastload.errors import DataError
 from fastload.folder_files import FolderFile
 from fastload.fused_pass import FusedPass
 from fastload.packed import PackedFile
-from fastload.selection import STRATEGIES, STREAMING, Request, Samples, select
+from fastload.selection import STRATEGIES, Request, Samples, StrategyRow, select
 from fastload.stored_embeddings import hash_rows
 from fastload.subset import Listener
 from fastload.subset_report import measure_lists
@@ -197,10 +197,10 @@ def test_a_strategy_that_looks_more_than_once_gets_stored_embeddings(full, tmp_p
         assert (first == again).all() and first.shape == (ROWS, 12)
         return select("random", None, samples.sorted_ids, size=request.size, seed=request.seed)
 
-    monkeypatch.setitem(STRATEGIES, "twice", twice)
+    monkeypatch.setitem(STRATEGIES, "twice", StrategyRow(twice))
     heard = Watcher()
     report = build(full, tmp_path / "s.h5", strategy="twice", listener=heard)
-    assert found == [{"embeddings.npy"}] and report.overlap.k == 25
+    assert found == [{"embeddings.npy"}] and report.overlap is None and report.filled == 0
     assert heard.told.disk > ROWS * 12 * 4
 
 
@@ -245,7 +245,7 @@ def test_neither_chunks_nor_interruptions_change_lists_or_hash(data, tmp_path_fa
 
     def opened():
         request = Request(size, threads=data.draw(st.integers(1, 2)))
-        return FusedPass(path, "key", n, lambda d: STREAMING["top-activations"](samples, request, d, report=k))
+        return FusedPass(path, "key", n, lambda d: STRATEGIES["top-activations"].streams(samples, request, d, report=k))
 
     passing = opened()
     while True:
@@ -280,7 +280,7 @@ def test_neither_chunks_nor_interruptions_change_lists_or_hash(data, tmp_path_fa
 
 def test_rows_out_of_turn_are_refused():
     samples = Samples.of(np.arange(9))
-    lists = STREAMING["top-activations"](samples, Request(2), 3)
+    lists = STRATEGIES["top-activations"].streams(samples, Request(2), 3)
     lists.update(0, np.zeros((4, 3), np.float32))
     for first in (0, 5):
         with pytest.raises(DataError, match="after 4 of 9"):

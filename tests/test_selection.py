@@ -8,6 +8,7 @@ from fractions import Fraction
 import h5py
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from selection_reference import dimension_lists, largest_deficit, ranked, round_robin
@@ -247,7 +248,8 @@ def test_arrays_of_all_sorts_give_the_same_choice(tmp_path):
         for source in (
             np.load(tmp_path / "x.npy", mmap_mode="r"), f["plain"], f["chunked"], x.astype(np.float64),
             x.astype(">f4"), x.astype(np.int16), np.asfortranarray(x), x[::-1][::-1], as_embeddings(x, 11),
-            as_embeddings(f["chunked"], 1), x.tolist(),
+            as_embeddings(f["chunked"], 1), x.tolist(), torch.from_numpy(x).double(), torch.from_numpy(x).half(),
+            torch.from_numpy(x).requires_grad_(), np.ma.masked_invalid(x),
         ):  # fmt: skip
             assert_same(select("top-activations", source, ids, size=50), expected)
 
@@ -266,6 +268,15 @@ X = np.random.default_rng(4).standard_normal((50, 4)).astype(np.float32)
 IDS = np.arange(50)
 
 
+class Sparse:
+    """What SciPy's matrices look like."""
+
+    shape, dtype = (50, 4), np.dtype(np.float32)
+
+    def toarray(self):
+        return X
+
+
 class Short(Chunked):
     def chunks(self):
         yield from list(super().chunks())[:-1]
@@ -276,13 +287,13 @@ class Short(Chunked):
     [
         (lambda: select("top-activations", X, IDS, size=60_000), UsageError, "only 50 samples"),
         (lambda: select("random", X, IDS, size=51), UsageError, "size=51 but there are only 50 samples; ask for 50"),
-        (lambda: select("random", X, IDS, size=0), UsageError, "size=0; at least 1"),
+        (lambda: select("random", X, IDS, size=0), UsageError, "size=0; it must be at least 1"),
         (lambda: select("top-activations", X, IDS, per_dimension=51), UsageError, "=51 but there are only 50"),
         (lambda: select("top-activations", X, IDS, per_dimension=0), UsageError, "per_dimension=0"),
         (lambda: select("top-activations", X, IDS), UsageError, "either size or per_dimension"),
         (lambda: select("top-activations", X, IDS, size=1, per_dimension=1), UsageError, "either size or"),
         (lambda: select("random", X, IDS, per_dimension=1), UsageError, "say size"),
-        (lambda: select("best", X, IDS, size=1), UsageError, "'best'; known are top-activations, random"),
+        (lambda: select("best", X, IDS, size=1), UsageError, "'best' is unknown; choose one of combinations, kmeans"),
         (lambda: select("top-activations", None, IDS, size=1), UsageError, "none were given"),
         (lambda: select("top-activations", X, IDS[:-1], size=1), DataError, "50 rows but there are 49 ids"),
         (lambda: select("top-activations", X, IDS // 2, size=1), DataError, "25 ids occur more than once"),
@@ -295,6 +306,21 @@ class Short(Chunked):
         (lambda: select("top-activations", X.astype(str), IDS, size=1), DataError, "real numbers"),
         (lambda: select("top-activations", X * 1j, IDS, size=1), DataError, "real numbers"),
         (lambda: select("top-activations", Short(X, [20]), IDS, size=1), DataError, "40 rows for 50 samples"),
+        (lambda: select("random", None, IDS, size=10.0), UsageError, "size=10.0; it must be a whole number"),
+        (lambda: select("random", None, IDS, size="10%"), UsageError, "size='10%'"),
+        (lambda: select("random", None, IDS, size=True), UsageError, "size=True"),
+        (lambda: select("kmeans", X, IDS, per_dimension=2.5), UsageError, "per_dimension=2.5"),
+        (lambda: select("random", None, IDS, size=5, threads="2"), UsageError, "threads='2'"),
+        (lambda: select("random", None, IDS, size=5, device="gpu"), UsageError, "device='gpu' is no device"),
+        (lambda: select("random", None, IDS, size=5, labels=IDS, equal="no"), UsageError, "equal='no'"),
+        (lambda: select("random", None, IDS, size=5, progress=3), UsageError, "progress=3"),
+        (lambda: select(["random"], None, IDS, size=5), UsageError, "strategy ['random'] is unknown"),
+        (lambda: select("random", None, IDS, size=5, labels=[None] + [1] * 49), DataError, "None in row 0"),
+        (lambda: select("random", None, IDS.astype("u8") + 2**63, size=5), DataError, "must be below 2^63"),
+        (lambda: select("kmeans", np.ma.masked_less(X, 0), IDS, size=5), DataError, "masked array"),
+        (lambda: select("kmeans", torch.from_numpy(X).to_sparse(), IDS, size=5), DataError, "to_dense()"),
+        (lambda: select("kmeans", Sparse(), IDS, size=5), DataError, "sparse Sparse; give a dense array"),
+        (lambda: select("kmeans", X.view(np.uint16), IDS, size=5), DataError, "bfloat16's bits"),
         (lambda: select("top-activations", X.astype(float) * 1e300, IDS, size=1), DataError, "infinity in 50 of 50"),
     ],
 )  # fmt: skip
@@ -302,3 +328,16 @@ def test_what_cannot_be_served_is_one_line_that_says_why(call, error, words):
     with pytest.raises(error) as caught:
         call()
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=8), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_equal_classes_give_the_same_number_until_one_has_none_left(sizes, data):
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    size = data.draw(st.integers(1, sum(sizes)))
+    chosen = select("random", None, np.arange(len(labels)), size=size, labels=labels, equal=True, seed=1)
+    counts = np.bincount(labels[chosen.ids], minlength=len(sizes))
+    # A class that gave less than another by two or more has given all it has.
+    assert all(count >= counts.max() - 1 or count == has for count, has in zip(counts, sizes, strict=True))
+    smaller = select("random", None, np.arange(len(labels)), size=max(1, size // 2), labels=labels, equal=True, seed=1)
+    assert_same(smaller, chosen, len(smaller))

@@ -8,7 +8,7 @@ from packs import noise_images, write_raw
 
 from fastload.errors import DataError, UsageError
 from fastload.packed import PackedFile
-from fastload.selection import select
+from fastload.selection import STRATEGIES, Selection, StrategyRow, register, select
 from fastload.selection.combinations import _pairs
 from fastload.subset import build_subset
 
@@ -128,6 +128,110 @@ def test_embeddings_of_any_magnitude_are_ranked_alike(strategy, scale):
 
 
 @pytest.mark.parametrize("strategy", SUGGESTIONS)
+@pytest.mark.parametrize(("value", "rows"), [(1e6, 1), (-1e6, 5), (1e30, 1)])
+def test_a_few_values_far_from_all_others_leave_the_choice_of_the_others_as_it_was(strategy, value, rows):
+    scales = 1.3 ** np.arange(32)  # or components of the covariance would be any
+    x = (np.random.default_rng(8).standard_normal((3000, 32)) * scales).astype(np.float32)
+    plain = select(strategy, x, np.arange(3000), size=300)
+    x[np.arange(7, 7 + rows), 3] = value
+    found = select(strategy, x, np.arange(3000), size=300)
+    # The moments of that one dimension change, and with them clusters. A grid without levels chose by id.
+    assert len(set(plain.ids.tolist()) & set(found.ids.tolist())) >= (100 if strategy == "kmeans" else 150)
+    assert abs(np.corrcoef(found.ids, np.arange(300))[0, 1]) < 0.5
+    order = np.random.default_rng(0).permutation(3000)
+    again = select(strategy, x[order], np.arange(3000)[order], size=300)
+    np.testing.assert_array_equal(again.ids, found.ids)
+
+
+def test_narrow_values_far_from_zero_keep_their_order_beside_one_outlier():
+    x = np.random.default_rng(9).standard_normal((1000, 8)) * 1e-3 + 10
+    plain = select("pca", x, np.arange(1000), size=100)
+    x[5, 2] = 1e6
+    assert len(set(plain.ids.tolist()) & set(select("pca", x, np.arange(1000), size=100).ids.tolist())) >= 65
+
+
+def test_only_pca_makes_a_matrix_of_dimensions_by_dimensions(monkeypatch):
+    from fastload.selection import exact
+    from fastload.selection import pca as module  # the function, which has the module's name
+
+    def refused(*arguments):
+        raise AssertionError("a covariance")
+
+    monkeypatch.setattr(exact, "measure_covariance", refused)
+    monkeypatch.setitem(module.__globals__, "measure_covariance", refused)
+    for strategy in ("combinations", "penalized", "kmeans"):
+        assert len(select(strategy, relu(100, 8, 1), np.arange(100), size=10)) == 10
+    with pytest.raises(AssertionError, match="a covariance"):
+        select("pca", relu(100, 8, 1), np.arange(100), size=10)
+
+
+@pytest.mark.parametrize("strategy", SUGGESTIONS)
+def test_the_overlap_that_is_reported_is_that_of_the_strategy_s_own_lists(strategy):
+    report = select(strategy, relu(300, 6, 7), np.arange(300), per_dimension=5, overlap=True).report
+    lists = report["lists"]
+    assert lists["k"] == 5 and lists["entries"] <= 5 * report["dimensions"]
+    assert lists["distinct"] == report["distinct"] and lists["entries"] - lists["distinct"] == report["overlap"]
+    if strategy == "kmeans":
+        assert lists["most"] == 1, "a sample is in one cluster"
+
+
+@pytest.fixture
+def own_strategy():
+    def farthest(embeddings, samples, request):
+        norms = np.empty(len(samples))
+        for start, rows in embeddings.chunks():
+            norms[samples.positions[start : start + len(rows)]] = np.linalg.norm(rows, axis=1)
+        best = np.argsort(-norms, kind="stable")[: request.size]
+        nothing = np.full(len(best), -1)
+        return Selection(samples.sorted_ids[best], nothing, np.arange(len(best)), norms[best], {"strategy": "farthest"})
+
+    register("farthest", farthest)
+    yield
+    del STRATEGIES["farthest"]
+
+
+def test_a_strategy_of_one_s_own_is_registered_and_served_as_the_others_are(own_strategy, tmp_path):
+    full = write_raw(tmp_path / "full.h5", noise_images(60, 4, 4), np.arange(60) % 3)
+    x = relu(60, 5, 3)
+    np.save(tmp_path / "e.npy", x)
+    report = build_subset(full, tmp_path / "s.h5", strategy="farthest", size=9, embeddings=tmp_path / "e.npy")
+    assert report.ids == np.argsort(-np.linalg.norm(x, axis=1), kind="stable")[:9].tolist()
+    assert report.filled == 0 and report.overlap is None and "at random" not in str(report)
+    with pytest.raises(UsageError, match="--per-dimension: farthest has no dimensions"):
+        build_subset(full, tmp_path / "s.h5", strategy="farthest", per_dimension=2, embeddings=tmp_path / "e.npy")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("kmeans", print), "'kmeans' is a strategy of fastload"),
+        (("a b", print), "name='a b'"),
+        ((3, print), "name=3"),
+        (("own", 3), "rank=3"),
+    ],
+)
+def test_what_cannot_be_registered_is_refused(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        register(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ids": [1, 1]}, "gave an id twice"),
+        ({"ids": [1, 99]}, "one that is none of the samples'"),
+        ({"ids": [1]}, "several lengths"),
+        ({"score": [1.0, np.nan]}, "not finite"),
+    ],
+)
+def test_what_an_own_strategy_gives_is_checked(monkeypatch, change, message):
+    columns = {"ids": [1, 2], "dimension": [0, 0], "rank": [0, 1], "score": [1.0, 0.5]} | change
+    monkeypatch.setitem(STRATEGIES, "own", StrategyRow(lambda *_: Selection(**columns)))
+    with pytest.raises(DataError, match=f"'own' gave .*{message}|{message}"):
+        select("own", relu(10, 2, 0), np.arange(10), size=2)
+
+
+@pytest.mark.parametrize("strategy", SUGGESTIONS)
 def test_per_dimension_takes_the_best_of_each(strategy):
     x = relu(300, 6, 7)
     chosen = select(strategy, x, np.arange(300), per_dimension=3)
@@ -146,3 +250,21 @@ def test_build_subset_takes_every_strategy_and_the_file_says_which(strategy, tmp
     with PackedFile(tmp_path / "s.h5") as subset:
         assert subset.selection.attributes["strategy"] == strategy
         assert np.bincount(subset.labels).tolist() == [3] * 10
+
+
+def test_the_page_s_own_strategy_runs(tmp_path, monkeypatch):
+    import re
+
+    from conftest import ROOT
+
+    write_raw(tmp_path / "full.h5", noise_images(60, 4, 4), np.arange(60) % 3)
+    x = relu(60, 5, 3)
+    np.save(tmp_path / "embeddings.npy", x)
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/strategies.md").read_text(), re.S)
+    try:
+        exec(compile(block, "docs/strategies.md", "exec"), {})
+    finally:
+        STRATEGIES.pop("farthest", None)
+    with PackedFile("subset.h5") as chosen:
+        assert chosen.ids.tolist() == np.argsort(-np.linalg.norm(x, axis=1), kind="stable")[:6].tolist()

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
+from fastload.arguments import flag
+from fastload.device import resolve_device
 from fastload.errors import DataError, UsageError
 from fastload.selection.base import Embeddings, Pass, Request, Samples, Selection, Strategy, StreamingStrategy
 from fastload.selection.combinations import combinations
@@ -15,16 +21,88 @@ from fastload.selection.penalized import penalized
 from fastload.selection.random import random
 from fastload.selection.top_activations import ListsPass, top_activations
 
-STRATEGIES: dict[str, Strategy] = {
-    "top-activations": top_activations,
-    "random": random,
-    "combinations": combinations,
-    "kmeans": kmeans,
-    "pca": pca,
-    "penalized": penalized,
+
+@dataclass(frozen=True)
+class StrategyRow:
+    """What is known of a strategy.
+
+    Arguments:
+        rank: ranks samples, see `Strategy`.
+        needs_embeddings: whether it looks at embeddings; without, none are made, and `rank` gets None or zeros.
+        streams: begins its first pass, for one that needs one look at the embeddings, which are then not stored.
+        per_dimension: whether it serves `per_dimension` beside `size`.
+    """
+
+    rank: Strategy
+    needs_embeddings: bool = True
+    streams: StreamingStrategy | None = None
+    per_dimension: bool = True
+
+
+STRATEGIES: dict[str, StrategyRow] = {
+    "top-activations": StrategyRow(top_activations, streams=ListsPass),
+    "random": StrategyRow(random, needs_embeddings=False, per_dimension=False),
+    "combinations": StrategyRow(combinations),
+    "kmeans": StrategyRow(kmeans),
+    "pca": StrategyRow(pca),
+    "penalized": StrategyRow(penalized),
 }
-STREAMING: dict[str, StreamingStrategy] = {"top-activations": ListsPass}
-"""Those that need one pass over the embeddings and no more, which may then be the encoder's own."""
+_OURS = frozenset(STRATEGIES)
+
+
+def register(
+    name: str,
+    rank: Strategy,
+    *,
+    needs_embeddings: bool = True,
+    streams: StreamingStrategy | None = None,
+    per_dimension: bool = False,
+) -> None:
+    """Make a strategy of your own known to `select` and `build_subset`, under `name` (docs/strategies.md).
+
+    Arguments:
+        name: letters, digits, "-", "_" and "."; an earlier one of yours is replaced.
+        rank: called as rank(embeddings, samples, request), returns a Selection of `request.size` samples, best first.
+        needs_embeddings, streams, per_dimension: see StrategyRow.
+
+    Raises UsageError for a name that is no such text or one of fastload's own, and for what cannot be called.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+        raise UsageError(f"name={name!r}; a strategy's name is of letters, digits, '-', '_' and '.'")
+    if name in _OURS:
+        raise UsageError(f"{name!r} is a strategy of fastload; give yours another name")
+    if not callable(rank) or not (streams is None or callable(streams)):
+        raise UsageError(f"rank={rank!r}, streams={streams!r}; they are called with (embeddings, samples, request)")
+    STRATEGIES[name] = StrategyRow(
+        rank, flag("needs_embeddings", needs_embeddings), streams, flag("per_dimension", per_dimension)
+    )
+
+
+def strategy_row(name: Any) -> StrategyRow:
+    """Return what is known of a strategy; UsageError for a name that nobody registered."""
+    if not isinstance(name, str) or name not in STRATEGIES:
+        raise UsageError(f"strategy {name!r} is unknown; choose one of {', '.join(sorted(STRATEGIES))}")
+    return STRATEGIES[name]
+
+
+def _checked(found: Any, name: str, samples: Samples, request: Request) -> Selection:
+    """Return what a strategy gave with its columns' types; DataError, naming it, for what is no such selection."""
+    try:
+        ids, dimension, rank, score = (
+            np.asarray(getattr(found, field), dtype)
+            for field, dtype in (("ids", np.int64), ("dimension", np.int32), ("rank", np.int32), ("score", np.float32))
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DataError(f"strategy {name!r} gave a {type(found).__name__}, not a Selection ({error})") from error
+    if not ids.shape == dimension.shape == rank.shape == score.shape or ids.ndim != 1:
+        raise DataError(f"strategy {name!r} gave columns of several lengths; ids, dimension, rank and score are [N]")
+    if request.size is not None and len(ids) != request.size:
+        raise DataError(f"strategy {name!r} gave {len(ids):,} samples where {request.size:,} were asked for")
+    if len(np.unique(ids)) != len(ids) or not np.isin(ids, samples.sorted_ids).all():
+        raise DataError(f"strategy {name!r} gave an id twice, or one that is none of the samples'")
+    if not np.isfinite(score).all():
+        raise DataError(f"strategy {name!r} gave scores that are not finite")
+    return replace(found, ids=ids, dimension=dimension, rank=rank, score=score)
 
 
 def select(
@@ -35,10 +113,12 @@ def select(
     size: int | None = None,
     per_dimension: int | None = None,
     labels: Any = None,
+    equal: bool = False,
     seed: int = 0,
     device: str = "cpu",
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    overlap: bool = False,
 ) -> Selection:
     """Choose samples; the same answer whatever the chunks, device, threads or order of rows.
 
@@ -47,34 +127,41 @@ def select(
         embeddings: real numbers [n, dims], anything that `as_embeddings` takes; random does without (None).
         ids: distinct integers [n], each row's sample.
         size: exactly so many samples; or per_dimension: the best so many of each dimension, fewer as they overlap.
-        labels: [n], each row's class, to give each class its share; None to leave classes alone.
+        labels: [n], each row's class, to give each class its share of `size` (with `per_dimension`, the best so many of
+            each dimension and class); None to leave classes alone.
+        equal: with labels, all classes give the same number; one that is too small gives all it has.
         seed: decides what is drawn at random. device: "cpu" or "cuda". threads: for the CPU, all cores by default.
         progress: called with (rows done, rows in all); a repeated pass starts over.
+        overlap: tell in the report's "lists" how much the dimensions' lists of their strongest samples share.
 
     Raises UsageError for amounts that cannot be served, DataError for embeddings or ids that are not what they
     should be (shapes, NaN, infinity, repeated ids).
     """
-    if strategy not in STRATEGIES:
-        raise UsageError(f"there is no strategy {strategy!r}; known are {', '.join(STRATEGIES)}")
+    request = Request(size, per_dimension, seed, str(device), threads, progress, equal, overlap)
+    row = strategy_row(strategy)
+    if per_dimension is not None and not row.per_dimension:
+        raise UsageError(f"{strategy} has no dimensions: say size instead of per_dimension")
     source = None if embeddings is None else as_embeddings(embeddings)
     samples = Samples.of(ids, labels)
     if source is not None and source.shape[0] != len(samples):
         raise DataError(f"embeddings have {source.shape[0]:,} rows but there are {len(samples):,} ids")
-    request = Request(size, per_dimension, seed, device, threads, progress)
+    resolve_device(request.device)
     request.check(len(samples))
-    return STRATEGIES[strategy](source, samples, request)
+    return _checked(row.rank(source, samples, request), strategy, samples, request)
 
 
 __all__ = [
     "STRATEGIES",
-    "STREAMING",
     "Embeddings",
     "Pass",
     "Request",
     "Samples",
     "Selection",
     "Strategy",
+    "StrategyRow",
     "StreamingStrategy",
     "as_embeddings",
+    "register",
     "select",
+    "strategy_row",
 ]

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fastload.arguments import flag, seed64, whole
 from fastload.errors import DataError, UsageError
 from fastload.kernels.compiling import njit
 from fastload.kernels.topk import TopKState
@@ -50,11 +51,13 @@ class Samples:
     @classmethod
     def of(cls, ids: Any, labels: Any = None) -> Samples:
         """Check ids (integers [n]) and labels ([n], or None), each row's. Raises DataError and UsageError."""
-        ids = np.asarray(ids)
+        ids = _plain(ids, "ids")
         if ids.ndim != 1 or ids.dtype.kind not in "iu":
             raise DataError(f"ids are {ids.dtype} of shape {ids.shape}; one integer a sample was expected")
         if not len(ids):
             raise DataError("there are no samples to select from")
+        if ids.dtype.kind == "u" and int(ids.max()) >= 2**63:
+            raise DataError(f"ids hold {int(ids.max())}; they must be below 2^63")
         ids = ids.astype(np.int64, copy=False)
         if (ids[1:] > ids[:-1]).all():
             sorted_ids, positions = ids, np.arange(len(ids))
@@ -68,11 +71,15 @@ class Samples:
                 raise DataError(f"{len(repeated):,} ids occur more than once, the first: {first}; make them distinct")
         if labels is None:
             return cls(sorted_ids, positions, np.zeros(len(ids), np.int64), np.array([len(ids)]), None)
-        labels = np.asarray(labels)
+        labels = _plain(labels, "labels")
         if labels.shape != ids.shape:
             raise UsageError(
                 f"labels of shape {labels.shape} for {len(ids):,} samples; balancing needs one label a sample"
             )
+        if labels.dtype.kind not in "iubfUS":
+            missing = [row for row, label in enumerate(labels.tolist()) if label is None]
+            what = f"None in row {missing[0]}" if missing else f"values of type {labels.dtype}"
+            raise DataError(f"labels hold {what}; balancing needs a class, a number or a text, for each sample")
         if labels.dtype.kind == "f" and not np.isfinite(labels).all():
             raise DataError("labels hold NaN or infinity; balancing needs a class for each sample")
         classes, group, sizes = np.unique(labels, return_inverse=True, return_counts=True)
@@ -102,10 +109,37 @@ class Samples:
         return {str(label): int(count) for label, count in zip(self.classes, counts, strict=True)}
 
 
+def _plain(values: Any, what: str) -> np.ndarray:
+    """Return ids or labels as an array; DataError for what only looks like one."""
+    if isinstance(values, np.ma.MaskedArray):
+        if np.ma.is_masked(values):
+            raise DataError(f"{what} are masked in row {int(np.flatnonzero(np.ma.getmaskarray(values))[0])}; fill them")
+        values = values.data
+    if hasattr(values, "toarray"):
+        raise DataError(f"{what} are a sparse {type(values).__name__}; give a dense array, with .toarray()")
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise DataError(f"{what} are no array, one value a sample ({error})") from error
+
+
+def not_finite(count: int, samples: Samples, positions: np.ndarray) -> DataError:
+    """Return the error for `count` samples with NaN or infinity, the first of them at `positions`."""
+    first = ", ".join(str(samples.sorted_ids[position]) for position in positions[:_FIRST_IDS])
+    return DataError(
+        f"embeddings hold NaN or infinity in {count:,} of {len(samples):,} samples, the first ids: {first}; embed "
+        "these again or leave them out (--exclude, exclude=)"
+    )
+
+
 @dataclass(frozen=True)
 class Request:
     """How much is wanted, and with what: exactly one of `size` and `per_dimension` is set.
 
+    equal: each class gives as many as the others, not its share of the samples.
+    overlap: the report tells how much the dimensions' lists share.
     progress: called with (rows done, rows in all) as a pass over the embeddings goes on; a second pass starts over.
     """
 
@@ -115,14 +149,24 @@ class Request:
     device: str = "cpu"
     threads: int | None = None
     progress: Callable[[int, int], None] | None = None
+    equal: bool = False
+    overlap: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("size", "per_dimension", "threads"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, whole(name, getattr(self, name), 1))
+        object.__setattr__(self, "seed", seed64(self.seed))
+        for name in ("equal", "overlap"):
+            object.__setattr__(self, name, flag(name, getattr(self, name)))
+        if self.progress is not None and not callable(self.progress):
+            raise UsageError(f"progress={self.progress!r}; it is called with (rows done, rows in all)")
 
     def check(self, samples: int) -> None:
         """Raise UsageError for amounts that `samples` samples cannot give."""
         if (self.size is None) == (self.per_dimension is None):
             raise UsageError("say how much to select: either size or per_dimension")
         for name, value in (("size", self.size), ("per_dimension", self.per_dimension)):
-            if value is not None and value < 1:
-                raise UsageError(f"{name}={value}; at least 1 is needed")
             if value is not None and value > samples:
                 raise UsageError(
                     f"{name}={value:,} but there are only {samples:,} samples; ask for {samples:,} at most"
@@ -186,6 +230,29 @@ class StreamingStrategy(Protocol):
     """Begin the first pass of a strategy: `report` strongest samples a dimension are kept for the report."""
 
     def __call__(self, samples: Samples, request: Request, dims: int, *, report: int = 0) -> Pass: ...
+
+
+_FIRST_IDS = 10
+
+
+@njit(nogil=True)
+def take_turns(sizes, count):
+    """Return which group gives each of `count` places, int64: the one that gave least, of those with any left."""
+    given = np.zeros(sizes.size, np.int64)
+    out = np.empty(count, np.int64)
+    for t in range(count):
+        best = -1
+        for g in range(sizes.size):
+            if given[g] < sizes[g] and (best < 0 or given[g] < given[best]):
+                best = g
+        given[best] += 1
+        out[t] = best
+    return out
+
+
+def places_of_groups(samples: Samples, request: Request) -> np.ndarray:
+    """Return which class gives each of `request.size` places: by shares of the samples, or all alike."""
+    return (take_turns if request.equal else interleave)(samples.group_sizes, request.size)
 
 
 @njit(nogil=True)

@@ -6,7 +6,7 @@ import numpy as np
 
 from fastload.order import permutation
 from fastload.selection.base import Embeddings, Request, Samples, Selection
-from fastload.selection.exact import LEVELS, Grid, measure_grid, pieces, rank_columns
+from fastload.selection.exact import Grid, measure_grid, pieces, rank_columns
 
 ITERATIONS = 25
 """Passes over the embeddings at most; 25 over 50,000 × 216 take four seconds on two cores."""
@@ -37,7 +37,7 @@ def kmeans(embeddings: Embeddings | None, samples: Samples, request: Request) ->
         whole = grid.whole(rows)
         nearest, squared = _nearest(whole, centres)
         out = np.zeros((len(rows), len(centres)), np.float32)
-        out[np.arange(len(rows)), nearest] = 1.0 / (1.0 + np.sqrt(squared) / LEVELS)
+        out[np.arange(len(rows)), nearest] = 1.0 / (1.0 + np.sqrt(squared) / grid.levels)
         return out
 
     facts = {"clusters": len(centres), "empty_clusters": int((counts == 0).sum()), "iterations": iterations}

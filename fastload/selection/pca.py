@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from fastload.selection.base import Embeddings, Request, Samples, Selection
-from fastload.selection.exact import measure_grid, measure_moments, rank_columns
+from fastload.selection.exact import measure_covariance, measure_grid, rank_columns
 
 EXPLAINED = 0.95
 """Components are taken, largest variance first, until they explain this share of it all."""
@@ -25,13 +25,13 @@ def pca(embeddings: Embeddings | None, samples: Samples, request: Request) -> Se
     """
     grid = measure_grid(embeddings, samples, request, "pca", shared=True)
     assert embeddings is not None
-    moments = measure_moments(embeddings, samples, request, grid)
-    components, explained = _components(moments.covariance)
+    mean, covariance = measure_covariance(embeddings, samples, request, grid)
+    components, explained = _components(covariance)
     # fsum rounds once, whatever the order; products of the whole numbers themselves are exact.
-    centre = np.array([math.fsum(moments.mean * component) for component in components.T])
+    centre = np.array([math.fsum(mean * component) for component in components.T])
 
     def activations(rows: np.ndarray) -> np.ndarray:
-        along = (grid.whole(rows) @ components - centre) / (_UNIT * 2**16)
+        along = (grid.whole(rows) @ components - centre) / (_UNIT * (grid.levels + 1))
         return np.stack([along, -along], axis=2).reshape(len(rows), -1)
 
     facts = {"components": components.shape[1], "explained": explained}

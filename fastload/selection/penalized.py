@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastload.selection.base import Embeddings, Request, Samples, Selection
-from fastload.selection.exact import LEVELS, measure_grid, measure_moments, pieces, rank_columns
+from fastload.selection.exact import measure_grid, measure_moments, pieces, rank_columns
 
 HIGH = 2.0
 """An activation is high when it lies more than so many standard deviations above its dimension's mean."""
@@ -14,8 +14,8 @@ HIGH = 2.0
 def penalized(embeddings: Embeddings | None, samples: Samples, request: Request) -> Selection:
     """Rank samples by a / max(1, h / h̄): a the activation, h how many of the sample's are high, h̄ the mean of h.
 
-    `a` is counted from its dimension's minimum, in shares of the extent. Samples with no more high activations than
-    the average one are ranked as by top-activations, of which all else holds too. Raises as top-activations does.
+    `a` is counted from its dimension's minimum, in shares of the grid's extent. Samples with no more high activations
+    than the average one are ranked as by top-activations, of which all else holds too. Raises as that does.
     """
     grid = measure_grid(embeddings, samples, request, "penalized", shared=False)
     assert embeddings is not None
@@ -29,7 +29,7 @@ def penalized(embeddings: Embeddings | None, samples: Samples, request: Request)
     mean = total / len(samples)
 
     def activations(rows: np.ndarray) -> np.ndarray:
-        shares = (rows.astype(np.float64) - grid.minimum) / grid.step / LEVELS
+        shares = (rows.astype(np.float64) - grid.minimum) / grid.step / grid.levels
         return shares / np.maximum(1.0, count_high(rows) / mean)[:, None] if total else shares
 
     facts = {"mean_high": mean}

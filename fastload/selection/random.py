@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastload.errors import UsageError
-from fastload.selection.base import Embeddings, Request, Samples, Selection, interleave
+from fastload.selection.base import Embeddings, Request, Samples, Selection, places_of_groups
 
 
 def random(embeddings: Embeddings | None, samples: Samples, request: Request) -> Selection:
@@ -15,7 +15,7 @@ def random(embeddings: Embeddings | None, samples: Samples, request: Request) ->
     """
     if request.size is None:
         raise UsageError("random draws from all samples, not per dimension; say size instead of per_dimension")
-    group_of_place = interleave(samples.group_sizes, request.size)
+    group_of_place = places_of_groups(samples, request)
     by_group = np.argsort(group_of_place, kind="stable")
     quotas = np.bincount(group_of_place, minlength=len(samples.group_sizes))
     position = np.empty(request.size, np.int64)

@@ -18,7 +18,7 @@ import numpy as np
 from fastload.errors import DataError, UsageError
 from fastload.kernels.compiling import njit
 from fastload.kernels.topk import MAX_K_CUDA, TopK, TopKState
-from fastload.selection.base import Embeddings, Pass, Request, Samples, Selection, interleave
+from fastload.selection.base import Embeddings, Pass, Request, Samples, Selection, not_finite, places_of_groups
 
 # position, dimension, rank, score; and how often a sample was passed over, being chosen already
 _Choice = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]
@@ -35,10 +35,31 @@ def top_activations(embeddings: Embeddings | None, samples: Samples, request: Re
     """
     if embeddings is None:
         raise UsageError("top-activations ranks samples by their embeddings, and none were given")
-    lists: Pass = ListsPass(samples, request, embeddings.shape[1])
+    report = report_length(request, embeddings.shape[1]) if request.overlap else 0
+    lists: Pass = ListsPass(samples, request, embeddings.shape[1], report=report)
     while (selection := read(embeddings, lists, request.progress).selection()) is None:
         lists = lists.again()
-    return selection
+    if not request.overlap:
+        return selection
+    return replace(selection, report={**selection.report, "lists": measure_overlap(lists.strongest())})
+
+
+def report_length(request: Request, columns: int) -> int:
+    """Return how many of each dimension's strongest samples a report looks at: those that a plain union takes."""
+    return request.per_dimension or -(-(request.size or 1) // columns)
+
+
+def measure_overlap(strongest: TopKState) -> dict[str, int]:
+    """Return how much the dimensions' lists (one group) of their `k` strongest samples share.
+
+    `entries` of all lists name `distinct` samples; the sample in most lists is in `most` of them. Only what is above a
+    dimension's minimum counts, as in the selection.
+    """
+    k = strongest.values.shape[2]
+    listed = np.arange(k) < strongest.counts[0][:, None]
+    real = listed & (strongest.values[0] > strongest.minimum[:, None])
+    _, times = np.unique(strongest.ids[0][real], return_counts=True)
+    return {"k": k, "entries": int(times.sum()), "distinct": len(times), "most": int(times.max()) if len(times) else 0}
 
 
 def read(embeddings: Embeddings, lists: Pass, progress: Callable[[int, int], None] | None = None) -> Pass:
@@ -48,14 +69,6 @@ def read(embeddings: Embeddings, lists: Pass, progress: Callable[[int, int], Non
         if progress:
             progress(lists.rows, embeddings.shape[0])
     return lists
-
-
-def strongest(embeddings: Embeddings, k: int, threads: int | None = None) -> TopKState:
-    """Return the k strongest samples of each dimension by row, for a strategy that keeps no lists."""
-    lists = TopK(embeddings.shape[1], k, threads=threads)
-    for start, chunk in embeddings.chunks():
-        lists.update(chunk, range(start, start + len(chunk)))
-    return lists.result()
 
 
 class ListsPass:
@@ -149,11 +162,14 @@ def _state(saved: Mapping[str, np.ndarray], name: str) -> TopKState:
 
 
 def list_length(request: Request, samples: Samples, dims: int) -> int:
-    """Return how long the lists of the first pass are: 2·⌈N/n⌉ for a size N (a class's share of it) of n dimensions."""
+    """Return how long the lists of the first pass are: 2·⌈N/n⌉ for a size N (a class's part of it) of n dimensions."""
     largest = int(samples.group_sizes.max())
     if request.size is None:
         return min(int(request.per_dimension or 1), largest)
-    share = -(-request.size * largest // len(samples))
+    if request.equal:
+        share = int(np.bincount(places_of_groups(samples, request)).max())
+    else:
+        share = -(-request.size * largest // len(samples))
     return min(2 * -(-share // dims), largest)
 
 
@@ -166,11 +182,7 @@ def choose(state: TopKState, samples: Samples, request: Request) -> Selection | 
     Raises DataError for NaN or infinity in the embeddings.
     """
     if state.nonfinite:
-        first = ", ".join(str(samples.sorted_ids[position]) for position in state.nonfinite_ids)
-        raise DataError(
-            f"embeddings hold NaN or infinity in {state.nonfinite:,} of {state.rows:,} samples, "
-            f"the first ids: {first}; embed these again or leave them out"
-        )
+        raise not_finite(state.nonfinite, samples, state.nonfinite_ids)
     if state.rows != len(samples):
         raise DataError(f"embeddings gave {state.rows:,} rows for {len(samples):,} samples")
     # Lists are sorted, so what is above the minimum is a prefix of each.
@@ -224,7 +236,7 @@ def _round_robin(state: TopKState, eligible: np.ndarray, samples: Samples, reque
     """Let each class go round its dimensions for its share, then put the classes' choices between each other."""
     groups, _, k = state.values.shape
     size = int(request.size or 0)
-    group_of_place = interleave(samples.group_sizes, size)
+    group_of_place = places_of_groups(samples, request)
     places = np.split(
         np.argsort(group_of_place, kind="stable"),
         np.cumsum(np.bincount(group_of_place, minlength=groups))[:-1],

@@ -1,0 +1,77 @@
+"""How many samples a size means: a number, a share, or a budget in bytes."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import re
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
+
+from fastload.errors import UsageError
+
+_UNITS = {
+    f"{letter}{middle}B".lower(): base**power
+    for middle, base in (("", 1000), ("i", 1024))
+    for power, letter in enumerate("KMGT", 1)
+}
+_NUMBER = re.compile(r"(\d{1,3}(?:,\d{3})+|\d{1,3}(?:_\d{3})+|\d+)(\.\d+)?\s*(%|[kmgt]i?b)?", re.I | re.A)
+
+
+def parse_size(size: Any, count: int, sample_bytes: int | None = None) -> int:
+    """Return how many samples `size` means of `count`.
+
+    Arguments:
+        size: a number (4320, "4320", "4,320"), a share ("8.64%", 0.0864, "0.0864"; halves are rounded up), or a budget
+            in bytes ("10GB", "1.5 GiB": as many whole samples as fit).
+        sample_bytes: what a sample takes; None where a budget cannot be served.
+
+    Raises UsageError for anything else, and for what could be read in two ways ("0,5%", "1.000").
+    """
+    share: Decimal | None = None
+    if isinstance(size, str):
+        text = size.strip()
+        found = _NUMBER.fullmatch(text)
+        if found is None:
+            comma = "; a decimal comma is not one: write 0.5%" if re.fullmatch(r"\d+,\d+\s*%?", text) else ""
+            raise UsageError(f"--size {size}: it is a number of samples, or a share like 8.64%, or 10GB{comma}")
+        whole, fraction, unit = found[1].replace(",", "").replace("_", ""), found[2] or "", (found[3] or "").lower()
+        number = Decimal(whole + fraction)
+        if unit == "%":
+            share = number / 100
+        elif unit:
+            return _within(size, int(number * _UNITS[unit]), count, sample_bytes)
+        elif fraction:
+            if number >= 1:
+                raise UsageError(
+                    f"--size {size}: could be a number or a share; write a number without a point, or a share like "
+                    "100% or 0.5"
+                )
+            share = number
+        else:
+            return _checked(size, int(number), count)
+    elif isinstance(size, bool) or not isinstance(size, numbers.Real) or str(getattr(size, "dtype", "")) == "bool":
+        raise UsageError(f'size={size!r}; it is a number of samples, a share like 0.0864 or "8.64%", or "10GB"')
+    elif isinstance(size, numbers.Integral):
+        return _checked(size, int(size), count)
+    else:
+        share = Decimal(str(float(size))) if math.isfinite(float(size)) else Decimal(-1)
+    if not 0 < share <= 1:
+        raise UsageError(f"--size {size}: a share lies above 0% and at or below 100%")
+    return max(1, int((share * count).quantize(Decimal(1), ROUND_HALF_UP)))
+
+
+def _checked(size: Any, wanted: int, count: int) -> int:
+    if wanted < 1:
+        raise UsageError(f"--size {size}: choose at least 1 sample")
+    if wanted > count:
+        raise UsageError(f"--size {size}: {wanted:,} samples were asked for, but the full set has {count:,}")
+    return wanted
+
+
+def _within(size: str, budget: int, count: int, sample_bytes: int | None) -> int:
+    if sample_bytes is None:
+        raise UsageError(f"--size {size}: a budget in bytes is not known here; give a number or a share")
+    if budget < sample_bytes:
+        raise UsageError(f"--size {size}: one sample takes {sample_bytes:,} bytes; give room for some")
+    return min(count, budget // sample_bytes)

@@ -1,0 +1,143 @@
+"""Which samples may be chosen: lists of ids and names, and exact copies, which count once."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from packs import noise_images
+
+from fastload.cli import main
+from fastload.errors import DataError, UsageError
+from fastload.packed import PackedFile, PackedWriter
+from fastload.subset import build_subset
+from fastload.verifying import verify_file
+
+COUNT = 60
+
+
+@pytest.fixture
+def full(tmp_path):
+    """60 samples with names; ids 40 to 44 are exact copies of ids 0 to 4."""
+    images = noise_images(COUNT, 4, 4)
+    images[40:45] = images[:5]
+    names = [f"c{row % 3}/{row:03}.png" for row in range(COUNT)]
+    with PackedWriter(
+        tmp_path / "full.h5", shape=images.shape, labels=np.arange(COUNT) % 3, source={"kind": "test"}, names=names,
+        classes=["c0", "c1", "c2"],
+    ) as out:  # fmt: skip
+        for row, image in enumerate(images):
+            out.write(row, image)
+    np.save(tmp_path / "e.npy", np.random.default_rng(0).random((COUNT, 5), np.float32))
+    return tmp_path / "full.h5"
+
+
+def chosen(full, **settings):
+    own = {} if settings.get("strategy") == "random" else {"embeddings": full.with_name("e.npy")}
+    report = build_subset(full, full.with_name("s.h5"), threads=1, **({"size": 20} | own | settings))
+    assert verify_file(full.with_name("s.h5"), full=full, progress=False).ok
+    return report
+
+
+@pytest.mark.parametrize("strategy", ["top-activations", "random", "kmeans"])
+def test_what_is_excluded_is_never_chosen_and_the_rest_as_if_it_were_all(full, strategy):
+    first = chosen(full, strategy=strategy).ids
+    without = chosen(full, strategy=strategy, exclude=first[:5])
+    assert not set(without.ids) & set(first[:5]) and len(without.ids) == 20
+    assert without.left_out["excluded"] == 5
+
+
+@pytest.mark.parametrize("strategy", ["top-activations", "random"])
+@pytest.mark.parametrize("form", ["ids", "names", "text", "file", "npy"])
+def test_what_is_included_comes_first_in_the_order_that_was_given(full, tmp_path, strategy, form):
+    ids = [33, 7, 51]
+    names = [f"c{i % 3}/{i:03}.png" for i in ids]
+    (tmp_path / "list.txt").write_text("\n".join(names) + "\n")
+    np.save(tmp_path / "list.npy", ids)
+    include = {
+        "ids": ids, "names": names, "text": "33, 7,51", "file": tmp_path / "list.txt",
+        "npy": str(tmp_path / "list.npy"),
+    }[form]  # fmt: skip
+    report = chosen(full, strategy=strategy, include=include)
+    assert report.ids[:3] == ids and len(set(report.ids)) == 20
+    assert report.names[:3] == names
+    with PackedFile(full.with_name("s.h5")) as subset:
+        assert subset.selection.dimension[:3].tolist() == [-2, -2, -2]
+    union = chosen(full, strategy="kmeans", size=None, per_dimension=2, include=include)
+    assert union.ids[:3] == ids
+
+
+def test_exact_copies_are_chosen_once_the_lowest_id_unless_asked(full):
+    everything = chosen(full, strategy="random", size=55)
+    assert set(everything.ids) == set(range(COUNT)) - set(range(40, 45))
+    assert everything.left_out["exact duplicates left out"] == 5
+    assert set(chosen(full, strategy="random", size=60).ids) == set(range(COUNT)), "there are too few others"
+    assert set(chosen(full, strategy="random", size=60, keep_duplicates=True).ids) == set(range(COUNT))
+    # The copy that is asked for by name stands for the other.
+    named = chosen(full, strategy="random", size=55, include=[42])
+    assert named.ids[0] == 42 and 2 not in named.ids
+
+
+def test_samples_with_nan_are_named_and_may_be_left_out(full):
+    values = np.load(full.with_name("e.npy"))
+    values[[5, 9], 1] = np.nan
+    np.save(full.with_name("e.npy"), values)
+    for strategy in ("top-activations", "kmeans"):
+        with pytest.raises(DataError, match=r"NaN or infinity in 2 of 55 samples, the first ids: 5, 9; .*--exclude"):
+            chosen(full, strategy=strategy)
+        assert len(chosen(full, strategy=strategy, exclude="5,9").ids) == 20
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"exclude": [99]}, DataError, "--exclude: has id 99, which .*full.h5 does not hold"),
+        ({"include": ["c0/none.png"]}, DataError, "has the name 'c0/none.png', which"),
+        ({"include": [3], "exclude": [3]}, UsageError, r"id 3 \(c0/003.png\) is both included and excluded"),
+        ({"include": list(range(20))}, UsageError, "--size 20: 20 are named by --include already"),
+        ({"exclude": list(range(30)), "size": 40}, UsageError, "40 samples were asked for, but 30 are left"),
+        ({"exclude": 3}, UsageError, "exclude=3"),
+        ({"exclude": [1.5]}, UsageError, "exclude: --exclude holds float64"),
+        ({"keep_duplicates": "no"}, UsageError, "keep_duplicates='no'"),
+        ({"equal_classes": "no"}, UsageError, "equal_classes='no'"),
+        ({"balance_classes": "no"}, UsageError, "balance_classes='no'"),
+        ({"keep": "no"}, UsageError, "keep='no'"),
+        ({"fresh": 1}, UsageError, "fresh=1"),
+        ({"alone": "yes"}, UsageError, "alone='yes'"),
+        ({"size": True}, UsageError, "size=True"),
+        ({"size": "0,5%"}, UsageError, "--size 0,5%: .*write 0.5%"),
+        ({"size": "1.000"}, UsageError, "--size 1.000: could be a number or a share"),
+        ({"size": None, "per_dimension": 2.5}, UsageError, "per_dimension=2.5"),
+        ({"equal_classes": True, "balance_classes": True}, UsageError, "give one of the two"),
+        ({"strategy": ["random"]}, UsageError, "strategy="),
+    ],
+)
+def test_what_cannot_be_served_is_refused_by_name(full, settings, error, message):
+    with pytest.raises(error, match=message):
+        chosen(full, **settings)
+    assert not full.with_name("s.h5").exists()
+
+
+def test_a_budget_in_bytes_is_what_the_samples_take(full):
+    report = chosen(full, strategy="random", size="3kB")
+    assert 20 < report.chosen < COUNT
+    with PackedFile(full.with_name("s.h5")) as subset:
+        stored = 48 + 8 + 18 + 28  # pixels, label, name and where it begins, the rest
+        assert report.chosen == 3000 // stored and subset.nbytes == report.chosen * 48
+
+
+def test_the_report_as_json_holds_ids_and_names_in_order_of_choice(full, capfd):
+    words = ["build-subset", str(full), str(full.with_name("s.h5")), "--strategy", "random", "--size", "0.1"]
+    assert main([*words, "--include", "c0/033.png", "--equal-classes", "--json", "--quiet"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["ids"][0] == 33 and found["names"][0] == "c0/033.png" and len(found["ids"]) == 6
+    assert found["settings"]["equal_classes"]
+
+
+def test_the_report_fits_eighty_columns_and_tells_balanced_unions_right(full, capfd, monkeypatch):
+    report = chosen(full, size=None, per_dimension=1, balance_classes=True)
+    lines = str(report).splitlines()
+    assert any(f"{report.chosen} distinct of 15 (1 × 5 dimensions × 3 classes)" in line for line in lines)
+    assert "balanced: so many of each dimension" in str(report)
+    assert "the 1 strongest" not in str(report) and "┃" not in str(report)
