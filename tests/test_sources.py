@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image, features
 from samples import cifar_files, class_files, encode, noise, put, tar, zipped
 
+import fastload
 from fastload.decoding import decode
 from fastload.errors import DataError, FastloadError, UsageError
 from fastload.sources import open_source, safe_pickle
@@ -598,6 +599,26 @@ def test_users_hdf5_contiguous_or_compressed(tmp_path: Path, options: dict) -> N
     assert np.array_equal(contents(source), RGB) and source.labels.tolist() == list(range(N))
     expect(DataError, "has dtype float64, not uint8", tmp_path / "u.h5", images="f", labels="y")
     expect(UsageError, r"not a packed file \(its datasets: f, x, y\); name your datasets", tmp_path / "u.h5")
+
+
+def test_labels_can_be_left_out_of_every_source(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=RGB, labels=np.arange(N))
+    np.savez(tmp_path / "b.npz", images=RGB)
+    with h5py.File(tmp_path / "u.h5", "w") as file:
+        file["x"] = RGB
+    fastload.pack(tmp_path / "a.npz", tmp_path / "p.h5", progress=False)
+    pairs = Pairs((pixels, 1) for pixels in RGB)
+    dicts = [{"image": pixels, "text": "x"} for pixels in RGB]
+    for source in (tmp_path / "a.npz", tmp_path / "b.npz", tmp_path / "p.h5", pairs, list(RGB), dicts):
+        opened = open_source(source, unlabelled=True)
+        assert np.array_equal(contents(opened), RGB) and opened.labels is None and len(opened.classes) == 0
+    for source, key in ((tmp_path / "u.h5", "x"), (tmp_path / "b.npz", "images")):
+        assert np.array_equal(contents(open_source(source, images=key, unlabelled=True)), RGB)
+    assert open_source(put(tmp_path / "c", cifar_files("10py")[0]), unlabelled=True).labels is None
+    fastload.pack(dicts, tmp_path / "q.h5", unlabelled=True, progress=False)
+    with fastload.PackedFile(tmp_path / "q.h5") as file:
+        assert file.labels is None and len(file) == N
+    expect(UsageError, "--labels names labels, and --unlabelled leaves them out", pairs, labels="y", unlabelled=True)
 
 
 # -- map-style datasets ---------------------------------------------------------------------------

@@ -41,8 +41,8 @@ def open_source(
     if not isinstance(source, str | os.PathLike):
         from fastload.sources.dataset import MapDataset
 
-        options.refuse_class_options("the dataset")
-        return MapDataset(source, split, images, labels, channels)
+        options.refuse_class_level("the dataset")
+        return MapDataset(source, split, images, labels, channels, unlabelled)
     refuse_address(os.fspath(source))
     path = Path(source)
     if not _exists(path) and is_pattern(str(path)):
@@ -73,13 +73,15 @@ def _open_path(path: Path, options: SourceOptions) -> Source:
         if magic == b"\x89HDF\r\n\x1a\n" or path.suffix.lower() in (".h5", ".hdf5"):
             from fastload.sources.hdf5 import open_hdf5_source
 
-            options.refuse_class_options(path)
-            return open_hdf5_source(path, options.split, options.images, options.labels, options.channels)
+            options.refuse_class_level(path)
+            return open_hdf5_source(
+                path, options.split, options.images, options.labels, options.channels, options.unlabelled
+            )
         if magic[:2] == b"PK" and holds_arrays(path):
             from fastload.sources.npz import Npz
 
-            options.refuse_class_options(path)
-            return Npz(path, options.split, options.images, options.labels, options.channels)
+            options.refuse_class_level(path)
+            return Npz(path, options.split, options.images, options.labels, options.channels, options.unlabelled)
     elif not path.is_dir():
         raise DataError(f"{path}: is neither a file nor a folder")
     from fastload.sources.opening import open_files

@@ -32,7 +32,9 @@ class SourceOptions:
     channels: Channels = None
 
     def __post_init__(self) -> None:
-        if (self.images is None) != (self.labels is None):
+        if self.unlabelled and self.labels is not None:
+            raise UsageError("--labels names labels, and --unlabelled leaves them out; give one of the two")
+        if (self.images is None) != (self.labels is None) and not self.unlabelled:
             raise UsageError("--images and --labels (images=, labels=) go together: give both")
         if self.class_level is not None and self.unlabelled:
             raise UsageError("--class-level names classes, and --unlabelled leaves them out; give one of the two")
@@ -42,11 +44,10 @@ class SourceOptions:
         if self.images is not None:
             raise UsageError(f"{where}: --images and --labels name arrays of an .npz or HDF5 file; leave them out here")
 
-    def refuse_class_options(self, where: object) -> None:
+    def refuse_class_level(self, where: object) -> None:
         """Refuse what only suits files in folders."""
-        for option, given in (("--class-level", self.class_level is not None), ("--unlabelled", self.unlabelled)):
-            if given:
-                raise UsageError(f"{where}: {option} is for images in folders and archives; leave it out here")
+        if self.class_level is not None:
+            raise UsageError(f"{where}: --class-level is for images in folders and archives; leave it out here")
 
 
 class Source:

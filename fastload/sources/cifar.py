@@ -69,7 +69,15 @@ def find_layout(members: Sequence[Member]) -> tuple[_Layout, str] | None:
 class Cifar(Source):
     """The training (default) or test images in the published order, with fine labels and their names."""
 
-    def __init__(self, path: Path, members: Sequence[Member], layout: _Layout, folder: str, split: str | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        members: Sequence[Member],
+        layout: _Layout,
+        folder: str,
+        split: str | None,
+        unlabelled: bool = False,
+    ) -> None:
         super().__init__()
         if split not in (None, "train", "test"):
             raise UsageError(f"{path}: has no split '{split}'; CIFAR has train and test")
@@ -89,6 +97,8 @@ class Cifar(Source):
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise DataError(f"{path}: labels go beyond its {len(self.classes)} class names; fetch it again")
         self.names = NumberedNames(len(self.labels), self._name)
+        if unlabelled:
+            self.labels, self.classes = None, ()
         self.details = {"split": split}
 
     def read(self) -> Iterator[tuple[int, Sample]]:

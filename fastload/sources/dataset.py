@@ -38,7 +38,13 @@ class MapDataset(Source):
     kind = "dataset"
 
     def __init__(
-        self, dataset: Any, split: str | None, images: str | None, labels: str | None, channels: Channels = None
+        self,
+        dataset: Any,
+        split: str | None,
+        images: str | None,
+        labels: str | None,
+        channels: Channels = None,
+        unlabelled: bool = False,
     ) -> None:
         super().__init__()
         self._channels = range(1, MOST_CHANNELS + 1) if channels == "as-is" else (1, 2, 3, 4, channels)
@@ -58,7 +64,8 @@ class MapDataset(Source):
             )
         self._dataset, self._keys = dataset, (images, labels)
         self.names = NumberedNames(len(dataset), lambda index: f"item {index}")
-        self.classes = _class_names(dataset, labels)
+        self._unlabelled = unlabelled
+        self.classes = () if unlabelled else _class_names(dataset, labels)
         self._others: dict[str, None] = {}
 
     def read(self) -> Iterator[tuple[int, Sample]]:
@@ -72,11 +79,13 @@ class MapDataset(Source):
             first = label if first is _NO_LABEL else first
             labels.append(label)
             yield index, sample
+        self.left_out = [f"{', '.join(self._others)} of the items"] if self._others else []
+        if self._unlabelled:
+            return
         # Of items that could not be read, and will be skipped, labels are zeros.
         blank = np.zeros_like(first) if first is not _NO_LABEL else np.int64(0)
         stacked = np.stack([blank if label is _NO_LABEL else label for label in labels])
         self.labels = as_labels(stacked, "the dataset's labels")
-        self.left_out = [f"{', '.join(self._others)} of the items"] if self._others else []
 
     def _item(self, index: int) -> tuple[np.ndarray, Sample]:
         """Return an item's label and image, or no label and why."""
@@ -86,6 +95,8 @@ class MapDataset(Source):
             reason = " ".join(str(error).split())
             return _NO_LABEL, DataError(f"cannot be read ({type(error).__name__}: {reason})")
         try:
+            if self._unlabelled:
+                return _NO_LABEL, as_pixels(self._image(item), self._channels)
             image, given = self._parts(item)
             label = as_label(given, "its label")
             for fault in label_faults(as_labels(label[None], "its label"), self.classes):
@@ -93,6 +104,14 @@ class MapDataset(Source):
             return label, as_pixels(image, self._channels)
         except DataError as error:
             return _NO_LABEL, error
+
+    def _image(self, item: Any) -> Any:
+        """Return an item's image alone; the item may be one."""
+        if isinstance(item, Mapping):
+            key = _key(item, self._keys[0], _IMAGE_KEYS, "images")
+            self._others.update((f"'{storable(str(other))}'", None) for other in item if other != key)
+            return item[key]
+        return item[0] if isinstance(item, tuple | list) and item else item
 
     def _parts(self, item: Any) -> tuple[Any, Any]:
         if isinstance(item, Mapping):

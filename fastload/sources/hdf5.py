@@ -20,14 +20,14 @@ class PackedSource(Source):
 
     kind = "packed"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, unlabelled: bool = False) -> None:
         super().__init__()
         self._file = PackedFile(path)
         rows = np.argsort(self._file.ids, kind="stable")
         self._index = np.argsort(rows, kind="stable")
-        self.labels = None if self._file.labels is None else self._file.labels[rows]
+        self.labels = None if unlabelled or self._file.labels is None else self._file.labels[rows]
         self.ids = self._file.ids[rows]
-        self.classes = self._file.classes
+        self.classes = () if unlabelled else self._file.classes
         self.names = NumberedNames(len(rows), lambda index: f"row {rows[index]}")
         if self._file.names is not None:
             names = list(self._file.names)
@@ -48,20 +48,21 @@ class UserHdf5(Source):
 
     kind = "hdf5"
 
-    def __init__(self, path: Path, images: str, labels: str, channels: Channels = None) -> None:
+    def __init__(self, path: Path, images: str, labels: str | None, channels: Channels = None) -> None:
         super().__init__()
         self._path, self._images = path, images
         try:
             with open_hdf5(path) as file:
                 shape = checked_dataset(path, file, images, np.uint8).shape
                 self._layout = image_layout(path, images, shape, channels)
-                self.labels = read_labels(path, checked_dataset(path, file, labels), images, shape[0])
+                if labels is not None:
+                    self.labels = read_labels(path, checked_dataset(path, file, labels), images, shape[0])
         except FastloadError:
             raise
         except Exception as error:
             raise damaged(path, error) from error
         self.names = NumberedNames(shape[0], lambda index: f"{images}[{index}]")
-        self.details = {"images": images, "labels": labels}
+        self.details = {"images": images} if labels is None else {"images": images, "labels": labels}
 
     def read(self) -> Iterator[tuple[int, Sample]]:
         channels_first = self._layout[3]
@@ -82,15 +83,20 @@ class UserHdf5(Source):
 
 
 def open_hdf5_source(
-    path: Path, split: str | None, images: str | None, labels: str | None, channels: Channels = None
+    path: Path,
+    split: str | None,
+    images: str | None,
+    labels: str | None,
+    channels: Channels = None,
+    unlabelled: bool = False,
 ) -> Source:
     """Return a packed file, or with images and labels a user's own, as a source."""
     if split is not None:
         raise UsageError(f"{path}: an HDF5 file has no splits; leave --split out")
-    if images is not None and labels is not None:
+    if images is not None and (unlabelled or labels is not None):
         return UserHdf5(path, images, labels, channels)
     try:
-        return PackedSource(path)
+        return PackedSource(path, unlabelled)
     except DataError as error:
         if "is HDF5, but not a packed file" in str(error):
             text = str(error).split("; pack it with")[0]

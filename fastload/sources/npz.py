@@ -50,19 +50,26 @@ class Npz(Source):
     kind = "npz"
 
     def __init__(
-        self, path: Path, split: str | None, images: str | None, labels: str | None, channels: Channels = None
+        self,
+        path: Path,
+        split: str | None,
+        images: str | None,
+        labels: str | None,
+        channels: Channels = None,
+        unlabelled: bool = False,
     ) -> None:
         super().__init__()
         self._path, self._channels = path, channels
         try:
             with zipfile.ZipFile(path) as archive:
                 keys = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-                self._images, label_key, taken = _choose(path, archive, keys, split, images, labels)
+                self._images, label_key, taken = _choose(path, archive, keys, split, images, labels, unlabelled)
                 self._header = _header(archive, self._images)
-                label_header = _header(archive, label_key)
                 self._check_images()
-                self._check_labels(label_key, label_header)
-                self.labels = as_labels(_load(archive, label_key, label_header), self._where(label_key))
+                if label_key is not None:
+                    label_header = _header(archive, label_key)
+                    self._check_labels(label_key, label_header)
+                    self.labels = as_labels(_load(archive, label_key, label_header), self._where(label_key))
         except (DataError, UsageError):
             raise
         except _BROKEN as error:
@@ -166,12 +173,13 @@ def _choose(
     split: str | None,
     images: str | None,
     labels: str | None,
-) -> tuple[str, str, str | None]:
-    """Return the keys of images and labels, and the split that they are."""
+    unlabelled: bool,
+) -> tuple[str, str | None, str | None]:
+    """Return the keys of images and labels (None where those are left out), and the split that they are."""
     listed = ", ".join(sorted(keys)[:12]) or "none"
-    if images is not None and labels is not None:
+    if images is not None:
         for key in (images, labels):
-            if key not in keys:
+            if key is not None and key not in keys:
                 raise UsageError(f"{path}: has no array '{key}'; its arrays: {listed}")
         return images, labels, None
     found: dict[str, dict[str, list[str]]] = {}
@@ -180,7 +188,8 @@ def _choose(
         if match:
             role = "images" if match[2] else "labels"
             found.setdefault(match[1] or match[4] or "", {}).setdefault(role, []).append(key)
-    pairs = {part: roles for part, roles in found.items() if len(roles) == 2}
+    wanted = {"images"} if unlabelled else {"images", "labels"}
+    pairs = {part: {role: roles[role] for role in wanted} for part, roles in found.items() if wanted <= roles.keys()}
     if not pairs:
         raise UsageError(
             f"{path}: has no pair of arrays like images and labels (it has {listed}); name --images and --labels"
@@ -196,4 +205,4 @@ def _choose(
     for role, names in pairs[part].items():
         if len(names) > 1:
             raise UsageError(f"{path}: {' and '.join(names)} could both be the {role}; name --images and --labels")
-    return pairs[part]["images"][0], pairs[part]["labels"][0], part or None
+    return pairs[part]["images"][0], None if unlabelled else pairs[part]["labels"][0], part or None

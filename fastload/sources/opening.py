@@ -24,8 +24,8 @@ def open_files(path: Path, options: SourceOptions) -> Source:
     listing = list_files(path)
     found = find_layout(listing.members)
     if found is not None:
-        options.refuse_class_options(path)
-        return Cifar(path, listing.members, *found, options.split)
+        options.refuse_class_level(path)
+        return Cifar(path, listing.members, *found, options.split, options.unlabelled)
     if not any(member.picture for member in listing.members):
         archives = [member.name for member in listing.members if member.kind == "file" and is_archive_name(member.name)]
         if archives and path.is_dir():
