@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +26,8 @@ from fastload.processors import makers
 from fastload.processors import processors as processors
 from fastload.read_ahead import BUFFERS, CHUNK_BYTES
 from fastload.reproducible import reproducible
+from fastload.selection.exact import piece_rows
+from fastload.selection.kmeans import ITERATIONS
 
 TRIAL_SECONDS = 1.5
 _TRIAL_ROWS = 128
@@ -33,6 +36,7 @@ _SPARE_DISK = 8 << 20  # HDF5's own structures, JSON, and what file systems roun
 ENTRY_BYTES = 12  # a list's entry: float32 value, int64 position
 SAMPLE_BYTES = 56  # ids, positions and classes, the permuted order and its reverse, what is chosen
 CHOOSE_SECONDS = 5e-8  # a sample, measured: 8.64 % of a million from 216 dimensions
+_ELEMENT_SECONDS = 1e-8  # a value in a pass, measured: put on a grid, and summed
 BASE_MEMORY = 150 << 20  # measured: torch's and Numba's code that is loaded on the way
 
 
@@ -220,3 +224,35 @@ def reading_memory(stored_bytes: int) -> int:
 def lists_disk(entries: int) -> int:
     """Return the bytes of lists of so many entries in a file."""
     return entries * ENTRY_BYTES
+
+
+def strategy_needs(strategy: str, rows: int, dims: int, entries: int, threads: int) -> tuple[float, int]:
+    """Return the seconds and the bytes of memory of a strategy that looks at stored embeddings more than once.
+
+    Counted in multiplications at a rate that is measured now; eigenvectors take about 12·dims³ at full rate (measured:
+    29 s for 2,000 × 2,048 on two cores, most of it theirs). Pieces of rows are held six times over.
+
+    Arguments:
+        rows, dims: of the embeddings. entries: of the lists of what the strategy ranks.
+    """
+    square = 8 * dims * dims
+    memory = 6 * 8 * piece_rows(dims) * dims + lists_memory(entries, threads)
+    flops = 0.0
+    if strategy == "pca":
+        flops, memory = 4.0 * rows * dims**2 + 24.0 * dims**3, memory + 7 * square
+    elif strategy == "kmeans":
+        clusters = min(rows, dims)
+        flops, memory = 4.0 * ITERATIONS * rows * clusters * dims, memory + 4 * 8 * clusters * dims
+    passes = ITERATIONS + 2 if strategy == "kmeans" else 3
+    return flops / _flops() + passes * rows * dims * _ELEMENT_SECONDS, memory
+
+
+def _flops() -> float:
+    """Return how many floating-point operations a second products of float64 matrices reach here."""
+    side, best = 384, math.inf
+    matrix = np.ones((side, side))
+    for _ in range(3):
+        began = time.perf_counter()
+        np.matmul(matrix, matrix)
+        best = min(best, time.perf_counter() - began)
+    return 2.0 * side**3 / max(best, 1e-6)

@@ -530,6 +530,12 @@ class _Builder:
                 found.device_memory = max(found.device_memory, listing)
                 topk.compile_for(device)
         found.seconds["analyse"] = count * needs.CHOOSE_SECONDS + (0 if fused else count * columns * 4 / 1e9)
+        if columns and self.choice.embeds and not self._streams:
+            seconds, memory = needs.strategy_needs(
+                self.choice.strategy, count, columns, 2 * (size + 2 * columns), self.threads
+            )
+            found.seconds["analyse"] += seconds
+            found.memory += memory
         height, width, channels = self.shape
         subset = size * height * width * channels
         found.disk += subset + size * (64 + (0 if file.labels is None else file.labels.nbytes // count))

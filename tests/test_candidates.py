@@ -141,3 +141,13 @@ def test_the_report_fits_eighty_columns_and_tells_balanced_unions_right(full, ca
     assert any(f"{report.chosen} distinct of 15 (1 × 5 dimensions × 3 classes)" in line for line in lines)
     assert "balanced: so many of each dimension" in str(report)
     assert "the 1 strongest" not in str(report) and "┃" not in str(report)
+
+
+def test_what_is_announced_counts_what_the_strategy_itself_takes():
+    from fastload.needs import strategy_needs
+
+    seconds, memory = strategy_needs("pca", 2000, 2048, 10_000, 1)
+    assert seconds > 0.5 and memory > 7 * 8 * 2048**2
+    assert strategy_needs("combinations", 2000, 2048, 10_000, 1)[1] < memory / 2, "it makes no covariance"
+    few, many = (strategy_needs("kmeans", rows, 256, 10_000, 1)[0] for rows in (10_000, 1_000_000))
+    assert many > 20 * few
