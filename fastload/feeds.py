@@ -297,7 +297,8 @@ class _DaliFeed:
     def __init__(
         self, file: Packed, augment: Augment, order: Order, output: Output, resident: bool, labels: torch.Tensor
     ) -> None:
-        self._augment, self._order, self._output, self._path = augment, order, output, file.path
+        self._augment, self._order, self._output = augment, order, output
+        self._path, self._name_of = file.path, file.name_of
         self.resident = resident
         self._channels = 3 if file.shape is None else file.shape[2]
         self._encoded = file.shape is None
@@ -336,7 +337,7 @@ class _DaliFeed:
             self._engine(self._samples(rows), parameters, images)
         except SampleError as error:
             row = int(rows[error.position])
-            raise DataError(f"{self._path}: row {row:,} (id {self._ids[row]:,}) {error.problem}") from error
+            raise DataError(f"{self._path}: {self._name_of(row)} {error.problem}") from error
         labels = self._labels[torch.from_numpy(rows)]
         if not self._on_cuda:
             return Batch(images, labels, torch.from_numpy(ids))

@@ -268,7 +268,10 @@ class PackedFile:
 
 def sample_name(file: Any, row: int) -> str:
     """Return what messages call a sample of a packed file or set: its name in the source, or its row and id."""
-    return file.names[row] if file.names is not None else f"row {row:,} (id {int(file.ids[row]):,})"
+    if file.names is not None:
+        with contextlib.suppress(FastloadError):  # where the file was lost, its names are too
+            return file.names[row]
+    return f"row {row:,} (id {int(file.ids[row]):,})"
 
 
 def damaged_rows(file: PackedFile) -> list[int]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from fastload.errors import DataError
 from fastload.hdf5_reading import checked_dataset, image_layout, open_hdf5, read_attribute, read_labels
+from fastload.labels import LARGEST_LABELS
 from fastload.packed_format import FORMAT, READABLE, SelectionTable
 
 
@@ -256,6 +257,12 @@ class _Reader:
     def _inner(self, group: h5py.Group, name: str, dtype: Any = None) -> h5py.Dataset:
         """Return a packed file's own dataset: checked, and contiguous, so that its size is really there."""
         dataset = checked_dataset(self.path, group, name, dtype)
+        size = math.prod(dataset.shape) * dataset.dtype.itemsize
+        if name not in ("images", "names") and size > LARGEST_LABELS:  # a file may have holes, and claim anything
+            raise self._error(
+                f"dataset '{name}' has shape {dataset.shape}, {size:,} bytes; it may take {LARGEST_LABELS:,}: split "
+                "the set into several files"
+            )
         if dataset.chunks is not None or (math.prod(dataset.shape) and dataset.id.get_offset() is None):
             raise self._error(f"dataset '{name}' is not contiguous, as a packed file's are; pack it again")
         return dataset

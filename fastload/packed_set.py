@@ -183,6 +183,11 @@ def _ids(parts: list[np.ndarray]) -> np.ndarray:
         return joined
     taken, shifted = 0, []
     for ids in parts:
+        if taken + int(ids.max()) >= 2**63:
+            raise DataError(
+                f"the files of this set have ids in common, and ids as large as {int(ids.max()):,}, so they cannot be "
+                "numbered one after the other; pack them with ids of their own"
+            )
         shifted.append(ids + taken)
         taken += int(ids.max()) + 1
     return np.concatenate(shifted)

@@ -32,7 +32,7 @@ class SampleReader:
 
     def __init__(self, file: Packed) -> None:
         self.place = _CLOSED
-        self._path, self._ids = file.path, file.ids
+        self._path, self._name_of = file.path, file.name_of
         self._offsets, self._strides, self._shape = file.offsets, file.strides, file.shape
         self._size = file.nbytes
         self.sample_bytes = 0 if file.strides is None else file.strides[0]
@@ -92,8 +92,8 @@ class SampleReader:
             return
         row = int(rows[failed])
         raise DataError(
-            f"{self._path}: row {row:,} (id {self._ids[row]:,}) can no longer be read; the file was truncated or its "
-            "disk failed while it was in use. Restore it, and resume from the last checkpoint"
+            f"{self._path}: {self._name_of(row)} can no longer be read; the file was truncated or its disk failed "
+            "while it was in use. Restore it, and resume from the last checkpoint"
         )
 
     def cached(self, starts: np.ndarray) -> np.ndarray:

@@ -394,6 +394,23 @@ def huge(name: str, shape: tuple[int, ...], dtype: str):
     return change
 
 
+def link_instead(name: str):
+    def change(file: h5py.File) -> None:
+        file.move(name, "other")
+        file[name] = h5py.SoftLink("/other")
+
+    return change
+
+
+def linked_elsewhere(name: str):
+    def change(file: h5py.File) -> None:
+        if name in file:
+            del file[name]
+        file[name] = h5py.ExternalLink("/etc/passwd", "/x")
+
+    return change
+
+
 def group_instead(file: h5py.File) -> None:
     del file["images"]
     file.create_group("images")
@@ -411,6 +428,18 @@ def text_in_the_heap(file: h5py.File) -> None:
 def without_labels_in_format_1(file: h5py.File) -> None:
     del file["labels"]
     file.attrs["fastload_format"] = 1
+
+
+def add(name: str, value: object):
+    """For a file of encoded images, which alone may hold shapes."""
+
+    def change(file: h5py.File) -> None:
+        del file["images"]
+        file["images"], file["offsets"] = PIXELS.reshape(-1), np.arange(COUNT + 1) * PIXELS[0].size
+        file[name] = value
+        file.attrs["storage"] = np.bytes_("encoded")
+
+    return change
 
 
 CHANGES = {
@@ -448,9 +477,19 @@ CHANGES = {
     "no checksum": (lambda file: file.attrs.__delitem__("checksum"), "no valid 'checksum'"),
     "format of text": (attribute("fastload_format", "one"), "has format one"),
     "format of many": (attribute("fastload_format", [1, 1]), "has format"),
+    "short shapes": (add("shapes", np.ones((3, 2), np.int32)), "'shapes' has shape"),
     "storage": (attribute("storage", "cooked"), "neither 'raw' nor 'encoded'"),
     "source": (attribute("source", "[1]"), "not a JSON object"),
     "source of numbers": (attribute("source", 5), "not a JSON object"),
+    "shapes of another type": (add("shapes", np.ones((COUNT, 2), np.int64)), "has dtype int64, not int32"),
+    "sides below 1": (add("shapes", np.zeros((COUNT, 2), np.int32)), "'shapes' has sides below 1"),
+    "labels beyond int64": (replace("labels", np.full(COUNT, 2**63, np.uint64)), "beyond what a 64-bit signed integer"),
+    "ids in a link": (link_instead("ids"), "'ids' is a link"),
+    "names in a link": (link_instead("names"), "'names' is a link"),
+    "names elsewhere": (linked_elsewhere("names"), "'names' is a link"),
+    "labels elsewhere": (linked_elsewhere("labels"), "'labels' is a link"),
+    "selection elsewhere": (linked_elsewhere("selection"), "not a group of this file"),
+    "selection that is the file": (lambda file: file.__setitem__("selection", file["/"]), "no dataset 'selection/dim"),
     "heap text": (text_in_the_heap, "'storage' is not of fixed length"),
     "heap classes": (replace("classes", ["a", "b", "c"]), "not a list of names"),
     "fingerprint": (attribute("fingerprint", "xyz"), "no valid 'fingerprint'"),
@@ -572,3 +611,29 @@ def test_an_attribute_beyond_all_bounds_is_not_read(raw: Path) -> None:
         file.attrs["source"] = np.zeros(1 << 21, np.uint8)
     with pytest.raises(DataError, match="attribute 'source' says 2,097,152 bytes"):
         PackedFile(raw)
+
+
+def test_a_file_with_holes_cannot_claim_more_than_memory_holds(tmp_path: Path) -> None:
+    count = 1 << 28
+    with h5py.File(tmp_path / "h.h5", "w", libver="v110") as file:
+        for name, value in {"storage": "raw", "source": "{}", "fingerprint": "0" * 32}.items():
+            file.attrs[name] = np.bytes_(value)
+        file.attrs["fastload_format"] = 1
+        early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        for name, kind, shape in (
+            ("images", h5py.h5t.STD_U8LE, (count, 1, 1, 1)), ("labels", h5py.h5t.STD_U8LE, (count,)),
+            ("ids", h5py.h5t.STD_I64LE, (count,)),
+        ):  # fmt: skip
+            h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape), early)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match=r"dataset 'ids' has shape .* may take 1,073,741,824"):
+        PackedFile(tmp_path / "h.h5")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600 << 10  # the labels, with room
+
+
+def test_a_lost_file_s_sample_is_named_by_its_row(tmp_path: Path) -> None:
+    with PackedFile(write_raw(tmp_path / "n.h5", names=NAMES)) as file:
+        os.truncate(tmp_path / "n.h5", 4096)
+        assert file.name_of(8) == "row 8 (id 8)"

@@ -89,6 +89,13 @@ def test_files_packed_apart_get_ids_of_their_own(images, labels, tmp_path):
         assert found.read(7) == images[3].tobytes()  # the third of the second file
 
 
+def test_ids_in_common_that_cannot_be_raised_are_an_error(images, labels, tmp_path):
+    for number in range(2):
+        write_raw(tmp_path / f"{number}.h5", images[:2], labels[:2], ids=np.array([0, 2**63 - 1]))
+    with pytest.raises(DataError, match="ids in common"):
+        open_packed(f"{tmp_path}/*.h5")
+
+
 def test_the_fingerprint_is_that_of_the_files_in_their_order(shards):
     paths = [shards / f"{number}.h5" for number in range(3)]
     with open_packed(paths) as forwards, open_packed(paths[::-1]) as backwards, open_packed(str(shards / "*")) as again:

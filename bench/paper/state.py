@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
+
+from fastload.replacing import replace_file
 
 
 class State:
@@ -33,7 +34,7 @@ class State:
     def record(self, kind: str, settings: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """Keep a result: whole, or not at all."""
         text = json.dumps({"kind": kind, "settings": settings, "result": result}, indent=1)
-        _replace(self._path(kind, settings), (text + "\n").encode())
+        replace_file(self._path(kind, settings), (text + "\n").encode())
 
     def _path(self, kind: str, settings: Mapping[str, Any]) -> Path:
         return self.folder / "runs" / f"{kind}-{key_of(settings)}.json"
@@ -46,7 +47,7 @@ class State:
         """Keep a training's state."""
         stored = io.BytesIO()
         torch.save(dict(tensors), stored)
-        _replace(self._checkpoint(key), stored.getvalue())
+        replace_file(self._checkpoint(key), stored.getvalue())
 
     def load(self, key: str) -> dict[str, Any] | None:
         """Return a training's state; None where there is none, or a damaged one."""
@@ -71,9 +72,3 @@ class State:
 def key_of(settings: Mapping[str, Any]) -> str:
     """Return a short name that changes with any of the settings."""
     return xxhash.xxh3_64_hexdigest(json.dumps(settings, sort_keys=True).encode())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
