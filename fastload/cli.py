@@ -165,6 +165,9 @@ def build_subset(
     input_size: Annotated[
         int | None, typer.Option(metavar="S", help="What --encoder sees: the centre square at S×S pixels.")
     ] = None,
+    encoder_normalize: Annotated[
+        str | None, typer.Option(metavar="imagenet|MEANS/STDS", help="What --encoder expects, of pixel values 0…1.")
+    ] = None,
     resize: Annotated[
         int | None, typer.Option(metavar="S", help="Write images with shorter side S, the centre square.")
     ] = None,
@@ -190,7 +193,8 @@ def build_subset(
             full, out, strategy=strategy, size=size, per_dimension=per_dimension, balance_classes=balance_classes,
             equal_classes=equal_classes, include=include, exclude=exclude, keep_duplicates=keep_duplicates,
             embeddings=embeddings, embedding_ids=embedding_ids, encoder=encoder, input_size=input_size,
-            embedding_size=embedding_size, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+            encoder_normalize=encoder_normalize, embedding_size=embedding_size, epochs=epochs,
+            batch_size=batch_size, learning_rate=learning_rate,
             preset=preset, resize=resize, images=images, labels=labels, seed=seed, device=device, engine=engine,
             threads=threads, keep=keep, fresh=fresh, listener=listener,
         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import sys
 import time
@@ -76,7 +77,55 @@ class _EncoderHalf(nn.Module):
         return self.autoencoder.embed(images.contiguous(memory_format=torch.channels_last))
 
 
-def load_encoder(spec: str, *, input_size: int | None = None, seed: int = 0) -> Encoder:
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of each channel, of pixel values 0…1, that models trained on ImageNet expect."""
+
+
+def parse_normalize(given: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return (mean, std), a value a channel, of pixel values 0…1; None leaves images standardized one by one.
+
+    Arguments:
+        given: "imagenet", "mean,mean,mean/std,std,std", a pair of lists, or None.
+
+    Raises UsageError for anything else.
+    """
+    if given is None:
+        return None
+    if given == "imagenet":
+        return IMAGENET
+    try:
+        parts = [part.split(",") for part in given.split("/")] if isinstance(given, str) else list(given)
+        mean, std = (tuple(float(value) for value in part) for part in parts)
+    except (TypeError, ValueError):
+        mean, std = (), ()
+    good = mean and len(mean) == len(std) and np.isfinite([*mean, *std]).all() and min(std) > 0
+    if not good:
+        raise UsageError(
+            f"--encoder-normalize {given}: it is imagenet, or means and standard deviations of pixel values 0…1, one "
+            "a channel, such as 0.5,0.5,0.5/0.25,0.25,0.25"
+        )
+    return mean, std
+
+
+class _Normalized(nn.Module):
+    """A model that sees pixel values 0…255 with a mean and a standard deviation for each channel taken off."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Any:
+        if self.mean.shape[1] not in (1, images.shape[1]):
+            raise ValueError(f"--encoder-normalize has {self.mean.shape[1]} values for {images.shape[1]} channels")
+        return self.model((images / 255 - self.mean) / self.std)
+
+
+def load_encoder(spec: str, *, input_size: int | None = None, seed: int = 0, normalize: Any = None) -> Encoder:
     """Return the encoder that "module:callable" names: a torch module, or a callable without arguments making one.
 
     Arguments:
@@ -84,6 +133,7 @@ def load_encoder(spec: str, *, input_size: int | None = None, seed: int = 0) -> 
         input_size: the side in pixels of the centre square that it sees, the images' shorter side brought to that
             size first; None is what the autoencoder sees, 24×24 of 32.
         seed: of the generator while the callable runs, for those that draw their weights.
+        normalize: see `parse_normalize`.
 
     Raises UsageError where it cannot be imported, is not there, or makes no torch module.
     """
@@ -110,7 +160,12 @@ def load_encoder(spec: str, *, input_size: int | None = None, seed: int = 0) -> 
     if not isinstance(found, nn.Module):
         raise UsageError(f"--encoder {spec}: gave a {type(found).__name__}, not a torch.nn.Module")
     view = VIEW if input_size is None else Augment(crop=input_size, resize=input_size)
-    return Encoder(found.eval(), view.evaluation(), spec, _weights_hash(found) + _source_hash(module))
+    identity = _weights_hash(found) + _source_hash(module)
+    values = parse_normalize(normalize)
+    if values is not None:
+        found, view = _Normalized(found, *values), dataclasses.replace(view, standardize=None)
+        identity += repr(values)
+    return Encoder(found.eval(), view.evaluation(), spec, identity)
 
 
 @contextlib.contextmanager

@@ -40,6 +40,7 @@ def follow(
     labels: str | None,
     encoder: str | None,
     input_size: int | None,
+    encoder_normalize: Any = None,
     seed: int,
     device: str,
     engine: str,
@@ -57,7 +58,7 @@ def follow(
         _check_same(file, header["data"])
         while "report" not in header:
             with torch_threads(header["threads"]):
-                model = _encoder(header, bytes(payload), encoder, input_size, seed64(seed))
+                model = _encoder(header, bytes(payload), encoder, input_size, seed64(seed), encoder_normalize)
                 _embed_share(ranks, file, model, header["first"], device=device, engine=engine)
             header, payload = ranks.receive()
     return header["report"]
@@ -83,13 +84,15 @@ def _check_same(file: Packed, data: dict[str, Any]) -> None:
         raise DataError(f"{file.path}: is not the full set that rank 0 has ({told}); give all ranks the same one")
 
 
-def _encoder(header: dict[str, Any], weights: bytes, spec: str | None, size: int | None, seed: int) -> Encoder:
+def _encoder(
+    header: dict[str, Any], weights: bytes, spec: str | None, size: int | None, seed: int, normalize: Any
+) -> Encoder:
     """Return rank 0's encoder: the autoencoder by its weights, one of the user's own by its name."""
     if weights:
         return autoencoder_encoder(model_of(weights, header["channels"], header["embedding_size"]))
     if spec is None:
         raise UsageError("rank 0 has an --encoder, and this rank none; give all ranks the same options")
-    found = load_encoder(spec, input_size=size, seed=seed)
+    found = load_encoder(spec, input_size=size, seed=seed, normalize=normalize)
     if found.identity != header["encoder"] or found.view.state() != header["view"]:
         raise UsageError(
             f"--encoder {spec}: has other weights, code or --input-size than rank 0's, so the ranks' embeddings would "

@@ -42,6 +42,7 @@ from fastload.embedding import (
     chunk_rows,
     embed,
     load_encoder,
+    parse_normalize,
     trained_model,
 )
 from fastload.errors import DataError, UsageError
@@ -124,6 +125,7 @@ def build_subset(
     embedding_ids: str | os.PathLike[str] | None = None,
     encoder: str | None = None,
     input_size: int | None = None,
+    encoder_normalize: Any = None,
     embedding_size: int | None = None,
     epochs: float | None = None,
     batch_size: int | None = None,
@@ -174,6 +176,8 @@ def build_subset(
         encoder: "module:callable", a torch module that takes standardized float32 [B, C, h, w] and returns
             [B, D], in place of the autoencoder.
         input_size: the side in pixels of the centre square that `encoder` sees; 24 of 32 by default.
+        encoder_normalize: "imagenet", or (means, standard deviations) of pixel values 0…1, a value a channel, which are
+            taken off in place of standardizing each image by itself.
         embedding_size: elements of the autoencoder's embedding, 216 by default.
         epochs: of training the autoencoder, 5 by default. batch_size: 128 by default.
         learning_rate: of SGD with momentum 0.9.
@@ -201,8 +205,9 @@ def build_subset(
     with joined(alone=flag("alone", alone)) as ranks:
         if isinstance(ranks, Follower):
             state = follow(
-                ranks, full, images=images, labels=labels, encoder=encoder, input_size=input_size, seed=seed,
-                device=device, engine=engine,
+                ranks, full, images=images, labels=labels, encoder=encoder, input_size=input_size,
+                encoder_normalize=encoder_normalize,
+                seed=seed, device=device, engine=engine,
             )  # fmt: skip
             return SubsetReport.from_state(state)
         out, seed = path_of("out", out), seed64(seed)
@@ -228,6 +233,8 @@ def build_subset(
             embedding_ids = str(path_of("embedding_ids", embedding_ids))
             if embeddings is None:
                 raise UsageError("--embedding-ids says whose --embeddings are; give those too")
+        if parse_normalize(encoder_normalize) is not None and encoder is None:
+            raise UsageError("--encoder-normalize is for --encoder; the autoencoder standardizes each image")
         check_target(out)
         with open_packed(full, images=images, labels=labels) as file, torch_threads(_thread_count(threads)):
             _check_full(file, out)
@@ -255,7 +262,9 @@ def build_subset(
                     f"--strategy {strategy} needs no embeddings, so there is no use for --embeddings and --encoder"
                 )
             resolved = rank_device(device, ranks.world_size)
-            loaded = load_encoder(encoder, input_size=input_size, seed=seed) if encoder and choice.embeds else None
+            loaded = None
+            if encoder and choice.embeds:
+                loaded = load_encoder(encoder, input_size=input_size, seed=seed, normalize=encoder_normalize)
             brought = None
             if embeddings is not None and choice.embeds:
                 brought = open_embeddings(embeddings, file, embedding_ids)

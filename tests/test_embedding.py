@@ -15,6 +15,7 @@ from fastload.augment import Augment
 from fastload.autoencoder import VIEW, Autoencoder, model_of, torch_threads, weights_of
 from fastload.embedding import (
     CHUNK,
+    IMAGENET,
     Encoder,
     autoencoder_encoder,
     chunk_rows,
@@ -220,6 +221,23 @@ def test_input_size_is_the_side_of_the_centre_square(own_models, file, tmp_path)
     centred = whole - whole.mean((1, 2, 3), keepdims=True)
     expected = (centred / whole.std((1, 2, 3), keepdims=True)).mean((1, 2))
     np.testing.assert_allclose(np.load(tmp_path / "e.npy"), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("normalize", ["imagenet", "0.485,0.456,0.406/0.229,0.224,0.225", IMAGENET])
+def test_an_encoder_may_see_a_mean_and_standard_deviation_taken_off_each_channel(own_models, file, tmp_path, normalize):
+    encoder = load_encoder("own_models:mean", input_size=32, normalize=normalize)
+    assert encoder.identity != load_encoder("own_models:mean", input_size=32).identity
+    embed(file, encoder, tmp_path / "e.npy")
+    whole = np.stack([file.image(row) for row in range(400)]).astype(np.float64) / 255
+    np.testing.assert_allclose(
+        np.load(tmp_path / "e.npy"), ((whole - IMAGENET[0]) / IMAGENET[1]).mean((1, 2)), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("normalize", ["cifar", "0.5/0", "1,2/1", (1, 2, 3), True, "nan/1", ("a", "b")])
+def test_values_that_normalize_nothing_are_refused(own_models, normalize):
+    with pytest.raises(UsageError, match=r"--encoder-normalize .*it is imagenet, or means"):
+        load_encoder("own_models:mean", normalize=normalize)
 
 
 @pytest.mark.parametrize(
