@@ -23,7 +23,6 @@ from fastload.engines.dali import DaliEngine, SampleError
 from fastload.engines.fused import FusedEngine, ResidentStore, whole_words
 from fastload.errors import DataError, UsageError
 from fastload.guarded_map import GuardedMap
-from fastload.kernels import augment as kernel
 from fastload.kernels import cuda_target
 from fastload.memory import check_fits, check_pinned, pinned_bytes
 from fastload.order import Order
@@ -134,10 +133,6 @@ def open_feed(
 
 def _fused(file: Packed, augment: Augment, order: Order, output: Output) -> FusedEngine:
     assert file.shape is not None and file.strides is not None
-    if file.shape[2] > kernel.MAX_CHANNELS:
-        raise UsageError(
-            f"{file.path} has {file.shape[2]} channels; the fused engine takes up to {kernel.MAX_CHANNELS}"
-        )
     return FusedEngine(
         augment, seed=order.seed, phase=order.phase, shape=file.shape, strides=file.strides,
         dtype=output.dtype, channels_last=output.channels_last,

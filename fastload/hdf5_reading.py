@@ -166,14 +166,22 @@ def image_layout(
     if len(shape) == 3:
         return shape[1], shape[2], 1, False
     if len(shape) == 4:
-        for possible in ((channels,), (1, 2, 3, 4), range(1, MOST_CHANNELS + 1) if channels == "as-is" else ()):
+        for possible in ((channels,), (1, 2, 3, 4)):
             if shape[3] in possible:
                 return shape[1], shape[2], shape[3], False
             if shape[1] in possible:
                 return shape[2], shape[3], shape[1], True
-    most = min(shape[1], shape[3]) if len(shape) == 4 else MOST_CHANNELS + 1
-    mend = f"; if {most} are its channels, `fastload pack` keeps them with --channels {most}"
+        if channels == "as-is" and min(shape[1], shape[3]) <= MOST_CHANNELS:
+            first = _likely_channels(shape) == shape[1]
+            return (shape[2], shape[3], shape[1], True) if first else (shape[1], shape[2], shape[3], False)
+    likely = _likely_channels(shape) if len(shape) == 4 else MOST_CHANNELS + 1
+    mend = f"; if {likely} are its channels, `fastload pack` keeps them with --channels {likely}"
     raise DataError(
         f"{where}: '{name}' has shape {shape}; images are [N, H, W, C], [N, C, H, W] with 1 to 4 channels or [N, H, W]"
-        + (mend if most <= MOST_CHANNELS else "")
+        + (mend if likely <= MOST_CHANNELS else "")
     )
+
+
+def _likely_channels(shape: tuple[int, ...]) -> int:
+    """Return which of the second and the last length is more likely that of channels: images are often square."""
+    return shape[1] if shape[3] > MOST_CHANNELS or (shape[2] == shape[3] and shape[1] <= MOST_CHANNELS) else shape[3]

@@ -267,8 +267,10 @@ def test_every_kind_of_broken_sample_is_skipped_and_listed_in_one_run(tmp_path: 
     else:
         del broken["b/unreadable.png"]
         (folder / "b/unreadable.png").unlink()
+    (folder / "b/lost.png").symlink_to("nowhere.png")
     summary = pack(folder, out, skip_broken=True)
-    assert [text.split(": ")[0] for text in summary.skipped] == sorted(broken) and summary.images == 3
+    assert [text.split(": ")[0] for text in summary.skipped] == sorted([*broken, "b/lost.png"])
+    assert summary.images == 3 and "b/lost.png: is a link that cannot be followed" in str(summary)
     assert np.array_equal(images_of(out), [picture(seed=i) for i in range(3)])
 
 

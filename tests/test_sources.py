@@ -41,7 +41,7 @@ def expect(error: type[FastloadError], words: str, *arguments, **options) -> Non
         source = open_source(*arguments, **options)
         for index, sample in source.read():
             if isinstance(sample, DataError):
-                raise DataError(f"{source.names[index]} {sample}")
+                raise DataError(f"'{source.names[index]}' {sample}")
     assert "\n" not in str(caught.value)
 
 
@@ -134,9 +134,9 @@ def test_folder_follows_links_but_not_in_circles_and_names_broken_ones(tmp_path:
     put(tmp_path / "s", {"ant/": b""})
     (tmp_path / "s" / "cat").symlink_to(tmp_path / "real" / "c0")
     assert len(contents(open_source(tmp_path / "s"))) == 2
-    (tmp_path / "s" / "dog.png").symlink_to(tmp_path / "nowhere")
-    expect(DataError, "'dog.png' is a link that cannot be followed", tmp_path / "s")
-    (tmp_path / "s" / "dog.png").unlink()
+    (tmp_path / "s" / "ant" / "0.png").symlink_to(tmp_path / "nowhere")
+    expect(DataError, "'ant/0.png' is a link that cannot be followed", tmp_path / "s")
+    (tmp_path / "s" / "ant" / "0.png").unlink()
     (tmp_path / "s" / "loop").symlink_to(tmp_path / "s")
     expect(DataError, "'loop' is a link to a folder that holds it", tmp_path / "s")
 
@@ -147,7 +147,7 @@ def test_tar_with_links_duplicates_or_ways_out_is_refused_and_writes_nothing(tmp
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     with tarfile.open(tmp_path / "l.tar", "w") as archive:
         archive.addfile(link)
-    expect(DataError, r"l\.tar: 'c/link.png' is a link", tmp_path / "l.tar")
+    expect(DataError, "'c/link.png' is a link", tmp_path / "l.tar", class_level=1)
     expect(DataError, "points outside the archive", tar(tmp_path / "o.tar", {"c/../../x.png": image}))
     with tarfile.open(tmp_path / "d.tar", "w") as archive:
         for _ in range(2):
@@ -662,23 +662,23 @@ def test_labels_may_be_arrays_and_images_grey() -> None:
 @pytest.mark.parametrize(
     "item, words",
     [
-        ((RGB[0] / 255, 1), r"item 1 .* ndarray float64 \[6, 7, 3\]; expected"),
-        ((torch.zeros(3, 4, 4) - 1, 1), r"item 1 .*values from -1 to -1.*leave normalization out"),
-        ((torch.full((3, 4, 4), torch.nan), 1), "item 1 .*values from nan to nan"),
-        ((torch.zeros(4, 4, 5), 1), r"item 1 .*Tensor torch.float32 \[4, 4, 5\]|item 1"),
-        ((torch.zeros(3, 4, 4, dtype=torch.int64), 1), r"item 1 .*torch.int64 \[3, 4, 4\]"),
-        (("a.png", 1), "item 1 .*is a str"),
-        ((RGB[0], "cat"), "item 1 its label is text; labels are numbers"),
-        ((RGB[0], None), "item 1 its label is None"),
-        ((RGB[0], [1, 2]), r"item 1 .*label of shape \(2,\), where the first one has \(\)"),
-        ((RGB[0], 1, 2), "item 1 .*not a pair"),
-        ({"photo": RGB[0], "label": 1}, "item 1 .*keys photo, label; name the right one with images="),
+        ((RGB[0] / 255, 1), r"item 1' .* ndarray float64 \[6, 7, 3\]; expected"),
+        ((torch.zeros(3, 4, 4) - 1, 1), r"item 1' .*values from -1 to -1.*leave normalization out"),
+        ((torch.full((3, 4, 4), torch.nan), 1), "item 1' .*values from nan to nan"),
+        ((torch.zeros(4, 4, 5), 1), r"item 1' .*Tensor torch.float32 \[4, 4, 5\]|item 1"),
+        ((torch.zeros(3, 4, 4, dtype=torch.int64), 1), r"item 1' .*torch.int64 \[3, 4, 4\]"),
+        (("a.png", 1), "item 1' .*is a str"),
+        ((RGB[0], "cat"), "item 1' its label is text; labels are numbers"),
+        ((RGB[0], None), "item 1' its label is None"),
+        ((RGB[0], [1, 2]), r"item 1' .*label of shape \(2,\), where the first one has \(\)"),
+        ((RGB[0], 1, 2), "item 1' .*not a pair"),
+        ({"photo": RGB[0], "label": 1}, "item 1' .*keys photo, label; name the right one with images="),
     ],
 )
 def test_what_a_dataset_should_not_yield_is_named_by_index(item: object, words: str) -> None:
     if words.endswith("|item 1"):
         item = (torch.zeros(5, 4, 4), 1)
-        words = r"item 1 .*Tensor torch.float32 \[5, 4, 4\]"
+        words = r"item 1' .*Tensor torch.float32 \[5, 4, 4\]"
     expect(DataError, words, [(RGB[0], 0), item])
 
 

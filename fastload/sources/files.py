@@ -11,7 +11,7 @@ from fastload.sources.base import Sample, Source
 from fastload.sources.folders import walk_folder
 from fastload.sources.kinds import HEAD, PICTURE_SUFFIXES, looks_like_picture, needs_a_look, suffix_of, system_part
 from fastload.sources.label_files import CLASS_FILES, LabelValue, read_label
-from fastload.sources.members import Load, Member, check_readable
+from fastload.sources.members import Load, Member, why_unreadable
 from fastload.sources.tars import is_tar_name, tar_stem, walk_tar
 from fastload.sources.zips import is_zip, walk_zip
 
@@ -38,20 +38,22 @@ def archive_stem(name: str) -> str:
     return name[:-4] if suffix_of(name) == ".zip" else tar_stem(name)
 
 
-def is_picture(where: object, member: Member, load: Load) -> bool:
+def is_picture(member: Member, load: Load) -> bool:
     """Whether a member is a picture: by its name or, where its suffix says nothing, by its first bytes.
 
-    Raises DataError for a picture that cannot be read: a link, an absurd size.
+    One that cannot be read (a broken link, an absurd size, no permission) is a picture all the same: it is found to be
+    a broken sample when its turn comes.
     """
     if member.kind != "file" or system_part(member.name) is not None:
         return False
-    if suffix_of(member.name) not in PICTURE_SUFFIXES:
-        if member.obstacle or not member.size or not needs_a_look(member.name):
-            return False
-        if not looks_like_picture(load(HEAD)):
-            return False
-    check_readable(where, member)
-    return True
+    if suffix_of(member.name) in PICTURE_SUFFIXES:
+        return True
+    if member.obstacle or not member.size or not needs_a_look(member.name):
+        return False
+    try:
+        return looks_like_picture(load(HEAD))
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def list_files(
     members: list[Member] = []
     labels: dict[str, LabelValue] = {}
     for member, load in walk(path, inner=inner):
-        members.append(member._replace(picture=is_picture(path, member, load)))
+        members.append(member._replace(picture=is_picture(member, load)))
         if member.kind == "file" and suffix_of(member.name) in label_files and system_part(member.name) is None:
             labels[member.name] = read_label(path, member, load)
     return Listing(path, members, labels, prefix, inner)
@@ -100,14 +102,16 @@ class FileSource(Source):
             for member, load in walk(path, inner=inner) if remaining else ():
                 number = index.get(member.name) if member.kind == "file" else None
                 if number is not None:
-                    yield number, _content(load)
+                    yield number, _content(member, load)
                     remaining -= 1
                 if not remaining:
                     break  # the listing has been through the rest, and found it sound
 
 
-def _content(load: Load) -> Sample:
+def _content(member: Member, load: Load) -> Sample:
     """Return a file's content, or why it alone cannot be read; a damaged archive is an error for all that follows."""
+    if problem := why_unreadable(member):
+        return DataError(problem)
     try:
         return load()
     except OSError as error:

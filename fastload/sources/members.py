@@ -51,13 +51,18 @@ def whole_file(where: object, member: Member, load: Load) -> bytes:
 
 def check_readable(where: object, member: Member) -> None:
     """Raise DataError for a file that cannot be read or is too large to be held in memory."""
-    if member.obstacle:
-        raise DataError(f"{where}: '{member.name}' {member.obstacle}")
-    if member.size > LARGEST_FILE:
-        raise DataError(
-            f"{where}: '{member.name}' has {member.size:,} bytes, more than the {LARGEST_FILE:,} that one file may "
-            "have; make it smaller or remove it"
+    if problem := why_unreadable(member):
+        raise DataError(f"{where}: '{member.name}' {problem}")
+
+
+def why_unreadable(member: Member) -> str:
+    """Return why a file cannot be read, to be read after its name; "" where it can be."""
+    if not member.obstacle and member.size > LARGEST_FILE:
+        return (
+            f"has {member.size:,} bytes, more than the {LARGEST_FILE:,} that one file may have; make it smaller or "
+            "remove it"
         )
+    return member.obstacle
 
 
 def check_unpacked_size(where: object, unpacked: int, packed: int) -> None:
