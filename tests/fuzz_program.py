@@ -16,7 +16,7 @@ import numpy as np
 from packs import noise_images, write_encoded, write_format_1, write_raw
 
 from fastload import Augment, FastloadError, TwoPhaseLoader
-from fastload.inspecting import as_json, as_table, inspect_file
+from fastload.inspecting import as_json, as_text, inspect_file
 from fastload.packed import PackedFile, SelectionTable
 from fastload.reading import SampleReader
 from fastload.verifying import verify_file
@@ -116,7 +116,7 @@ def wrong(path: Path, sound: dict[str, object], load: bool) -> str:
         return "" if str(path) in str(error) and "\n" not in str(error) else f"an error that says too little: {error}"
     facts = inspect_file(path)
     as_json(facts)
-    as_table(facts)
+    as_text(facts)
     sound_to_verify = verify_file(path, progress=False).ok
     if load:
         use(path)
