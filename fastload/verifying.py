@@ -178,7 +178,7 @@ def _selection_problems(file: PackedFile) -> list[str]:
     found = []
     for name, wrong, what in (
         ("score", ~np.isfinite(score), "not finite"),
-        ("dimension", dimension < -2, "below -1 and -2, which stand for none and for included by name"),
+        ("dimension", dimension < -1, "below -1, which stands for none"),
         ("rank", rank < 0, "below 0"),
     ):
         if wrong.any():
@@ -195,11 +195,18 @@ def _selection_problems(file: PackedFile) -> list[str]:
     size, most = settings.get("size"), settings.get("per_dimension")
     if isinstance(size, int) and size != len(file):
         found.append(f"its settings say {size:,} samples, and it has {len(file):,}")
-    if isinstance(most, int) and ((rank[dimension >= 0] >= most).any() or (dimension == -1).any()):
+    if isinstance(most, int) and (
+        (rank[dimension >= 0] >= most).any() or int((dimension < 0).sum()) > _included(settings)
+    ):
         found.append(f"'selection' holds samples that are not among the {most:,} strongest of a dimension")
     if table.attributes.get("strategy") in STRATEGIES:
         found += _list_problems(file, bool(settings.get("balance_classes")))
     return found
+
+
+def _included(settings: dict[str, Any]) -> int:
+    found = settings.get("included")
+    return found if isinstance(found, int) else 0
 
 
 def _settings(text: Any) -> dict[str, Any] | None:

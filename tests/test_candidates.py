@@ -63,7 +63,7 @@ def test_what_is_included_comes_first_in_the_order_that_was_given(full, tmp_path
     assert report.ids[:3] == ids and len(set(report.ids)) == 20
     assert report.names[:3] == names
     with PackedFile(full.with_name("s.h5")) as subset:
-        assert subset.selection.dimension[:3].tolist() == [-2, -2, -2]
+        assert subset.selection.dimension[:3].tolist() == [-1, -1, -1]
     union = chosen(full, strategy="kmeans", size=None, per_dimension=2, include=include)
     assert union.ids[:3] == ids
 
