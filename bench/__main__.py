@@ -31,6 +31,7 @@ from fastload.bench.peers import install
 from fastload.bench.rivals import Outcome
 from fastload.device import resolve_device
 from fastload.errors import UsageError
+from fastload.replacing import replace_file
 
 WHAT = ("resident", "stream", "select")
 RESULTS = Path(__file__).parent / "results"
@@ -130,7 +131,8 @@ def _measure(options: argparse.Namespace) -> int:
         path = options.json if options.json != Path() else _default_path(options, found)
         report = {"machine": found, "versions": versions(), "quick": options.quick, "notes": outcome.notes}
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report | {"results": [one.as_dict() for one in outcome.results]}, indent=1) + "\n")
+        found = report | {"results": [one.as_dict() for one in outcome.results]}
+        replace_file(path, (json.dumps(found, indent=1) + "\n").encode())
         print(f"written to {path}")
     if options.plot is not None and outcome.results:
         plot.plot(outcome.results, options.plot, f"{title}, {describe(found)}")

@@ -29,6 +29,7 @@ import torch
 from fastload.bench import gpu_test_report, parts
 from fastload.bench.measure import Deadline, Result, describe, machine, print_table, versions
 from fastload.device import why_no_cuda
+from fastload.replacing import replace_file
 
 ROOT = Path(__file__).resolve().parent.parent
 MINUTES = 7.5
@@ -230,9 +231,7 @@ def _fail(report: dict[str, Any], what: str, text: str) -> None:
 def _save(report: dict[str, Any], out: Path, began: float) -> None:
     report["seconds"] = round(time.monotonic() - began, 1)
     out.parent.mkdir(parents=True, exist_ok=True)
-    whole = out.with_name(out.name + ".part")
-    whole.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    whole.replace(out)
+    replace_file(out, (json.dumps(report, indent=1) + "\n").encode())
 
 
 def _finish(report: dict[str, Any], out: Path) -> int:

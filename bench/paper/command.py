@@ -27,6 +27,7 @@ from fastload.bench.paper.smaller_claims import smaller_claims
 from fastload.bench.paper.workplace import Options, Workplace
 from fastload.device import resolve_device
 from fastload.errors import UsageError
+from fastload.replacing import replace_file
 
 EXPERIMENTS: dict[str, Callable[[Workplace], Findings]] = {
     "figure3": figure3, "figure4": figure4, "budget": budget, "autoencoder": autoencoder_length, "recipe": recipe,
@@ -114,7 +115,7 @@ def _tell(place: Workplace, findings: list[Findings], options: argparse.Namespac
     if place.unfinished:
         head.append(f"Not finished: {', '.join(place.unfinished)}.")
     text = report.markdown(findings, head, pictures)
-    (folder / "results.md").write_text(text, "utf-8")
+    replace_file(folder / "results.md", text.encode())
     facts = {
         "command": command, "date": date.today().isoformat(), "machine": place.machine, "versions": found,
         "scale": options.scale, "steps": place.scale.steps, "batch": place.scale.batch, "seeds": list(place.seeds),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastload.bench.paper.findings import Findings
+from fastload.replacing import replace_file
 
 
 def markdown(findings: Sequence[Findings], head: Sequence[str], pictures: Mapping[str, Path]) -> str:
@@ -48,4 +49,4 @@ def write_json(path: Path, findings: Sequence[Findings], facts: Mapping[str, Any
     """Write everything that was found, and what it was found with."""
     report = {**facts, "experiments": [dataclasses.asdict(one) for one in findings]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    replace_file(path, (json.dumps(report, indent=1) + "\n").encode())
