@@ -131,8 +131,8 @@ def _measure(options: argparse.Namespace) -> int:
         path = options.json if options.json != Path() else _default_path(options, found)
         report = {"machine": found, "versions": versions(), "quick": options.quick, "notes": outcome.notes}
         path.parent.mkdir(parents=True, exist_ok=True)
-        found = report | {"results": [one.as_dict() for one in outcome.results]}
-        replace_file(path, (json.dumps(found, indent=1) + "\n").encode())
+        content = report | {"results": [one.as_dict() for one in outcome.results]}
+        replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
         print(f"written to {path}")
     if options.plot is not None and outcome.results:
         plot.plot(outcome.results, options.plot, f"{title}, {describe(found)}")
