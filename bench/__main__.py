@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from fastload import failure, terminal
+from fastload.arguments import positive
 from fastload.bench import advise, parts, plot, rivals, select_grid, streams
 from fastload.bench.measure import Deadline, describe, machine, print_table, versions
 from fastload.bench.paper import command
@@ -119,7 +120,7 @@ def _measure(options: argparse.Namespace) -> int:
     install.chosen(options.peers)
     if options.plot is not None:
         plot.require_matplotlib()
-    setting = parts.Setting(device, options.quick, Deadline(60 * options.minutes), options.data)
+    setting = parts.Setting(device, options.quick, Deadline(60 * positive("--minutes", options.minutes)), options.data)
     found = machine(device) | {"load_before": round(os.getloadavg()[0], 2)}
     print(f"{describe(found)}, load {found['load_before']:.1f} before", flush=True)
     outcome = bench(options.what, setting, options.peers, grid)

@@ -131,8 +131,8 @@ def _parser() -> argparse.ArgumentParser:
 def _check(options: argparse.Namespace) -> None:
     if not 0 < options.split <= 1:
         raise UsageError(f"--split {options.split:g}: it lies above 0, and 1 is all steps on the subset")
-    for name in ("step_ms", "batch_size", "steps", "runs", "seconds"):
-        if not 0 < getattr(options, name) < float("inf"):
+    for name in ("step_ms", "batch_size", "steps", "runs", "seconds", "crop"):
+        if getattr(options, name) is not None and not 0 < getattr(options, name) < float("inf"):
             raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name):g}: it must be positive")
     if not 0 <= options.selection_seconds < float("inf"):
         raise UsageError(f"--selection-seconds {options.selection_seconds:g}: it must not be negative")

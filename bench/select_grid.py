@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastload.arguments import whole
 from fastload.bench.measure import Contestant, compare, race
 from fastload.bench.parts import Setting
 from fastload.bench.rivals import Outcome
@@ -71,7 +72,7 @@ class Grid:
         unknown = [order for order in self.orders if order not in ORDERS]
         if unknown:
             raise UsageError(f"order {unknown[0]!r}: there are {', '.join(ORDERS)}")
-        if not all(1 <= k <= 1024 for k in self.ks):
+        if not all(1 <= whole("k", k) <= 1024 for k in self.ks):
             raise UsageError(f"k of {', '.join(map(str, self.ks))}: it is from 1 to 1,024")
 
 

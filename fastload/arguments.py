@@ -17,7 +17,7 @@ from fastload.errors import UsageError
 def whole(name: str, value: Any, least: int | None = None) -> int:
     """Return a whole number as a plain int; raise UsageError, naming it, for anything else or one below `least`."""
     try:
-        if isinstance(value, bool):
+        if isinstance(value, bool) or str(getattr(value, "dtype", "")) == "torch.bool":
             raise TypeError
         number = operator.index(value)
     except TypeError as error:
@@ -35,6 +35,21 @@ def real(name: str, value: Any) -> float:
         return float(value)
     except OverflowError:
         return math.copysign(math.inf, value)
+
+
+def positive(name: str, value: Any) -> float:
+    """Return a number above 0, infinity too, as a plain float; raise UsageError, naming it, for anything else."""
+    number = real(name, value)
+    if not number > 0:
+        raise UsageError(f"{name}={number:g}; it must be positive")
+    return number
+
+
+def text(name: str, value: Any) -> str:
+    """Return a text as it is; raise UsageError, naming it, for anything else."""
+    if not isinstance(value, str):
+        raise UsageError(f"{name}={value!r}; it must be a text")
+    return value
 
 
 def flag(name: str, value: Any) -> bool:

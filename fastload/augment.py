@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastload.arguments import real, whole
+from fastload.arguments import flag, real, whole
 from fastload.errors import UsageError
 from fastload.kernels import augment as kernel
 
@@ -59,9 +59,7 @@ class Augment:
         for name in ("flip", "brightness"):
             object.__setattr__(self, name, real(name, getattr(self, name)))
         for name in ("clamp", "centre"):
-            if getattr(self, name) not in (True, False):
-                raise UsageError(f"{name}={getattr(self, name)!r}; it is True or False")
-            object.__setattr__(self, name, bool(getattr(self, name)))
+            object.__setattr__(self, name, flag(name, getattr(self, name)))
         if self.resize is not None:
             object.__setattr__(self, "resize", whole("resize", self.resize))
             if self.resize < min(sides):

@@ -24,7 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch.nn.functional import cross_entropy
 
-from fastload.arguments import seed64
+from fastload.arguments import positive, seed64, whole
 from fastload.augment import Augment
 from fastload.classes import label_map, mapped_labels
 from fastload.classifier import SIDE, accuracy, averaged, paper_classifier, paper_optimizer
@@ -111,8 +111,8 @@ def run_demo(
         raise UsageError("--test goes with --data; the digits have a test set of their own")
     own = data is not None
     settings = Settings(
-        steps=steps if steps is not None else 300 if own else 60,
-        batch_size=batch_size if batch_size is not None else 256 if own else 64,
+        steps=whole("steps", steps) if steps is not None else 300 if own else 60,
+        batch_size=whole("batch_size", batch_size) if batch_size is not None else 256 if own else 64,
         # A mirrored digit is no digit.
         augment=Augment(crop=SIDE) if own else Augment(crop=SIDE, flip=0.0),
         size=size, epochs=epochs, swap=swap, seed=seed, device=str(resolve_device(device)),
@@ -123,8 +123,8 @@ def run_demo(
     planned_swap(swap, settings.steps)
     parse_size(size, sys.maxsize)
     seed64(seed)
-    if not 0 < epochs < math.inf:
-        raise UsageError(f"--epochs {epochs:g}: it must be positive")
+    if positive("epochs", epochs) == math.inf:
+        raise UsageError("epochs=inf; it must be finite")
     with _workplace(out) as folder:
         show = _Show(console or Console(highlight=False))
         show.command("cd", folder)

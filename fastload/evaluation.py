@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fastload.arguments import flag, whole
 from fastload.augment import Augment, checked
 from fastload.classes import label_map, mapped_labels
 from fastload.device import resolve_device
@@ -62,7 +63,8 @@ class EvaluationLoader:
             raise
         self._augment, self._engine = settings, engine
         self._output = Output(batch_size, resolve_device(device), dtype, memory_format)
-        self._with_ids, self._first, self._every, self._closed = with_ids, first_row, every, False
+        self._with_ids, self._closed = flag("with_ids", with_ids), False
+        self._first, self._every = whole("first_row", first_row, 0), whole("every", every, 1)
 
     def __len__(self) -> int:
         return max(0, -(-(len(self._file) - self._first) // (self._output.batch_size * self._every)))

@@ -49,11 +49,12 @@ class PackOptions:
     def __post_init__(self) -> None:
         if self.order not in ("source", "shuffled"):
             raise UsageError(f"order '{self.order}' is neither 'source' nor 'shuffled'")
-        if not 0 <= self.seed < 2**64:
-            raise UsageError(f"seed {self.seed} is not between 0 and 2^64 - 1")
         if self.resize is not None and not 1 <= self.resize <= 8192:
             raise UsageError(f"--resize {self.resize} is not between 1 and 8192")
-        if isinstance(self.channels, int) and not 1 <= self.channels <= MOST_CHANNELS:
+        fits = (
+            1 <= self.channels <= MOST_CHANNELS if isinstance(self.channels, int) else self.channels in (None, "as-is")
+        )
+        if not fits:
             raise UsageError(f"--channels {self.channels} is neither 'as-is' nor between 1 and {MOST_CHANNELS}")
         for name, value in (("--resize", self.resize), ("--channels", self.channels)):
             if self.encoded and value is not None:

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-from fastload.arguments import path_of, whole
+from fastload.arguments import flag, path_of, seed64, text, whole
 from fastload.decoding import default_max_pixels, strict_pillow
 from fastload.encoded_check import EncodedCheck
 from fastload.errors import DataError, UsageError
@@ -79,20 +79,22 @@ def pack(
     started, out = time.perf_counter(), path_of("out", out)
     workers = None if workers is None else whole("workers", workers, 1)
     class_level = None if class_level is None else whole("class_level", class_level)
+    split = None if split is None else text("split", split)
+    unlabelled, progress = flag("unlabelled", unlabelled), flag("progress", progress)
     options = PackOptions(
-        order=order,
-        seed=whole("seed", seed),
+        order=text("order", order),
+        seed=seed64(seed),
         resize=None if resize is None else whole("resize", resize),
-        channels=channels if channels in (None, "as-is") else whole("channels", channels),
-        encoded=encoded,
+        channels=channels if channels is None or isinstance(channels, str) else whole("channels", channels),
+        encoded=flag("encoded", encoded),
         max_pixels=default_max_pixels() if max_pixels is None else whole("max_pixels", max_pixels, 1),
-        skip_broken=skip_broken,
+        skip_broken=flag("skip_broken", skip_broken),
     )
     if isinstance(source, str) and not source:  # Path would take it for the folder that one stands in
         raise UsageError("SOURCE is an empty text; name a folder, an archive or a file")
     check_target(out)
     wanted = None if classes_from is None else _classes_of(path_of("classes_from", classes_from))
-    check = EncodedCheck(options.max_pixels) if encoded else None
+    check = EncodedCheck(options.max_pixels) if options.encoded else None
     with progress_bar("listing", None, quiet=not progress):
         opened = open_source(
             source,
@@ -101,26 +103,26 @@ def pack(
             labels=labels,
             class_level=class_level,
             unlabelled=unlabelled,
-            channels=channels,
+            channels=options.channels,
         )
     if not len(opened):
         raise DataError(f"{_named(source)}: holds not one image")
-    if encoded and opened.sizes is None:
+    if options.encoded and opened.sizes is None:
         raise UsageError(f"{_named(source)}: holds pixels, not image files; pack it without --encoded")
     with strict_pillow(), check or contextlib.nullcontext():
         summary = PackJob(opened, _named(source), out, options, check, wanted).run(workers, progress, started)
-    for text in summary.left_out:
-        warnings.warn(f"{_named(source)}: left out {text}", LeftOutWarning, stacklevel=2)
+    for what in summary.left_out:
+        warnings.warn(f"{_named(source)}: left out {what}", LeftOutWarning, stacklevel=2)
     return summary
 
 
-def channels_of(text: str | None) -> Channels:
+def channels_of(given: str | None) -> Channels:
     """Return `--channels` as `pack` takes it: a number, "as-is" or None."""
-    if text is None or text == "as-is":
-        return text  # type: ignore[return-value]
-    if not text.isascii() or not text.isdecimal() or len(text) > 9:
-        raise UsageError(f"--channels {text}: it is a number or as-is")
-    return int(text)
+    if given is None or given == "as-is":
+        return given  # type: ignore[return-value]
+    if not given.isascii() or not given.isdecimal() or len(given) > 9:
+        raise UsageError(f"--channels {given}: it is a number or as-is")
+    return int(given)
 
 
 def _classes_of(path: Path) -> list[str]:

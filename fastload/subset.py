@@ -24,7 +24,7 @@ import torch
 import xxhash
 
 from fastload import needs
-from fastload.arguments import flag, path_of, real, seed64, whole
+from fastload.arguments import flag, path_of, real, seed64, text, whole
 from fastload.autoencoder import (
     VIEW,
     Autoencoder,
@@ -212,8 +212,8 @@ def build_subset(
         equal_classes, fresh = flag("equal_classes", equal_classes), flag("fresh", fresh)
         keep_duplicates = flag("keep_duplicates", keep_duplicates)
         for name, value in (("strategy", strategy), ("preset", preset), ("device", device), ("engine", engine)):
-            if value is not None and not isinstance(value, str):
-                raise UsageError(f"{name}={value!r}; it must be a text")
+            if value is not None:
+                text(name, value)
         learning_rate, epochs = real("learning_rate", learning_rate), None if epochs is None else real("epochs", epochs)
         per_dimension, input_size, embedding_size, batch_size, resize, threads = (
             None if value is None else whole(name, value)
@@ -280,8 +280,8 @@ def build_subset(
                 if not keep:
                     told = len(work.notes)
                     work.remove()
-                    for text in work.notes[told:]:
-                        listener.note(text)
+                    for note in work.notes[told:]:
+                        listener.note(note)
         ranks.tell({"report": report.state()})
     return report
 
@@ -471,8 +471,8 @@ class _Builder:
         self._train_settings = {**self._data, **self.training.state(), "view": VIEW.state()}
 
     def build(self) -> SubsetReport:
-        for text in self.work.notes:
-            self.listener.note(text)
+        for note in self.work.notes:
+            self.listener.note(note)
         self._announce()
         encoder = self._train() if self.trains else self._skip("train", self.encoder)
         embedded = self._embed(encoder) if encoder is not None else self._own_embeddings()

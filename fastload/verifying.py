@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fastload.arguments import flag
 from fastload.errors import DataError, UsageError
 from fastload.labels import label_faults
 from fastload.pack_summary import plural
@@ -113,6 +114,7 @@ def verify_file(
     Raises DataError where a file cannot be opened or read, UsageError where it has no digests, or is no subset and
     `full` is given.
     """
+    progress = flag("progress", progress)
     with PackedFile(path) as file:
         if file.digests is None:
             raise UsageError(f"{path}: is not a packed file and has no digests to verify")

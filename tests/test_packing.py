@@ -341,7 +341,7 @@ def test_arrays_cifar_and_own_hdf5_become_the_same_images(tmp_path: Path) -> Non
     "options, words",
     [
         ({"order": "random"}, "order 'random' is neither"),
-        ({"seed": -1}, "seed -1"),
+        ({"seed": -1}, "seed=-1"),
         ({"resize": 0}, "--resize 0"),
         ({"resize": 4, "encoded": True}, "--encoded keeps the files as they are"),
         ({"workers": 0}, "workers=0"),

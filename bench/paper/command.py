@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from fastload.arguments import whole
+from fastload.arguments import positive, whole
 from fastload.bench import plot
 from fastload.bench.measure import Deadline, versions
 from fastload.bench.paper import plots, report
@@ -44,8 +44,7 @@ def main(arguments: list[str]) -> int:
     names = _names(options.only)
     if options.plot is not None:
         plot.require_matplotlib()
-    if not options.minutes > 0:
-        raise UsageError(f"--minutes {options.minutes:g}: it must be positive")
+    positive("--minutes", options.minutes)
     settings = Options(
         full=options.full, test=options.test, folder=options.folder, device=resolve_device(options.device),
         scale=options.scale, seeds=whole("--seeds", options.seeds, 1), seconds=60 * options.minutes,
