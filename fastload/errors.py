@@ -37,3 +37,10 @@ class Interrupted(FastloadError):
     """Ctrl-C, with what was kept (exit code 130)."""
 
     exit_code = 130
+
+
+class ClosedError(UsageError):
+    """A loader or feed that is used once it is closed, whoever closed it, and when."""
+
+    def __init__(self, text: str = "this loader is closed; make a new one") -> None:
+        super().__init__(text)

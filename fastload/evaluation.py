@@ -11,11 +11,12 @@ from fastload.arguments import flag, whole
 from fastload.augment import Augment, checked
 from fastload.classes import label_map, mapped_labels
 from fastload.device import resolve_device
-from fastload.errors import UsageError
-from fastload.feeds import Output, open_feed, run_feed
+from fastload.errors import ClosedError
+from fastload.feeds import FeedRun, open_feed, run_feed
 from fastload.order import FINE_TUNE, Order
+from fastload.output import Output, yielded
 from fastload.packed import PackedFile
-from fastload.packed_set import PackedSet, Source, labels_of, open_packed
+from fastload.packed_set import PackedSet, Source, open_packed
 
 
 class EvaluationLoader:
@@ -25,7 +26,7 @@ class EvaluationLoader:
         source: a packed file or set, or its path, pattern or list of paths (opened here and closed with `close()`).
         augment: crop, resize and standardization are taken from it, nothing random.
         batch_size: images a batch; the last batch holds what is left.
-        with_ids: yield (images, labels, ids) rather than (images, labels).
+        with_ids: yield (images, labels, ids) rather than (images, labels). Unlabelled sets give no labels.
         first_row: where to begin, to go on with a pass that was interrupted.
         every: yield each `every`-th batch only, from the first one on: a rank's share.
         device, engine, dtype, memory_format: as for TwoPhaseLoader.
@@ -56,7 +57,8 @@ class EvaluationLoader:
         self._file = source if isinstance(source, PackedFile | PackedSet) else open_packed(source, argument="path")
         try:
             mapping = label_map(self._file.classes, classes, source=self._file.path, target="the training set")
-            self._labels = mapped_labels(labels_of(self._file, "a batch"), mapping, self._file.path)
+            found = self._file.labels
+            self._labels = None if found is None else mapped_labels(found, mapping, self._file.path)
         except BaseException:
             if self._owned:
                 self._file.close()
@@ -69,13 +71,15 @@ class EvaluationLoader:
     def __len__(self) -> int:
         return max(0, -(-(len(self._file) - self._first) // (self._output.batch_size * self._every)))
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
-        if self._closed:
-            raise UsageError("this loader is closed; make a new one")
+    def __iter__(self) -> EvaluationPass:
+        self._check_open()
         order = Order(len(self._file), phase=FINE_TUNE, shuffle=False)
         feed = open_feed(self._file, self._augment, order, self._output, engine=self._engine, labels=self._labels)
-        for batch in run_feed(feed, self._locate, 0, len(self), self._output.device):
-            yield batch if self._with_ids else batch[:2]
+        return EvaluationPass(self, run_feed(feed, self._locate, 0, len(self), self._output.device))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError()
 
     def _locate(self, step: int) -> tuple[int, int]:
         start = self._first + step * self._every * self._output.batch_size
@@ -87,8 +91,32 @@ class EvaluationLoader:
         if self._owned:
             self._file.close()
 
+    def __reduce__(self) -> Any:
+        raise TypeError("an EvaluationLoader holds threads and open files: make another one of the same file")
+
     def __enter__(self) -> EvaluationLoader:
         return self
 
     def __exit__(self, *exception: Any) -> None:
         self.close()
+
+
+class EvaluationPass(Iterator[tuple[torch.Tensor, ...]]):
+    """One pass over a test set; `close` ends it early."""
+
+    def __init__(self, loader: EvaluationLoader, run: FeedRun) -> None:
+        self._loader, self._run = loader, run
+
+    def __next__(self) -> tuple[torch.Tensor, ...]:
+        try:
+            self._loader._check_open()
+            return yielded(next(self._run), self._loader._with_ids)
+        except Exception:
+            if self._loader._closed:
+                self.close()
+                raise ClosedError() from None
+            raise
+
+    def close(self) -> None:
+        """End the threads. Safe to call twice."""
+        self._run.close()

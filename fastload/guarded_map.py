@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import operator
 import threading
-import weakref
+from functools import partial
 
 import numpy as np
 
+from fastload.dropping import when_dropped
 from fastload.kernels import bus_guard as kernel
 from fastload.reading import Place
 
@@ -83,6 +85,7 @@ class GuardedMap:
         self._guard, self._slot = guard, slot
         self.data: np.ndarray = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
         self.place = (files[0], files[1] + np.diff(files[2]), begins, files[2])
+        self._files = files  # held: kernels look how long they are
 
     @classmethod
     def open(cls, files: Place) -> GuardedMap | None:
@@ -112,9 +115,12 @@ class GuardedMap:
         guard.slots[slot, 1] = address + size
         guard.slots[slot, 0] = address
         mapped = cls(guard, slot, address, size, places + files[1] - offsets, files)
-        weakref.finalize(
-            mapped, _unmap, guard, slot, reserved, size + _FOLIO
-        ).atexit = False  # threads may still read then
+        slots = guard.slots
+        when_dropped(
+            mapped,
+            partial(operator.setitem, slots, (slot, 1), 0), partial(operator.setitem, slots, (slot, 0), 0),
+            partial(_munmap, reserved, size + _FOLIO), partial(guard.free.append, slot),
+        )  # fmt: skip
         for descriptor, offset, length, at in zip(files[0], offsets, sizes, places, strict=True):
             there, flags = address + int(at), kernel.MAP_SHARED | kernel.MAP_FIXED
             if _mmap(there, int(length), kernel.PROT_READ, flags, int(descriptor), int(offset)) != there:
@@ -132,10 +138,3 @@ class GuardedMap:
         a batch, looks how long the files are.
         """
         return not self._guard.slots[self._slot, 2]
-
-
-def _unmap(guard: _Guard, slot: int, address: int, size: int) -> None:
-    guard.slots[slot, 1] = 0
-    guard.slots[slot, 0] = 0
-    _munmap(address, size)
-    guard.free.append(slot)

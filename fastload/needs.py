@@ -122,7 +122,7 @@ def try_training(file: Packed, training: Training, *, device: str, engine: str) 
 
     with reproducible(device):
         seconds, device_memory = _timed(run(), device, "--batch-size")
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     return Trial(seconds, (0 if device_memory else activations) + feed + weights, device_memory)
 
 
@@ -141,7 +141,7 @@ def try_embedding(file: Packed, encoder: Encoder, rows: int, *, device: str, eng
 
     with reproducible(device):
         seconds, device_memory = _timed(run(), device, "--input-size")
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     columns, channels = shapes[0]
     sample = torch.zeros(1, channels, *encoder.view.size, device=device)
     largest = 3 * layer_bytes(encoder.model, sample, max) * rows if isinstance(encoder.model, nn.Module) else 0

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ import xxhash
 
 from fastload import packed_format
 from fastload.arguments import path_of
+from fastload.dropping import Descriptor
 from fastload.errors import DataError, FastloadError, UsageError
 from fastload.hdf5_reading import damaged, open_hdf5
 from fastload.packed_format import ALIGNMENT, CHUNK, FORMAT, SelectionTable, digest
@@ -47,9 +47,9 @@ _PROBED = 256
 
 
 class Extent(NamedTuple):
-    """Where image bytes are: an open file's descriptor, the first byte in it, how many, and who watches the file."""
+    """Where image bytes are: an open file, the first byte in it, how many, and who watches the file."""
 
-    descriptor: int
+    file: Descriptor
     offset: int
     nbytes: int
     watch: Watch
@@ -90,8 +90,7 @@ class PackedFile:
         self.path = path_of("path", path)
         self.data = np.empty(0, np.uint8)
         self._map: mmap.mmap | None = None
-        self._release: weakref.finalize | None = None
-        self._descriptor = -1
+        self._file: Descriptor | None = None
         if (images is None) != (labels is None):
             raise UsageError("images= and labels= name the datasets of your own HDF5 file: give both")
         for argument, name in (("images", images), ("labels", labels)):
@@ -100,10 +99,9 @@ class PackedFile:
         try:
             with open_hdf5(self.path) as file:
                 # The descriptor that HDF5 itself reads, so that map and metadata are of one file, even if replaced.
-                self._descriptor = os.dup(file.id.get_vfd_handle())
-                self._release = weakref.finalize(self, os.close, self._descriptor)
+                self._file = Descriptor(os.dup(file.id.get_vfd_handle()))
                 # Before anything is read, so that a change meanwhile is seen too.
-                self._watch = Watch(self.path, self._descriptor)
+                self._watch = Watch(self.path, self.descriptor)
                 if images is not None and labels is not None:
                     found = read_foreign(self.path, file, images, labels)
                 else:
@@ -135,14 +133,14 @@ class PackedFile:
 
     def _map_images(self, found: Metadata) -> None:
         self.data_offset, self.nbytes = found.image_place
-        size = os.fstat(self._descriptor).st_size
+        size = os.fstat(self.descriptor).st_size
         for name, (offset, nbytes) in ((found.images[0], found.image_place), ("names", found.names_place)):
             if offset + nbytes > size:
                 raise self._error(
                     f"dataset '{name}' ends at byte {offset + nbytes:,} but the file has {size:,}: it is truncated; "
                     "pack it again"
                 )
-        self._map = mmap.mmap(self._descriptor, self.data_offset + self.nbytes, access=mmap.ACCESS_READ)
+        self._map = mmap.mmap(self.descriptor, self.data_offset + self.nbytes, access=mmap.ACCESS_READ)
         self.data = np.frombuffer(self._map, np.uint8)[self.data_offset :]
         self.data.flags.writeable = False
 
@@ -186,7 +184,10 @@ class PackedFile:
     def stored(self, row: int) -> np.ndarray:
         """Return a sample's stored bytes, uint8 [bytes]: a view of the map."""
         start, stop = self.span(row)
-        return self.data[start:stop]
+        data = self.data
+        if not data.size:  # an image shaped out of nothing would be read from beyond it
+            raise self._closed()
+        return data[start:stop]
 
     def image(self, row: int) -> np.ndarray:
         """Return one raw image, uint8 [H, W, C]: a view of the map."""
@@ -207,16 +208,17 @@ class PackedFile:
 
     def check_unchanged(self) -> None:
         """Raise DataError if the open file was changed since it was opened; whoever reads it does so by himself."""
-        self._watch.check(self.descriptor)
+        file = self.file
+        self._watch.check(file.number)
 
     def _read_names(self, start: int, stop: int) -> bytes:
         return self._read(self._names_offset + start, stop - start)
 
     def _read(self, position: int, count: int) -> bytes:
-        parts, descriptor = [], self.descriptor
+        parts, file = [], self.file
         while count > 0:
             try:
-                part = os.pread(descriptor, count, position)
+                part = os.pread(file.number, count, position)
             except OSError as error:
                 raise self._error(f"cannot be read ({error.strerror}); check the disk") from error
             if not part:
@@ -232,11 +234,20 @@ class PackedFile:
         return np.lib.stride_tricks.as_strided(stored, self.shape, self.strides[1:], writeable=False)
 
     @property
+    def file(self) -> Descriptor:
+        """The open file that `data` maps, at `data_offset`; it stays open for as long as somebody holds this."""
+        file = self._file
+        if file is None:  # its number may be another file's by now
+            raise self._closed()
+        return file
+
+    @property
     def descriptor(self) -> int:
-        """The open file that `data` maps, at `data_offset`; also where the path holds another file by now."""
-        if self._descriptor < 0:  # its number may be another file's by now
-            raise UsageError(f"{self.path}: is closed; open it again")
-        return self._descriptor
+        """The descriptor of `file`; also where the path holds another file by now."""
+        return self.file.number
+
+    def _closed(self) -> UsageError:
+        return UsageError(f"{self.path}: is closed; open it again")
 
     @property
     def paths(self) -> list[Path]:
@@ -246,18 +257,16 @@ class PackedFile:
     @property
     def extents(self) -> list[Extent]:
         """Where the image bytes are: one extent; of a set of files, one a file."""
-        return [Extent(self.descriptor, self.data_offset, self.nbytes, self._watch)]
+        return [Extent(self.file, self.data_offset, self.nbytes, self._watch)]
 
     def close(self) -> None:
-        """Give the memory map and the file back. Safe to call twice."""
+        """Let go of the memory map and the file, which go when nobody reads them any more. Safe to call twice."""
         self.data = np.empty(0, np.uint8)
         if self._map is not None:
             with contextlib.suppress(BufferError):  # somebody still holds a view: the map goes when that goes
                 self._map.close()
             self._map = None
-        self._descriptor = -1
-        if self._release is not None:
-            self._release()
+        self._file = None
 
     def __enter__(self) -> PackedFile:
         return self

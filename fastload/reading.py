@@ -4,45 +4,71 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 
-from fastload.errors import DataError
+from fastload.dropping import Descriptor
+from fastload.errors import ClosedError, DataError
 from fastload.kernels import augment as kernel
 from fastload.order import Order
+from fastload.packed import Extent
 from fastload.packed_set import Packed
 from fastload.watching import Watches
 
 _PIECE = 64 << 20
 _WINDOW_BYTES = 256 << 20  # a window of blocks larger than this is asked for sample by sample
 _MARGIN_BYTES = 16 << 20  # asked for beyond the next window of blocks
-Place = tuple[np.ndarray, np.ndarray, np.ndarray]
-_CLOSED: Place = (np.empty(0, np.int32), np.empty(0, np.int64), np.zeros(1, np.int64))
+
+
+class Place(tuple[np.ndarray, np.ndarray, np.ndarray]):
+    """Where images are, for kernels that read by themselves: (descriptors int32 [F], first image bytes int64 [F],
+    their places in the set int64 [F + 1]).
+
+    The files stay open for as long as somebody holds this, so who runs a kernel on it holds it meanwhile.
+    """
+
+    files: list[Descriptor]
+
+    def __new__(cls, extents: Sequence[Extent]) -> Place:
+        files = [extent.file for extent in extents]
+        place = super().__new__(
+            cls,
+            (
+                np.array([file.number for file in files], np.int32),
+                np.array([extent.offset for extent in extents], np.int64),
+                np.cumsum([0, *(extent.nbytes for extent in extents)]).astype(np.int64),
+            ),
+        )
+        place.files = files
+        return place
 
 
 class SampleReader:
-    """Gives the samples of an open packed file or set, which must stay open no longer than this.
+    """Gives the samples of an open packed file or set, also after that was closed.
 
     Every method raises DataError, naming the row, where a file can no longer be read (truncated, failed disk), and
-    where it was written over. Who reads `place` by himself says so to `check`.
-    Thread-safe. `place` is (descriptors int32 [F], first image bytes int64 [F], their places in the set int64 [F + 1]),
-    for kernels that read by themselves.
+    where it was written over; UsageError once this is closed. Who reads `place` by himself says so to `check`.
+    Thread-safe.
     """
 
     def __init__(self, file: Packed) -> None:
-        self.place = _CLOSED
         self._path, self._name_of = file.path, file.name_of
         self._offsets, self._strides, self._shape = file.offsets, file.strides, file.shape
         self._size = file.nbytes
         self.sample_bytes = 0 if file.strides is None else file.strides[0]
         extents = file.extents
-        self.place = (
-            np.array([os.dup(extent.descriptor) for extent in extents], np.int32),
-            np.array([extent.offset for extent in extents], np.int64),
-            np.cumsum([0, *(extent.nbytes for extent in extents)]).astype(np.int64),
-        )
-        self._watches = Watches([extent.watch for extent in extents], self.place[0].tolist())
+        self._place: Place | None = Place(extents)
+        self._watches = Watches([extent.watch for extent in extents], self._place[0].tolist())
+
+    @property
+    def place(self) -> Place:
+        """Where the images are; hold it for as long as a kernel reads there."""
+        place = self._place
+        if place is None:
+            raise ClosedError()
+        return place
 
     def ranges(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return where samples start in the set, and their sizes, int64 [b] bytes each."""
@@ -53,16 +79,18 @@ class SampleReader:
 
     def read(self, rows: np.ndarray, out: np.ndarray) -> None:
         """Copy samples, one after the other, to uint8 `out`, which is as large as all of them."""
+        place = self.place
         starts, sizes = self.ranges(rows)
-        self.check(kernel.read_ranges(*self.place, starts, sizes, out, np.cumsum(sizes) - sizes), rows)
+        self.check(kernel.read_ranges(*place, starts, sizes, out, np.cumsum(sizes) - sizes), rows)
 
     def everything(self) -> np.ndarray:
         """Return all of the images' bytes, uint8 [bytes]."""
+        place = self.place
         out = np.empty(self._size, np.uint8)
-        firsts = self.place[2]
+        firsts = place[2]
         starts = np.concatenate([np.arange(a, b, _PIECE) for a, b in pairwise(firsts)])
         sizes = np.diff(np.append(starts, self._size))
-        self.check(kernel.read_ranges(*self.place, starts, sizes, out, starts), starts // max(1, self.sample_bytes))
+        self.check(kernel.read_ranges(*place, starts, sizes, out, starts), starts // max(1, self.sample_bytes))
         return out
 
     def images(self, rows: np.ndarray) -> np.ndarray:
@@ -85,6 +113,8 @@ class SampleReader:
     def check(self, failed: int, rows: np.ndarray) -> None:
         """Say that a batch of `rows` was read, in whatever way; raise DataError where it is not what was opened.
 
+        Whoever read it still holds `place`.
+
         `failed`: a kernel's index of the row that could not be read, or -1.
         """
         if failed < 0:
@@ -98,19 +128,16 @@ class SampleReader:
 
     def cached(self, starts: np.ndarray) -> np.ndarray:
         """Return whether the bytes at `starts` can be read without waiting for a disk, bool [b]."""
-        descriptors, begins, firsts = self.place
+        descriptors, begins, firsts = place = self.place
         parts = np.searchsorted(firsts, starts, side="right") - 1
-        places = zip(descriptors[parts], begins[parts] + starts - firsts[parts], strict=True)
-        return np.array([is_cached(int(descriptor), int(offset)) for descriptor, offset in places], bool)
+        offsets = begins[parts] + starts - firsts[parts]
+        found = [is_cached(int(one), int(offset)) for one, offset in zip(descriptors[parts], offsets, strict=True)]
+        del place  # it was held, and the files with it, until here
+        return np.array(found, bool)
 
     def close(self) -> None:
-        """Give the descriptors back. Safe to call twice; nothing may be read any more."""
-        descriptors, self.place = self.place[0], _CLOSED
-        for descriptor in descriptors:
-            os.close(int(descriptor))
-
-    def __del__(self) -> None:
-        self.close()
+        """Let go of the files. Safe to call twice; nothing may be read any more."""
+        self._place = None
 
 
 def is_cached(descriptor: int, offset: int) -> bool:
@@ -226,4 +253,5 @@ class ReadAhead:
 
     def _advise(self, starts: np.ndarray, ends: np.ndarray) -> None:
         if starts.size:
-            kernel.advise_ranges(*self._reader.place, starts, ends - starts)
+            place = self._reader.place
+            kernel.advise_ranges(*place, starts, ends - starts)

@@ -1,16 +1,37 @@
-"""What a loader says of itself: a progress bar, scalars for a SummaryWriter, and what to change if training waits."""
+"""What a loader says of itself: what its phases cost, scalars for a writer, and what to change if training waits."""
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any, Protocol
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from fastload.errors import UsageError
+from fastload.run_state import Spent
 
 WAITS = 0.1
 """The share of time spent waiting above which `stats()` says what to change."""
 
-BARS = ("rich", "tqdm")
+
+def phase_stats(spent: Spent, *, feed: str, fill: float, batch_size: int, sample_bytes: int) -> dict[str, Any]:
+    """Return what a phase has cost so far; see `TwoPhaseLoader.stats`.
+
+    Arguments:
+        feed: "resident", "stream" or "". fill: how full the batches made ahead were. sample_bytes: of one in its file.
+    """
+    images = spent.batches * batch_size
+    rate = images / spent.seconds if spent.seconds else 0.0
+    return {
+        "feed": feed,
+        "batches": spent.batches,
+        "images": images,
+        "seconds": spent.seconds,
+        "images_per_second": rate,
+        "waited": spent.waited / spent.seconds if spent.seconds else 0.0,
+        "read_bytes_per_second": rate * sample_bytes if feed == "stream" else 0.0,
+        "ring_fill": fill,
+    }
 
 
 def advice(stats: dict[str, Any], *, encoded: bool, engine: str, shuffle: object, size: int, free: int | None) -> str:
@@ -39,91 +60,75 @@ def advice(stats: dict[str, Any], *, encoded: bool, engine: str, shuffle: object
     return f"{waits}more processors help, or fewer torch threads (torch.set_num_threads), or a smaller crop"
 
 
-class Writer(Protocol):
-    """What `log_to` needs of torch.utils.tensorboard.SummaryWriter."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any: ...
+Write = Callable[[Mapping[str, float], int], Any]
+"""Takes the scalars of a step, by tag, and the step."""
 
 
 class ScalarLog:
-    """Writes what changed since the last time, each `every` steps."""
+    """Writes what changed since the last time, each `every` steps. What the writer raises is told once, and no more."""
 
-    def __init__(self, writer: Writer, every: int, prefix: str) -> None:
-        if not callable(getattr(writer, "add_scalar", None)):
-            raise UsageError(f"log_to({writer!r}): it takes a SummaryWriter, or another object with add_scalar()")
-        self._writer, self._every, self._prefix = writer, every, prefix
+    def __init__(self, writer: Any, every: int, prefix: str) -> None:
+        self._write, self._every, self._prefix = _write_to(writer, prefix), every, prefix
         self._before: dict[str, dict[str, Any]] = {}
+        self._told: int | None = None
+        self._failed = False
 
     def step(self, step: int, phase: int, stats: dict[str, dict[str, Any]]) -> None:
         """Write the scalars at `step`; `stats` is the loader's, `phase` 0 for fast and 1 for fine-tune."""
-        name = list(stats)[phase]
+        if step == self._told:  # told before an interrupt, after which the same batch is asked for again
+            return
+        self._told, name = step, list(stats)[phase]
         now, before = stats[name], self._before.get(name, {"images": 0, "seconds": 0.0, "waited_seconds": 0.0})
         waited = now["waited"] * now["seconds"]
         seconds = now["seconds"] - before["seconds"]
-        if seconds > 0:
-            rate = (now["images"] - before["images"]) / seconds
-            values = {
-                "phase": phase,
-                "images_per_second": rate,
-                "waited": (waited - before["waited_seconds"]) / seconds,
-                "ring_fill": now["ring_fill"],
-            }
-            if now["images_per_second"]:
-                values["read_mb_per_second"] = now["read_bytes_per_second"] / now["images_per_second"] * rate / 1e6
-            for tag, value in values.items():
-                self._writer.add_scalar(f"{self._prefix}/{tag}", value, step)
         self._before[name] = {"images": now["images"], "seconds": now["seconds"], "waited_seconds": waited}
+        if seconds <= 0:
+            return
+        rate = (now["images"] - before["images"]) / seconds
+        values = {
+            "phase": phase,
+            "images_per_second": rate,
+            "waited": (waited - before["waited_seconds"]) / seconds,
+            "ring_fill": now["ring_fill"],
+        }
+        if now["images_per_second"]:
+            values["read_mb_per_second"] = now["read_bytes_per_second"] / now["images_per_second"] * rate / 1e6
+        try:
+            self._write({f"{self._prefix}/{tag}": value for tag, value in values.items()}, step)
+        except Exception as error:
+            if not self._failed:
+                self._failed = True
+                warnings.warn(
+                    f"log_to(): the writer has failed at step {step:,} ({type(error).__name__}: {error}), and the run "
+                    "goes on without what it should have written",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
 
     def due(self, step: int) -> bool:
         return step % self._every == 0
 
 
-class Bar:
-    """A progress bar with the phase in it, by rich or tqdm."""
+def _write_to(writer: Any, prefix: str) -> Write:
+    """Return how scalars are given to a writer of any of the kinds that `TwoPhaseLoader.log_to` names."""
+    add_scalar, log = getattr(writer, "add_scalar", None), getattr(writer, "log", None)
+    define_metric = getattr(writer, "define_metric", None)
+    if callable(add_scalar):
 
-    def __init__(self, kind: str, total: int | None, done: int) -> None:
-        self._rich: Any = None
-        if kind == "tqdm":
-            from tqdm.auto import tqdm
+        def add(values: Mapping[str, float], step: int) -> None:
+            for tag, value in values.items():
+                add_scalar(tag, value, step)
 
-            self._tqdm = tqdm(total=total, initial=done, unit="batch")
-        else:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._rich = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(), console=Console(stderr=True),
-            )  # fmt: skip
-            self._task = self._rich.add_task("", total=total, completed=done, rate="")
-            self._rich.start()
-
-    def show(self, step: int, phase: str, rate: float) -> None:
-        """Move to `step`."""
-        if self._rich is not None:
-            self._rich.update(self._task, completed=step, description=phase, rate=f"{rate:,.0f} images/s")
-            return
-        self._tqdm.set_description_str(phase, refresh=False)
-        self._tqdm.set_postfix_str(f"{rate:,.0f} images/s", refresh=False)
-        self._tqdm.update(step - self._tqdm.n)
-
-    def close(self) -> None:
-        """Leave the bar as it stands. Safe to call twice."""
-        with contextlib.suppress(Exception):
-            (self._tqdm.close if self._rich is None else self._rich.stop)()
-
-
-def bar_kind(progress: Any) -> str | None:
-    """Return "rich", "tqdm" or None for the argument `progress`; UsageError for anything else, or without tqdm."""
-    if progress is None or progress is False:
-        return None
-    if progress is True:
-        return "rich"
-    if progress not in BARS:
-        raise UsageError(f'progress={progress!r}; it is True, False, "rich" or "tqdm"')
-    if progress == "tqdm":
-        try:
-            import tqdm  # noqa: F401
-        except ImportError as error:
-            raise UsageError('progress="tqdm" needs tqdm: pip install tqdm; progress=True does without') from error
-    return progress
+        return add
+    if callable(log) and callable(define_metric):
+        # W&B counts steps of its own, and drops what is logged for an earlier one: ours is a scalar, and the axis.
+        define_metric(f"{prefix}/*", step_metric=f"{prefix}/step")
+        return lambda values, step: log({**values, f"{prefix}/step": step})
+    if callable(log) and not isinstance(writer, logging.Logger):
+        return lambda values, step: log(dict(values), step=step)
+    if callable(writer):
+        return lambda values, step: writer(dict(values), step)
+    raise UsageError(
+        f"log_to({writer!r}): it takes a SummaryWriter or another object with add_scalar(), a run of W&B or another "
+        "object with log(scalars, step=…), or a function of (scalars, step)"
+    )

@@ -243,11 +243,16 @@ def test_epochs_of_any_length_are_exactly_as_long_as_len_says(pair, run, length,
     with make(pair, steps_per_epoch=length) as loader:
         got = []
         while loader.step < STEPS:
+            expected = len(loader)
             batches = iter(loader)
             promised = len(loader)
             epoch = list(batches)
-            assert len(epoch) == promised == len(loader) and 0 < promised <= length
+            assert len(epoch) == promised == expected and 0 < promised <= length
+            assert len(loader) == min(
+                length, STEPS - loader.step
+            )  # of the next loop, also of a last one that is shorter
             got += epoch
+        assert len(loader) == 0 and loader
         assert same(got, run)
 
 

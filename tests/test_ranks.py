@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch.distributed as dist
 from conftest import ROOT
 from packs import write_pair
 
-from fastload import Augment, Swap, TwoPhaseLoader, UsageError
+from fastload import Augment, FastloadError, Swap, TwoPhaseLoader, UsageError
 from fastload.agreement import AHEAD
 
 PROGRAM = Path(__file__).with_name("ranks_program.py")
@@ -95,11 +96,7 @@ def test_ranks_by_hand_agree_through_a_store_of_the_user_s(pair, tmp_path):
     """Two ranks in threads, the second held back, so that it hears of everything late."""
     store = dist.FileStore(str(tmp_path / "store"), 2)
     settings = {"batch_size": 8, "steps": 100, "augment": Augment(crop=24), "device": "cpu", "world_size": 2}
-    loaders = [TwoPhaseLoader(*pair, rank=rank, store=store, swap=Swap.never(), **settings) for rank in range(1)]
-    import fastload.agreement as agreement
-
-    agreement._loaders.clear()  # as in a process of its own
-    loaders.append(TwoPhaseLoader(*pair, rank=1, store=store, swap=Swap.never(), **settings))
+    loaders = [TwoPhaseLoader(*pair, rank=rank, store=store, swap=Swap.never(), **settings) for rank in range(2)]
     phases = [[], []]
     may_go = threading.Event()
 
@@ -152,3 +149,275 @@ def test_ranks_without_means_to_agree_are_told_so(pair):
             TwoPhaseLoader(*pair, **(settings | changes))
     with TwoPhaseLoader(*pair, **settings) as loader, pytest.raises(UsageError, match="store="):
         loader.swap_now()
+
+
+# -- ranks in threads ----------------------------------------------------------------------------------------------
+
+
+class Store:
+    """A store of torch.distributed, in memory, as two processes would share it."""
+
+    def __init__(self):
+        self.values = {}
+
+    def set(self, key, value):
+        self.values[key] = value if isinstance(value, bytes) else value.encode()
+
+    def get(self, key):
+        return self.values[key]
+
+    def check(self, keys):
+        return all(key in self.values for key in keys)
+
+
+def ranked(pair, store, rank, world=2, **changes):
+    settings = {
+        "batch_size": 8, "steps": 100, "swap": Swap.never(), "augment": Augment(crop=8), "device": "cpu", "seed": 5,
+        "with_ids": True,
+    }  # fmt: skip
+    return TwoPhaseLoader(*pair, rank=rank, world_size=world, store=store, **(settings | changes))
+
+
+def run_together(*works):
+    """Do each rank's work in a thread of its own; return what they returned, and raise what one raised."""
+    found, errors = [None] * len(works), []
+
+    def do(number):
+        try:
+            found[number] = works[number]()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=do, args=(number,)) for number in range(len(works))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads), "a rank waits for ever"
+    if errors:
+        raise errors[0]
+    return found
+
+
+def swapped_at(loader, ask_at=None):
+    """Draw all batches, asking for the swap at a step; return the step of the swap."""
+    for _ in loader:
+        if loader.step == ask_at:
+            loader.swap_now()
+    loader.close()
+    return loader.swap_step
+
+
+def test_a_planned_swap_needs_no_word_from_another_rank(pair):
+    for store in (Store(), None):
+        for rank in (0, 1):  # each on its own, to its end
+            assert swapped_at(ranked(pair, store, rank, swap=30)) == 30
+
+
+@pytest.mark.parametrize("asks", [0, 1, 2])
+def test_swap_now_comes_before_a_planned_swap_and_nobody_waits_for_it(pair, asks):
+    store = Store()
+    loaders = [ranked(pair, store, rank, 3, swap=900, steps=1000) for rank in range(3)]
+    ats = run_together(*(
+        lambda rank=rank: swapped_at(loaders[rank], 5 if rank == asks else None) for rank in range(3)
+    ))  # fmt: skip
+    assert len(set(ats)) == 1 and 5 < ats[0] <= 900
+
+
+@pytest.mark.parametrize("who", [0, 1])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("swap", ["now", "plateau", "after"])
+def test_a_loader_more_on_one_rank_to_look_at_a_batch_holds_nobody_up(pair, who, count, swap):
+    store = Store()
+    policy = {"now": Swap.never(), "plateau": Swap.on_plateau(patience=1, window=4), "after": Swap.after(seconds=0.05)}
+
+    def work(rank):
+        if rank == who:
+            for _ in range(count):
+                with ranked(pair, store, rank, swap=policy[swap]) as preview:
+                    next(iter(preview))
+        loader = ranked(pair, store, rank, swap=policy[swap], steps=400)
+        kept = ranked(pair, store, rank, swap=policy[swap]) if rank == who else None  # one that is not even closed
+        if kept is not None:
+            next(iter(kept))
+        for _ in loader:
+            time.sleep(0.0005)
+            loader.report_loss(1.0)
+            if loader.step == 20 and swap == "now" and rank == 1:
+                loader.swap_now()
+        return loader.swap_step
+
+    ats = run_together(lambda: work(0), lambda: work(1))
+    assert ats[0] == ats[1] is not None
+
+
+def test_one_run_after_the_other_in_one_store_never_takes_the_other_s_word(pair):
+    """The second rank begins its second run while the first rank is still in the first."""
+    store = Store()
+    went_on = threading.Event()
+
+    def first():
+        one = swapped_at(ranked(pair, store, 0), 10)
+        assert went_on.wait(30)
+        return one, swapped_at(ranked(pair, store, 0), 60)
+
+    def second():
+        one = swapped_at(ranked(pair, store, 1))
+        loader = ranked(pair, store, 1)
+        batches = iter(loader)
+        for _ in range(AHEAD):
+            next(batches)
+        threading.Timer(0.3, went_on.set).start()
+        return one, swapped_at(loader)
+
+    found = run_together(first, second)
+    assert found[0] == found[1] and found[0][1] > 60
+
+
+def test_a_store_s_file_of_an_earlier_run_that_was_killed_is_not_believed(pair, tmp_path):
+    """As another process left it: with all that was said in it, up to a swap."""
+    path = str(tmp_path / "store")
+    program = """
+import sys, threading
+from fastload import Augment, Swap, TwoPhaseLoader
+import torch.distributed as dist, os
+store = dist.FileStore(sys.argv[3], 2)
+loaders = [
+    TwoPhaseLoader(*sys.argv[1:3], rank=rank, world_size=2, store=store, batch_size=8, steps=100, swap=Swap.never(),
+                   augment=Augment(crop=8), device="cpu", seed=5, with_ids=True)
+    for rank in range(2)
+]
+def draw(rank):
+    for _ in loaders[rank]:
+        if rank == 0 and loaders[0].step == 3:
+            loaders[0].swap_now()
+threads = [threading.Thread(target=draw, args=(rank,)) for rank in range(2)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(loaders[1].swap_step, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, pair), path], env=environment, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    before = int(done.stdout)
+    stores = [dist.FileStore(path, 2) for _ in range(2)]
+    # The second rank begins first, and finds only what the killed run has left.
+    late = threading.Event()
+
+    def first():
+        late.wait(30)
+        loader = ranked(pair, stores[0], 0)
+        return swapped_at(loader, 50)
+
+    def second():
+        loader = ranked(pair, stores[1], 1)
+        batches = iter(loader)
+        for _ in range(AHEAD):
+            next(batches)
+        threading.Timer(0.3, late.set).start()
+        return swapped_at(loader)
+
+    ats = run_together(first, second)
+    assert ats[0] == ats[1] and ats[0] > 50 > before
+
+
+def test_a_rank_that_waits_in_vain_is_told_what_may_be_wrong(pair, monkeypatch):
+    monkeypatch.setattr("fastload.agreement.PATIENCE", 0.2)
+    loader = ranked(pair, Store(), 1)
+    with pytest.raises(FastloadError, match=r"rank 1 waited .* at step 16 .*different numbers of loaders"):
+        list(loader)
+    assert loader.step == AHEAD
+    loader.close()
+
+
+def test_ranks_that_resume_agree_on_the_rest_of_the_run(pair):
+    store = Store()
+    states = run_together(*(lambda rank=rank: stopped(ranked(pair, store, rank), 12) for rank in range(2)))
+    assert states[0]["step"] == states[1]["step"] == 12
+
+    def resumed(rank):
+        loader = ranked(pair, store, rank)
+        loader.load_state_dict(states[0])
+        return swapped_at(loader, 40 if rank == 1 else None)
+
+    ats = run_together(lambda: resumed(0), lambda: resumed(1))
+    assert ats[0] == ats[1] > 40
+
+
+def stopped(loader, step):
+    for _ in loader:
+        if loader.step == step:
+            break
+    state = loader.state_dict()
+    loader.close()
+    return state
+
+
+# -- ranks that nobody has named -----------------------------------------------------------------------------------
+
+LAUNCHED = [
+    {"RANK": "1", "WORLD_SIZE": "2"},
+    {"WORLD_SIZE": "4", "LOCAL_RANK": "3"},
+    {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"},
+    {"SLURM_PROCID": "3", "SLURM_NTASKS": "4"},
+    {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "ENVIRONMENT": "BATCH", "SLURM_STEP_ID": "1"},
+    {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"},
+    {"PMI_SIZE": "8", "PMI_RANK": "7"},
+]
+ALONE = [
+    {},
+    {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"},
+    {"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"},  # a shell of salloc
+    {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "ENVIRONMENT": "BATCH"},  # a batch script, without srun
+    {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"},
+    {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"},
+    {"OMPI_COMM_WORLD_SIZE": "1"},
+    {"WORLD_SIZE": "many"},
+]
+
+
+@pytest.fixture
+def no_launcher(monkeypatch):
+    for name in {name for variables in LAUNCHED + ALONE for name in variables}:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def plain(pair, **changes):
+    settings = {"batch_size": 8, "steps": 4, "augment": Augment(crop=8), "device": "cpu"}
+    return TwoPhaseLoader(*pair, **(settings | changes))
+
+
+@pytest.mark.parametrize("variables", LAUNCHED, ids=str)
+def test_ranks_that_a_launcher_started_and_nobody_named_are_an_error(pair, no_launcher, variables):
+    early = plain(pair)  # before the variables are there, as under a framework that sets them
+    for name, value in variables.items():
+        no_launcher.setenv(name, value)
+    with pytest.raises(UsageError, match=r"several ranks .*init_process_group.*rank=0, world_size=1"):
+        plain(pair)
+    with pytest.raises(UsageError, match="several ranks"):
+        iter(early)
+    early.close()
+    with plain(pair, rank=0, world_size=1) as loader:
+        assert len(list(loader)) == 4
+
+
+@pytest.mark.parametrize("variables", ALONE, ids=str)
+def test_a_process_on_its_own_is_taken_for_one(pair, no_launcher, variables):
+    for name, value in variables.items():
+        no_launcher.setenv(name, value)
+    with plain(pair) as loader:
+        assert len(list(loader)) == 4
+
+
+def test_a_loader_made_before_the_process_group_is_refused_when_it_is_used(pair, no_launcher, monkeypatch):
+    with plain(pair) as early, plain(pair, rank=0, world_size=1) as named:
+        monkeypatch.setattr(dist, "is_initialized", lambda: True)
+        monkeypatch.setattr(dist, "get_rank", lambda: 1)
+        monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+        with pytest.raises(UsageError, match=r"rank 1 of 2.*after init_process_group"):
+            iter(early)
+        assert len(list(named)) == 4

@@ -351,3 +351,92 @@ def test_without_tqdm_the_error_says_what_to_install(pair, monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     with pytest.raises(UsageError, match="pip install tqdm"):
         make(pair, progress="tqdm")
+
+
+# -- other writers, and what fails ---------------------------------------------------------------------------------
+
+
+class Run:
+    """What a run of W&B has: steps of its own, so that ours must be a scalar."""
+
+    def __init__(self):
+        self.rows, self.axes = [], {}
+
+    def define_metric(self, name, step_metric):
+        self.axes[name] = step_metric
+
+    def log(self, values):
+        self.rows.append(values)
+
+
+class Accelerator:
+    def __init__(self):
+        self.rows = []
+
+    def log(self, values, step=None):
+        self.rows.append((values, step))
+
+
+def test_a_run_of_wandb_an_accelerator_and_a_function_get_the_scalars(pair):
+    run, accelerator, rows = Run(), Accelerator(), []
+    for writer in (run, accelerator, lambda values, step: rows.append((values, step))):
+        with make(pair) as loader:
+            loader.log_to(writer, every=10)
+            list(loader)
+    tags = {f"fastload/{tag}" for tag in TAGS}
+    assert run.axes == {"fastload/*": "fastload/step"}
+    assert [row["fastload/step"] for row in run.rows] == [10, 20, 30]
+    assert all(row.keys() == tags | {"fastload/step"} for row in run.rows)
+    for found in (accelerator.rows, rows):
+        assert [step for _, step in found] == [10, 20, 30] and all(values.keys() == tags for values, _ in found)
+
+
+def test_a_logger_of_the_standard_library_is_no_writer(pair):
+    import logging
+
+    with make(pair) as loader, pytest.raises(UsageError, match="log_to"):
+        loader.log_to(logging.getLogger("x"))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_writer_that_fails_costs_no_batch_and_is_told_of_once(pair, strict):
+    import warnings
+
+    with make(pair, with_ids=True) as loader:
+        whole = [ids.tolist() for _, _, ids in loader]
+    calls = []
+
+    def failing(values, step):
+        calls.append(step)
+        raise OSError("no space left")
+
+    got, told = [], []
+    with make(pair, with_ids=True) as loader, warnings.catch_warnings(record=not strict) as caught:
+        warnings.simplefilter("error" if strict else "always")
+        loader.log_to(failing, every=3)
+        batches = iter(loader)
+        while loader.step < STEPS:
+            try:
+                for _, _, ids in batches:
+                    got.append(ids.tolist())
+            except RuntimeWarning as error:
+                told.append(str(error))
+            assert len(got) == loader.step
+    told += [str(one.message) for one in caught or ()]
+    assert got == whole and calls == list(range(3, STEPS + 1, 3))
+    assert len(told) == 1 and "no space left" in told[0] and "step 3" in told[0]
+
+
+@pytest.mark.parametrize("when", ["made", "shown", "closed"])
+@pytest.mark.filterwarnings("ignore:the progress bar has failed")
+def test_a_bar_that_fails_costs_no_batch(pair, monkeypatch, when):
+    import fastload.bar
+
+    def failing(*arguments):
+        raise RuntimeError("no terminal")
+
+    name = {"made": "__init__", "shown": "show", "closed": "close"}[when]
+    monkeypatch.setattr(fastload.bar._Rich, name, failing)
+    with make(pair, progress=True) as loader:
+        assert len(list(loader)) == STEPS == loader.step
+    assert not any(thread.name == "fastload-bar" for thread in threading.enumerate())

@@ -22,7 +22,7 @@ from fastload.augment import Augment, Parameters, kernel_settings
 from fastload.dali_decoder import dali as _dali
 from fastload.dali_decoder import decoded_files
 from fastload.dali_decoder import graph_input as _input
-from fastload.errors import DataError, UsageError
+from fastload.errors import ClosedError, DataError, UsageError
 from fastload.kernels import augment as kernel
 from fastload.kernels import finish
 from fastload.processors import makers
@@ -125,7 +125,7 @@ class DaliEngine:
         Raises SampleError for a sample that cannot be decoded or is too small; the engine stays usable.
         """
         if self._closed:
-            raise RuntimeError("the DALI engine was closed")
+            raise ClosedError()
         if not len(samples):
             return
         # Whatever interrupts a run, Ctrl-C too, may leave inputs queued for the next one, and an error ends a
