@@ -21,12 +21,12 @@ class Candidates:
     """Rows of a full set.
 
     keep: bool [N], which rows may be chosen. included: int64, rows that are chosen first, in that order; not in `keep`.
-    excluded, duplicates: how many were left out.
+    excluded: int64, rows that were left out by name. duplicates: how many were left out as copies of others.
     """
 
     keep: np.ndarray
     included: np.ndarray
-    excluded: int
+    excluded: np.ndarray
     duplicates: int
 
     @classmethod
@@ -51,7 +51,7 @@ class Candidates:
             first[order[np.unique(file.digests[order], return_index=True)[1]]] = True
             duplicates = int((keep & ~first).sum())
             keep &= first
-        return cls(keep, included, len(excluded), duplicates)
+        return cls(keep, included, excluded, duplicates)
 
     @property
     def all(self) -> bool:

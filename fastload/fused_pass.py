@@ -43,14 +43,16 @@ class FusedPass:
         self.rows = 0
         """How many rows the pass has taken in."""
         self._pass: Pass | None = None
+        self._not_finite = np.zeros(count, bool)
         self._hash = ResumableHash()
         self._first_hash, self.columns, self.passes = "", 0, 1
         found = load_tensors(path)
-        if found is not None and found[1].get("key") == key:
+        if found is not None and found[1].get("key") == key and "not_finite" in found[0]:
             saved = {name: tensor.numpy() for name, tensor in found[0].items()}
             facts = found[1]
             self._first_hash, self.columns, self.passes = facts["first_hash"], facts["columns"], facts["passes"]
             self.rows = facts["rows"]
+            self._not_finite[saved["not_finite"]] = True
             self._pass = begin(self.columns)
             self._pass.restore({name[5:]: array for name, array in saved.items() if name.startswith("pass.")})
             self._hash = ResumableHash.restored(
@@ -61,6 +63,11 @@ class FusedPass:
     def complete(self) -> bool:
         """Whether the pass has taken in all rows."""
         return self.rows == self._count
+
+    @property
+    def not_finite(self) -> np.ndarray:
+        """The rows, int64, whose embeddings hold NaN or infinity, of those that the pass has taken in."""
+        return np.flatnonzero(self._not_finite)
 
     @property
     def strategy(self) -> Pass:
@@ -75,6 +82,7 @@ class FusedPass:
             self._pass = self._begin(self.columns)
         if row == 0:
             self._hash = ResumableHash(hash_start((self._count, self.columns)))
+        self._not_finite[row : row + len(values)] = ~np.isfinite(values).all(axis=1)
         kept = values[self._keep[row : row + len(values)]]
         if len(kept):
             self._pass.update(int(self._kept_before[row]), kept)
@@ -85,6 +93,7 @@ class FusedPass:
         """Keep the state: whole, or the one before it."""
         tensors = {f"hash.{name}": torch.from_numpy(array) for name, array in self._hash.state().items()}
         tensors |= {f"pass.{name}": torch.from_numpy(np.asarray(a)) for name, a in self.strategy.save().items()}
+        tensors["not_finite"] = torch.from_numpy(self.not_finite)
         facts = {
             "key": self._key, "first_hash": self._first_hash, "columns": self.columns, "passes": self.passes,
             "rows": self.rows,

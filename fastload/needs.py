@@ -1,4 +1,4 @@
-"""What build-subset will need, measured and counted before it starts: time, memory, disk."""
+"""What build-subset will need, before it starts: time from short trials and counted work, memory and disk by count."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _WEIGHT_COPIES = 3  # the weights, their gradients, the momentum
 _SPARE_DISK = 8 << 20  # HDF5's own structures, JSON, and what file systems round up
 ENTRY_BYTES = 12  # a list's entry: float32 value, int64 position
 SAMPLE_BYTES = 56  # ids, positions and classes, the permuted order and its reverse, what is chosen
-CHOOSE_SECONDS = 5e-8  # a sample, measured: 8.64 % of a million from 216 dimensions
-_ELEMENT_SECONDS = 1e-8  # a value in a pass, measured: put on a grid, and summed
-BASE_MEMORY = 150 << 20  # measured: torch's and Numba's code that is loaded on the way
+CHOOSE_SECONDS = 1e-7  # a sample; 8e-8 measured: 8.64 % of 200,000 from 216 dimensions, on two busy cores
+_ELEMENT_SECONDS = 1e-8  # a value in a pass; there 4e-9 measured for its extent, 1.5e-8 for its moments
+BASE_MEMORY = 150 << 20  # an estimate: torch's and Numba's code that is loaded on the way; a tiny run grew by 204 MB
 
 
 @dataclass
@@ -229,8 +229,10 @@ def lists_disk(entries: int) -> int:
 def strategy_needs(strategy: str, rows: int, dims: int, entries: int, threads: int) -> tuple[float, int]:
     """Return the seconds and the bytes of memory of a strategy that looks at stored embeddings more than once.
 
-    Counted in multiplications at a rate that is measured now; eigenvectors take about 12·dims³ at full rate (measured:
-    29 s for 2,000 × 2,048 on two cores, most of it theirs). Pieces of rows are held six times over.
+    An estimate: counted work at the rate that a product of matrices reaches now, which other work on the machine can
+    make wrong several times over. 24·dims³ operations stand for the eigenvectors. For kmeans it is the most, all of its
+    passes: it ends when no centre moves. Announced and taken for 2,000 × 1,024 on two busy cores: pca 23 s and 15 to
+    27 s, kmeans 115 s and 3 s. Memory counts pieces of rows six times over.
 
     Arguments:
         rows, dims: of the embeddings. entries: of the lists of what the strategy ranks.

@@ -50,6 +50,7 @@ from fastload.follow import data_state, follow, rank_device
 from fastload.fused_pass import FusedPass
 from fastload.kernels import topk
 from fastload.kernels.topk import TopKState
+from fastload.not_finite import naming_them, rows_not_finite
 from fastload.own_embeddings import OwnEmbeddings, open_embeddings
 from fastload.packed import PackedFile, PackedWriter, SelectionTable
 from fastload.packed_format import digest
@@ -74,7 +75,7 @@ from fastload.sizing import decode_rows, output_shape, sample_bytes
 from fastload.stored_embeddings import hash_rows, open_stored
 from fastload.subset_report import Overlap, StepReport, SubsetReport, count_classes, measure_lists, size_text
 from fastload.tensors import load_tensors, save_tensors
-from fastload.work import WorkFolder
+from fastload.work import NOT_FINITE, WorkFolder
 
 DEFAULT_SIZE = "8.64%"
 """The paper's: 20 samples for each of 216 dimensions is 4,320 of CIFAR-10's 50,000."""
@@ -339,8 +340,8 @@ class _Choice:
         wanted = (self.size or 0) - named if self.size is not None else self.per_dimension or 1
         if wanted > left:
             raise UsageError(
-                f"{wanted:,} samples were asked for, but {left:,} are left to choose from ({candidates.excluded:,} are "
-                "excluded)"
+                f"{wanted:,} samples were asked for, but {left:,} are left to choose from "
+                f"({len(candidates.excluded):,} are excluded)"
             )
 
     @property
@@ -467,6 +468,9 @@ class _Builder:
             if self.brought is None
             else {"embedding_ids": xxhash.xxh3_128_hexdigest(np.ascontiguousarray(self._ids).data)}
         )
+        if not self._kept.all():
+            named = np.concatenate([self._ids, self.file.ids[self.candidates.included]])
+            self._order_hash["candidates"] = xxhash.xxh3_128_hexdigest(named.data)
         self._streams = strategy_row(self.choice.strategy).streams is not None
         self._train_settings = {**self._data, **self.training.state(), "view": VIEW.state()}
 
@@ -699,8 +703,9 @@ class _Builder:
             if not fused.complete:
                 run(fused.rows)
                 fused.sync()
-            if fused.strategy.selection() is not None:
-                return
+            with naming_them(self.file, self.candidates, self.work, lambda: fused.not_finite):
+                if fused.strategy.selection() is not None:
+                    return
             fused.again()
             self.listener.note(f"lists were too short for this overlap, so pass {fused.passes} has longer ones")
 
@@ -755,6 +760,7 @@ class _Builder:
             "embeddings": embedded.hashed, **self._labels_hash, **self._order_hash,
         }  # fmt: skip
         path = self.work.file("selection.safetensors")
+        self.work.file(NOT_FINITE).remove()  # of other embeddings
         facts = self.work.finished("analyse", settings)
         found = load_tensors(path) if facts is not None else None
         if facts is not None and found is not None and found[1].get("key") == _hash(settings):
@@ -805,20 +811,26 @@ class _Builder:
         def advance(done: int, total: int) -> None:
             self.listener.advance(done)
 
+        def find() -> np.ndarray:
+            found = rows_not_finite(as_embeddings(embedded.vectors))
+            return found if self.brought is None else self.brought.row_of[found]
+
         if vectors is not None and self._streams:
             source = as_embeddings(vectors)
             lists = self._begin_pass(vectors.shape[1], device=self.device)
-            while (found := read(source, lists, advance).selection()) is None:
-                lists = lists.again()
+            with naming_them(self.file, self.candidates, self.work, find):
+                while (found := read(source, lists, advance).selection()) is None:
+                    lists = lists.again()
             return found, lists.strongest()
         # A strategy that looks at no embeddings gets a column of zeros that takes no memory.
         seen = np.broadcast_to(np.float32(0), (count, 1)) if vectors is None else vectors
-        selection = select(
-            self.choice.strategy, seen, self._ids, size=self._request().size,
-            per_dimension=self.choice.per_dimension, labels=self._labels, equal=self.choice.balance == "equal",
-            seed=self.choice.seed, device=self.device, threads=self.threads, progress=advance,
-            overlap=vectors is not None,
-        )  # fmt: skip
+        with naming_them(self.file, self.candidates, self.work, find):
+            selection = select(
+                self.choice.strategy, seen, self._ids, size=self._request().size,
+                per_dimension=self.choice.per_dimension, labels=self._labels, equal=self.choice.balance == "equal",
+                seed=self.choice.seed, device=self.device, threads=self.threads, progress=advance,
+                overlap=vectors is not None,
+            )  # fmt: skip
         return selection, None
 
     def _filter(self, ids: np.ndarray) -> np.ndarray:
@@ -880,7 +892,7 @@ class _Builder:
             names=None if self.file.names is None else [self.file.names[row] for row in rows.tolist()],
             embedding_order="" if self.brought is None else self.brought.rule,
             left_out={
-                "included": len(self.candidates.included), "excluded": self.candidates.excluded,
+                "included": len(self.candidates.included), "excluded": len(self.candidates.excluded),
                 "exact duplicates left out": self.candidates.duplicates,
             },
         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from fastload.kernels.topk import TopKState
 from fastload.packed_set import Packed
 from fastload.selection.top_activations import measure_overlap
-from fastload.terminal import rows
+from fastload.terminal import columns, rows
 from fastload.text import printable
 
 STEP_TITLES = {
@@ -28,6 +29,8 @@ UNITS = {"combinations": "pair", "kmeans": "cluster", "pca": "direction"}
 
 HINT = "Trained on alone, such subsets of CIFAR-10 were worse than random ones (docs/results.md): compare."
 _ENDS = 3
+_NAME_CELLS = 30
+"""A class's name on a terminal: as wide as leaves room for its counts in 80 columns."""
 _MOST_CLASSES = 10_000
 
 
@@ -187,14 +190,28 @@ class SubsetReport:
         return facts
 
     def _class_lines(self) -> str:
+        from rich.cells import cell_len, set_cell_size
+
         shown = [(printable(name), chosen, total) for name, chosen, total in self._shown_classes()]
-        width = max(len(name) for name, _, _ in shown)
+        width = max(cell_len(name) for name, _, _ in shown)
+        if columns(sys.stdout) is not None and width > _NAME_CELLS:
+            width = _NAME_CELLS
+            shown = [(_cropped(name, width), chosen, total) for name, chosen, total in shown]
         rule = ""
         if self.settings.get("balance_classes"):
             rule = "equal counts" if self.settings.get("equal_classes") else "shares of the set"
             rule = ", balanced: " + ("so many of each dimension" if self.settings.get("per_dimension") else rule)
-        lines = [f"{name:<{width}} {chosen:>7,} of {of:,} ({chosen / max(1, of):.2%})" for name, chosen, of in shown]
+        lines = [
+            f"{set_cell_size(name, width)} {chosen:>7,} of {of:,} ({chosen / max(1, of):.2%})"
+            for name, chosen, of in shown
+        ]
         return "\n".join([f"{len(self.classes):,}{rule}", *lines])
+
+
+def _cropped(text: str, cells: int) -> str:
+    from rich.cells import cell_len, set_cell_size
+
+    return text if cell_len(text) <= cells else set_cell_size(text, cells - 1).rstrip() + "…"
 
 
 def _listed(dimensions: np.ndarray, counts: np.ndarray, unit: str) -> str:

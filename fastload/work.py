@@ -20,6 +20,9 @@ MARK = "made-by-fastload"
 """The file by which a work folder is known as ours: only what has it is written to, and emptied."""
 
 _MARK_TEXT = b"A work folder of `fastload build-subset`, which removes it when the subset is done.\n"
+NOT_FINITE = "not-finite.txt"
+"""The ids of samples that `--exclude` leaves out, one a line, where there are too many for a command line."""
+
 _KEPT = (
     "state.json",
     "training.safetensors",
@@ -27,7 +30,7 @@ _KEPT = (
     "embeddings.npy",
     "lists.safetensors",
     "selection.safetensors",
-    "not-finite.txt",
+    NOT_FINITE,
 )
 """The files of the steps. Nothing else in the folder is ever touched, except MARK and "lock"."""
 
@@ -181,8 +184,12 @@ class WorkFolder:
 
     def _save(self) -> None:
         text = json.dumps({"format": FORMAT, "steps": self._steps}, indent=1, sort_keys=True) + "\n"
+        self.write("state.json", text.encode())
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file of the folder, whole or not at all. Raises DataError where it cannot be written."""
         try:
-            self.file("state.json").write(text.encode())
+            self.file(name).write(data)
         except OSError as error:
             raise DataError(
                 f"{self.path}: cannot be written ({error.strerror}); make room there, and the same command goes on"

@@ -96,7 +96,7 @@ def test_json_is_the_whole_report_and_quiet_says_nothing_else(run, few_cifar, ow
         (["--strategy", "best"], 2, "'best' is unknown"),
         (["--embeddings", "e.h5:nothing"], 1, "has no dataset 'nothing'; it has vectors"),
         (["--embeddings", "short.npy"], 1, "short.npy: has 3 embeddings but the full set has 400 samples"),
-        (["--embeddings", "nan.npy", "--size", "20"], 1, "NaN or infinity in 2 of 400 samples, the first ids: 5, 9"),
+        (["--embeddings", "nan.npy", "--size", "20"], 1, "NaN or infinity in 2 of 400 samples: row 5 (id 5), row 9"),
         (["--encoder", "nowhere:f"], 2, "'nowhere' cannot be imported"),
         (["--no-such-option"], 2, "o such option"),
     ],

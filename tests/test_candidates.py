@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from packs import noise_images
+import torch
+from packs import noise_images, write_raw
+from rich.cells import cell_len
+from test_terminal import screen
 
 from fastload.cli import main
 from fastload.errors import DataError, UsageError
 from fastload.packed import PackedFile, PackedWriter
 from fastload.subset import build_subset
+from fastload.subset_report import HINT
+from fastload.subset_terminal import print_report
 from fastload.verifying import verify_file
 
 COUNT = 60
@@ -84,9 +92,55 @@ def test_samples_with_nan_are_named_and_may_be_left_out(full):
     values[[5, 9], 1] = np.nan
     np.save(full.with_name("e.npy"), values)
     for strategy in ("top-activations", "kmeans"):
-        with pytest.raises(DataError, match=r"NaN or infinity in 2 of 55 samples, the first ids: 5, 9; .*--exclude"):
+        told = r"NaN or infinity in 2 of 55 samples: c2/005.png, c0/009.png; embed these again, .* --exclude 5,9$"
+        with pytest.raises(DataError, match=told):
             chosen(full, strategy=strategy)
         assert len(chosen(full, strategy=strategy, exclude="5,9").ids) == 20
+
+
+class BrokenEncoder(torch.nn.Module):
+    """Gives a picture's first line, with NaN for about half of them, the darker ones."""
+
+    def forward(self, images):
+        return torch.where(images.mean((1, 2, 3)) < 0.5, torch.nan, 1.0)[:, None] + images[:, 0, 0]
+
+
+@pytest.mark.parametrize("strategy", ["top-activations", "kmeans", "the encoder's pass"])
+def test_many_samples_with_nan_are_ten_names_and_a_list_to_exclude(full, strategy):
+    values = np.load(full.with_name("e.npy"))
+    values[20:35, 1] = np.inf
+    np.save(full.with_name("e.npy"), values)
+    source = {"strategy": strategy}
+    count = 15
+    if strategy == "the encoder's pass":
+        source = {
+            "encoder": "test_candidates:BrokenEncoder",
+            "encoder_normalize": ((0,), (1,)),
+            "embeddings": None,
+            "input_size": 4,
+        }
+        with PackedFile(full) as file:
+            candidates = set(range(COUNT)) - {1, 40, 42, 43, 44}  # with 1 left out its copy 41 may be chosen
+            count = sum(file.read_image(row).mean() < 0.5 * 255 for row in candidates)
+    with pytest.raises(DataError) as told:
+        chosen(full, exclude=[1], **source)
+    text = str(told.value)
+    assert f"NaN or infinity in {count} of 55 samples: " in text and f" and {count - 10} more; " in text
+    assert text.count(".png") == 10
+    listed = text.rpartition("--exclude ")[2]
+    excluded = {int(line) for line in Path(listed).read_text().splitlines()}
+    copies = {1, 40, 42, 43, 44}  # would be candidates in their place, and may hold NaN too
+    assert 1 in excluded and len(excluded - copies) == count
+    report = chosen(full, exclude=listed, **source)
+    assert not set(report.ids) & excluded and len(report.ids) == 20
+    assert not full.with_name("s.h5.work").exists()
+
+
+def test_a_kept_work_folder_does_not_answer_for_other_lists(full):
+    first = chosen(full, keep=True, strategy="random").ids
+    assert not set(chosen(full, keep=True, strategy="random", exclude=first[:5]).ids) & set(first[:5])
+    assert chosen(full, keep=True, strategy="random", include=[51, 33]).ids[:2] == [51, 33]
+    assert chosen(full, keep=True, strategy="random", include=[33, 51]).ids[:2] == [33, 51]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +173,20 @@ def test_what_cannot_be_served_is_refused_by_name(full, settings, error, message
     assert not full.with_name("s.h5").exists()
 
 
+def test_the_subset_of_a_set_without_labels_has_none_either(tmp_path):
+    images = noise_images(COUNT, 4, 4)
+    full = write_raw(tmp_path / "full.h5", images, None, names=[f"{row}.png" for row in range(COUNT)])
+    np.save(tmp_path / "e.npy", np.random.default_rng(0).random((COUNT, 5), np.float32))
+    for strategy in ("top-activations", "random"):
+        report = chosen(full, strategy=strategy)
+        assert report.classes == [] and report.names == [f"{row}.png" for row in report.ids]
+        with PackedFile(tmp_path / "s.h5") as subset:
+            assert subset.labels is None and subset.classes == [] and len(subset) == 20
+            assert np.array_equal(subset.read_image(3), images[report.ids[3]])
+    with pytest.raises(UsageError, match="--balance-classes"):
+        chosen(full, balance_classes=True)
+
+
 def test_a_budget_in_bytes_is_what_the_samples_take(full):
     report = chosen(full, strategy="random", size="3kB")
     assert 20 < report.chosen < COUNT
@@ -135,7 +203,22 @@ def test_the_report_as_json_holds_ids_and_names_in_order_of_choice(full, capfd):
     assert found["settings"]["equal_classes"]
 
 
-def test_the_report_fits_eighty_columns_and_tells_balanced_unions_right(full, capfd, monkeypatch):
+@pytest.mark.parametrize("kind", ["xterm", "dumb"])
+def test_the_report_fits_eighty_columns(full, monkeypatch, kind):
+    report = chosen(full, size=None, per_dimension=1, balance_classes=True, include=["c0/033.png"])
+    long = [("a class with a long name " * 3, 7, 20), ("短い名前" * 8, 5, 20)]
+    report = replace(report, out=Path("s.h5"), full=Path("full.h5"), classes=long, losses=[0.3811, 0.1402])
+    told = screen(monkeypatch, kind)
+    print_report(report, json=False, quiet=False)
+    lines = told.getvalue().splitlines()
+    assert max(map(cell_len, lines)) <= 80 and len(lines) > 10
+    assert HINT in " ".join(line.strip() for line in lines), "broken between words, and whole"
+    # Without the terminal's width there are longer lines: the breaks above were needed.
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    assert max(map(cell_len, str(report).splitlines())) > 80
+
+
+def test_the_report_tells_balanced_unions_right(full):
     report = chosen(full, size=None, per_dimension=1, balance_classes=True)
     lines = str(report).splitlines()
     assert any(f"{report.chosen} distinct of 15 (1 × 5 dimensions × 3 classes)" in line for line in lines)

@@ -125,12 +125,17 @@ def _plain(values: Any, what: str) -> np.ndarray:
         raise DataError(f"{what} are no array, one value a sample ({error})") from error
 
 
-def not_finite(count: int, samples: Samples, positions: np.ndarray) -> DataError:
+class NotFinite(DataError):
+    """Embeddings that a strategy was shown hold NaN or infinity."""
+
+
+def not_finite(count: int, samples: Samples, positions: np.ndarray) -> NotFinite:
     """Return the error for `count` samples with NaN or infinity, the first of them at `positions`."""
     first = ", ".join(str(samples.sorted_ids[position]) for position in positions[:_FIRST_IDS])
-    return DataError(
-        f"embeddings hold NaN or infinity in {count:,} of {len(samples):,} samples, the first ids: {first}; embed "
-        "these again or leave them out (--exclude, exclude=)"
+    more = f" and {count - _FIRST_IDS:,} more" if count > _FIRST_IDS else ""
+    return NotFinite(
+        f"embeddings hold NaN or infinity in {count:,} of {len(samples):,} samples, of ids {first}{more}; embed these "
+        "again, or leave them out"
     )
 
 
