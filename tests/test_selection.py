@@ -260,7 +260,7 @@ def test_nan_or_infinity_anywhere_is_an_error_with_the_count_and_the_first_ids(v
     ids = np.arange(50)[::-1] * 10
     x[[4, 30], [0, 3]] = value
     for asked in ({"size": 5}, {"per_dimension": 2}, {"size": 5, "labels": ids % 3}):
-        with pytest.raises(DataError, match=r"in 2 of 50 samples, the first ids: 190, 450;"):
+        with pytest.raises(DataError, match=r"in 2 of 50 samples, of ids 190, 450; .*leave them out$"):
             select("top-activations", x, ids, **asked)
 
 
