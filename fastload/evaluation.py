@@ -71,6 +71,18 @@ class EvaluationLoader:
     def __len__(self) -> int:
         return max(0, -(-(len(self._file) - self._first) // (self._output.batch_size * self._every)))
 
+    drop_last, sampler = False, None
+
+    @property
+    def batch_size(self) -> int:
+        """Images a batch; the last may have fewer."""
+        return self._output.batch_size
+
+    @property
+    def dataset(self) -> PackedFile | PackedSet:
+        """The test set, whose `len()` is its samples."""
+        return self._file
+
     def __iter__(self) -> EvaluationPass:
         self._check_open()
         order = Order(len(self._file), phase=FINE_TUNE, shuffle=False)

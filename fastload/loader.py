@@ -21,6 +21,7 @@ from fastload.augment import Augment, checked
 from fastload.bar import Bar, Shown, bar_kind
 from fastload.callbacks import SwapCallbacks
 from fastload.checkpoint import Saved, saved_of, state_of
+from fastload.dataloader_view import RunDataset, RunSampler, first_of
 from fastload.delivery import deliveries
 from fastload.device import resolve_device
 from fastload.engines import choose_engine
@@ -523,21 +524,75 @@ class TwoPhaseLoader:
         name = PHASES[state.swapped_at is not None]
         return Shown(state.step, name, spent.batches * self._output.batch_size / max(spent.seconds, 1e-9))
 
-    def evaluation(self, path: Source, *, batch_size: int | None = None) -> EvaluationLoader:
+    def evaluation(self, path: Source, *, batch_size: int | None = None, shard: bool = False) -> EvaluationLoader:
         """Return a loader of a test set: centre crop, file order, partial last batch, same device and types.
+
+        Arguments:
+            path: of a packed file; a pattern or a list of them is one set.
+            batch_size: images a batch; the loader's own by default.
+            shard: give each rank its part: every world-size-th batch, from the one of its number on. Together they
+                serve each image once, some ranks a batch more than others. By default every rank serves the whole set.
 
         Its labels are numbered as the training set's are: by their classes' names, where both files have names.
         Raises DataError, naming it, for a class that the training set has not.
         """
         output = self._output
-        size = output.batch_size if batch_size is None else batch_size
+        size = output.batch_size if batch_size is None else whole("batch_size", batch_size, 1)
+        part = {"first_row": self._rank * size, "every": self._world_size} if flag("shard", shard) else {}
         return EvaluationLoader(
             path, self._augment, batch_size=size, device=output.device,
             engine=self._engine, dtype=output.dtype, memory_format=output.memory_format, with_ids=self._with_ids,
-            classes=class_names(self._full, self._subset),
+            classes=class_names(self._full, self._subset), **part,
         )  # fmt: skip
 
+    # -- what frameworks ask of a DataLoader: see dataloader_view --------------------------------------------------
+
+    drop_last, sampler, prefetch_factor, collate_fn = True, None, None, staticmethod(first_of)
+
+    @property
+    def batch_size(self) -> int:
+        """Images a batch on this rank."""
+        return self._output.batch_size
+
+    @property
+    def dataset(self) -> RunDataset:
+        """What `len()` counts the samples of: the full set, or the subset where there is no full set."""
+        file = self._subset if self._full is None else self._full
+        assert file is not None
+        return RunDataset(self, len(file))
+
+    @property
+    def batch_sampler(self) -> RunSampler:
+        """The steps of the loop that the next `iter()` begins, for what makes a DataLoader of `dataset`."""
+        return RunSampler(self)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the first step of an epoch of `steps_per_epoch=`, unless the run stands within it; else do nothing.
+
+        Hugging Face's Trainer calls it before each epoch, also when it resumes.
+        """
+        epoch = whole("epoch", epoch, 0)
+        if self._steps_per_epoch is not None and self.step // self._steps_per_epoch != epoch:
+            step = epoch * self._steps_per_epoch
+            self._go_to(step if self._steps is None else min(step, self._steps))
+
     # -- resume ----------------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Go back to the first step, as if no batch had been drawn: after a look at some batches, or `lr_find`, say.
+
+        For another place take `state_dict()` there, and `load_state_dict()` to go back to it.
+        """
+        self._check_usable()
+        plateau = None if self._plateau is None or not isinstance(self._swap, Swap) else Plateau(self._swap)
+        self._go_on_from(Saved(0, 0.0, None, 0, plateau), resumed_at=None)
+
+    def _go_to(self, step: int) -> None:
+        """Go on with the batch of another step, in whichever phase that is as far as is decided."""
+        state = self._state
+        swap = self._decision.swap if state.swapped_at is None else state.swapped_at
+        callbacks = self._callbacks.returned if step == state.step == state.swapped_at else 0
+        self._go_on_from(Saved(step, state.seconds, swap, callbacks, self._plateau), resumed_at=None)
 
     def _identity(self) -> dict[str, Any]:
         """Return what a state must have in common with this loader, as JSON-able plain values."""
@@ -579,7 +634,9 @@ class TwoPhaseLoader:
     def _go_on_from(self, saved: Saved, *, resumed_at: int | None) -> None:
         with self._lock:
             if self._callbacks.running:
-                raise UsageError("load_state_dict() was called by an on_swap callback; call it outside the loop")
+                raise UsageError(
+                    "load_state_dict() or reset() was called by an on_swap callback; call it outside the loop"
+                )
             self._fast.rest()
             self._fine.rest()
             # At the step of the swap itself callbacks may have yet to be called.
