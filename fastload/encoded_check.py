@@ -27,7 +27,6 @@ READABLE = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 """Formats that DALI decodes."""
 
 _OTHER_SIZE = 256
-_BATCH, _BATCH_PIXELS = 64, 16 << 20
 
 
 class Kept(NamedTuple):
@@ -59,11 +58,13 @@ class EncodedCheck:
 
         Where only the orientations differ, it is written anew, in as many bytes, so that every decoder reads the same.
         """
-        for batch in self._batches(files):
-            sound = [(data, image) for data, image in batch if isinstance(image, Decoded)]
-            differences = iter(self._differences(sound))
-            for data, image in batch:
-                yield self._judged(data, image, next(differences)) if isinstance(image, Decoded) else image
+        for data in files:
+            try:
+                image = decode_sample(data, max_pixels=self._max_pixels)
+            except BrokenImage as error:
+                yield error
+            else:
+                yield self._judged(data, image)
 
     def __enter__(self) -> EncodedCheck:
         return self
@@ -73,37 +74,19 @@ class EncodedCheck:
         while not self._idle.empty():
             self._idle.get()
 
-    def _batches(self, files: Sequence[bytes]) -> Iterator[list[tuple[bytes, Decoded | BrokenImage]]]:
-        """Decode files with Pillow; yield as many together as memory should hold."""
-        batch: list[tuple[bytes, Decoded | BrokenImage]] = []
-        pixels = 0
-        for data in files:
-            try:
-                image = decode_sample(data, max_pixels=self._max_pixels)
-                pixels += image.pixels.size // 3
-                batch.append((data, image))
-            except BrokenImage as error:
-                batch.append((data, error))
-            if len(batch) == _BATCH or pixels >= _BATCH_PIXELS:
-                yield batch
-                batch, pixels = [], 0
-        if batch:
-            yield batch
+    def _difference(self, data: bytes, image: Decoded) -> int | None:
+        """Return by how many levels DALI's pixels differ at most, `_OTHER_SIZE` for other sides, None for no image.
 
-    def _differences(self, batch: Sequence[tuple[bytes, Decoded]]) -> list[int | None]:
-        """Return by how many levels DALI's pixels differ at most, `_OTHER_SIZE` for other sides, None for no image."""
-        if not batch:
-            return []
+        Each file is a run of its own: where DALI (2.x) cannot read one of several, it leaves the run while its thread
+        is still at work on the others, and the process may end by SIGSEGV.
+        """
         pipeline = self._pipeline()
         try:
-            pipeline.feed_input("samples", [np.frombuffer(data, np.uint8) for data, _ in batch])
+            pipeline.feed_input("samples", [np.frombuffer(data, np.uint8)])
             (result,) = pipeline.run()
-            found: list[int | None] = [
-                _difference(np.asarray(result[place]), image.pixels) for place, (_, image) in enumerate(batch)
-            ]
-        except RuntimeError:  # it does not say which, and ends the pipeline
-            del pipeline
-            return [None] if len(batch) == 1 else [one for single in batch for one in self._differences([single])]
+            found = _difference(np.asarray(result[0]), image.pixels)
+        except RuntimeError:  # it ends the pipeline
+            return None
         self._idle.put(pipeline)
         return found
 
@@ -114,14 +97,15 @@ class EncodedCheck:
             pass
         # The threads that check are as many as there should be; each waits while DALI's one thread works for it.
         with self._building:
-            pipeline = dali().Pipeline(_BATCH, 1, None, prefetch_queue_depth=1, exec_dynamic=True)
+            pipeline = dali().Pipeline(1, 1, None, prefetch_queue_depth=1, exec_dynamic=True)
             with pipeline:
                 pipeline.set_outputs(decoded_files(None))
             pipeline.build()
         return pipeline
 
-    def _judged(self, data: bytes, image: Decoded, difference: int | None) -> Kept | BrokenImage:
+    def _judged(self, data: bytes, image: Decoded) -> Kept | BrokenImage:
         sides = (image.pixels.shape[0], image.pixels.shape[1])
+        difference = self._difference(data, image)
         if difference is not None and difference <= TOLERANCE:
             return Kept(data, sides, image.left_out, False)
         kind, orientation = describe_file(data)
@@ -129,7 +113,7 @@ class EncodedCheck:
             return BrokenImage(f"is {kind}; --encoded keeps {', '.join(READABLE)} files only", "pack without it")
         turned = with_orientation(data, orientation)
         if turned is not None and describe_file(turned) == (kind, orientation):
-            difference_turned = self._differences([(turned, image)])[0]
+            difference_turned = self._difference(turned, image)
             if difference_turned is not None and difference_turned <= TOLERANCE:
                 return Kept(turned, sides, image.left_out, True)
         dali_reads = "DALI, which reads it in training,"
