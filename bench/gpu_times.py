@@ -1,12 +1,13 @@
 """A part of `gpu_check`: what the device and what the host take for one batch, and for one update of top-k.
 
 A benchmark of a whole batch shows the larger of the two only. The device's times are those that CUDA's own tracing
-gives for each kernel (by torch.profiler); the host's are the time to queue the work while the device is not waited for.
+gives for each kernel (by torch.profiler), all its launches of a call together; the host's are the time to queue the
+work while the device is not waited for.
 """
 
 from __future__ import annotations
 
-import statistics
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -72,13 +73,15 @@ def _times(name: str, call: Callable[[int], None], setting: Setting, calls: int 
     synchronize(setting.device)
     found = [result_of(f"{name}: host", "µs", host)]
     for kernel, times in _traced(call, calls, setting.device).items():
-        each = len(times) / calls
-        found.append(result_of(f"{name}: {kernel}", "µs", times, details={"launches": each}))
+        launches = len(times) // calls  # of one call; the tracer may lose some of the last
+        if launches:
+            sums = [math.fsum(times[one : one + launches]) for one in range(0, launches * calls, launches)]
+            found.append(result_of(f"{name}: {kernel}", "µs", sums, details={"launches": launches}))
     return found
 
 
 def _traced(call: Callable[[int], None], calls: int, device: torch.device) -> dict[str, list[float]]:
-    """Return the µs of each launch by the kernel's short name, the longest in all first."""
+    """Return the µs of each launch, in order, by the kernel's short name, the longest in all first."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as traced:
@@ -89,7 +92,7 @@ def _traced(call: Callable[[int], None], calls: int, device: torch.device) -> di
     for event in traced.events() or ():
         if event.device_type == torch.autograd.DeviceType.CUDA:
             times[_short(event.name)].append(float(event.time_range.elapsed_us()))
-    return dict(sorted(times.items(), key=lambda one: -statistics.fsum(one[1])))
+    return dict(sorted(times.items(), key=lambda one: -math.fsum(one[1])))
 
 
 def _short(name: str) -> str:
