@@ -136,8 +136,13 @@ def checked_dataset(path: Path, group: h5py.Group, name: str, dtype: Any = None)
 def read_labels(path: Path, dataset: h5py.Dataset, images: str, count: int) -> np.ndarray:
     """Return labels, [count, ...], as `as_labels` makes them; DataError where there are not so many, or no numbers."""
     name = dataset.name.strip("/")
-    if dataset.dtype.kind not in "iufb" or dataset.dtype.itemsize > 8 or not dataset.ndim:
-        raise DataError(f"{path}: dataset '{name}' has dtype {dataset.dtype}; labels are an array of numbers")
+    if dataset.dtype.kind not in "iufb" or dataset.dtype.itemsize > 8:
+        raise DataError(
+            f"{path}: dataset '{name}' has dtype {dataset.dtype}; labels are an array of numbers, so save them as "
+            "integers (numpy.unique(labels, return_inverse=True) numbers names)"
+        )
+    if not dataset.ndim:
+        as_labels(dataset[()], f"{path}: dataset '{name}'")
     if dataset.shape[0] != count:
         raise DataError(
             f"{path}: dataset '{name}' has {dataset.shape[0]:,} rows but '{images}' has {count:,}; was the file "

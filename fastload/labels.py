@@ -33,7 +33,10 @@ def as_labels(values: Any, where: str) -> np.ndarray:
     """
     labels = _numbers(values, where)
     if not labels.ndim:
-        raise DataError(f"{where} is one {labels.dtype} for the whole set; labels are an array with one row a sample")
+        raise DataError(
+            f"{where} is one {labels.dtype} for the whole set; labels are an array of numbers, so save one for each "
+            "sample"
+        )
     if labels.dtype.kind in "iub" and labels.ndim > 1 and set(labels.shape[1:]) == {1}:
         return labels.reshape(-1)
     return labels

@@ -173,7 +173,12 @@ def zipped(path: Path, **arrays: tuple[tuple[int, ...], str, int]) -> Path:
         (((6, 10**9), "f4"), ((6, 8, 8, 3), "u1"), r"'labels' has shape \(6, 1000000000\), 24,000,000,000 bytes"),
         (((6,), "i8"), ((6, 2**20, 2**20, 3), "u1"), r"'images' has shape .* bytes an image"),
         (((6,), "i8"), ((6, 0, 8, 3), "u1"), r"'images' has shape \(6, 0, 8, 3\): its images hold not one pixel"),
-        (((), "i8"), ((6, 8, 8, 3), "u1"), "'labels' has 0 rows but 'images' has 6"),
+        (
+            ((6,), "i8"),
+            ((6, 8, 8, 3), "u2"),
+            "'images' has dtype uint16; images are uint8, 0 to 255: scale them to that",
+        ),
+        (((), "i8"), ((6, 8, 8, 3), "u1"), "'labels' is one int64 for the whole set; .* save one for each sample"),
     ],
 )
 def test_what_an_npz_claims_is_checked_before_it_is_read(tmp_path: Path, labels, images, words: str) -> None:

@@ -14,7 +14,7 @@ from samples import encode, noise, put, tar, zipped
 
 from fastload.errors import DataError, FastloadError, UsageError
 from fastload.sources import open_source
-from fastload.sources.folder_names import split_word
+from fastload.sources.folder_names import is_box_of_annotations, split_word
 from fastload.sources.kinds import PICTURE_SUFFIXES, suffix_of
 from fastload.sources.layout import Layout, find_classes, find_pictures
 from fastload.sources.members import Member
@@ -199,3 +199,12 @@ def test_any_tree_is_classes_of_all_its_images_or_one_line(
     if split is None:
         visible = {name for name in pictures if not re.search(r"(^|/)(\.|thumbs)", name, re.IGNORECASE)}
         assert len(visible) == len(layout.pictures) + layout.passed_over.get("images elsewhere", 0)
+
+
+ANNOTATIONS = ["mask", "MASKS", "labels", "SegmentationClass", "ground_truth", "GT", "depth_maps", "mask_images"]
+OTHERS = ["masked", "face_mask", "images", "small", "depths_of_winter", "labelled", "cat", "2", "segway"]
+
+
+@pytest.mark.parametrize("name", ANNOTATIONS + OTHERS)
+def test_folders_named_for_annotations_are_told_by_whole_words(name: str) -> None:
+    assert is_box_of_annotations(name) is (name in ANNOTATIONS)

@@ -459,6 +459,9 @@ JPEG = encode(noise(), "JPEG")
         ),
         ({"0.jpg": JPEG, "0.json": b'{"class_id": "7"}', "1.jpg": JPEG, "1.json": b"8"}, [7, 8], []),
         ({"0.jpg": JPEG, "0.txt": b"7", "1.jpg": JPEG, "1.txt": b"8\n"}, [7, 8], []),
+        ({"0.jpg": JPEG, "0.cls": b"\xef\xbb\xbf7\r\n", "1.jpg": JPEG, "1.cls": b"8"}, [7, 8], []),
+        ({"0.jpg": JPEG, "0.cls": b"\xef\xbb\xbfcat", "1.jpg": JPEG, "1.cls": b"cat"}, [0, 0], ["cat"]),
+        ({"0.jpg": JPEG, "0.json": b'\xef\xbb\xbf{"label": 7}', "1.jpg": JPEG, "1.json": b"8"}, [7, 8], []),
         ({"0.jpg": JPEG, "0.cls": b"1", "0.json": b"{}", "0.txt": b"a cat", "names.txt": b"x"}, [1], []),
     ],
 )
@@ -484,8 +487,13 @@ def test_webdataset_images_and_labels_in_all_their_forms(
         ({"0.jpg": JPEG, "0.json": b'{"label": true}'}, "'0.json' has the label True, neither"),
         ({"0.jpg": JPEG, "0.json": b'{"label": -1}'}, "'0.json' has the label -1, neither"),
         ({"0.jpg": JPEG, "0.json": b'{"label": 1' + b"0" * 40 + b"}"}, "'0.json' has the label 10+.*, neither"),
-        ({"0.jpg": JPEG, "0.cls": b"1.0"}, "'0.cls' holds '1.0', not an integer"),
-        ({"0.jpg": JPEG, "0.cls": b"\xff\xfe"}, "'0.cls' holds '', not an integer"),
+        (
+            {"0.jpg": JPEG, "0.cls": b"1.0"},
+            r"'0.cls' holds '1.0', not an integer.*; write .*\(1000, not 1e3 or 1000.0\)",
+        ),
+        ({"0.jpg": JPEG, "0.cls": b"1e3"}, "'0.cls' holds '1e3', not an integer.*; write a class's number in digits"),
+        ({"0.jpg": JPEG, "0.json": b'{"label": 1e3}'}, "has the label 1000.0, neither.*; write a class's number"),
+        ({"0.jpg": JPEG, "0.cls": b"\xff\xfe1\0"}, "'0.cls' is not text in UTF-8, and so no label; write"),
         ({"0.jpg": JPEG, "0.cls": b""}, "'0.cls' holds '', not an integer"),
         ({"0.jpg": JPEG, "0.cls": b"1", "0.label.cls": b"1"}, "sample '0' has two labels .0.cls, 0.label.cls."),
         (

@@ -11,7 +11,7 @@ from fastload.sources.base import Sample, Source
 from fastload.sources.folders import walk_folder
 from fastload.sources.kinds import HEAD, PICTURE_SUFFIXES, looks_like_picture, needs_a_look, suffix_of, system_part
 from fastload.sources.label_files import CLASS_FILES, LabelValue, read_label
-from fastload.sources.members import Load, Member, why_unreadable
+from fastload.sources.members import DamagedMember, Load, Member, why_unreadable
 from fastload.sources.tars import is_tar_name, tar_stem, walk_tar
 from fastload.sources.zips import is_zip, walk_zip
 
@@ -41,8 +41,8 @@ def archive_stem(name: str) -> str:
 def is_picture(member: Member, load: Load) -> bool:
     """Whether a member is a picture: by its name or, where its suffix says nothing, by its first bytes.
 
-    One that cannot be read (a broken link, an absurd size, no permission) is a picture all the same: it is found to be
-    a broken sample when its turn comes.
+    One that cannot be read (a broken link, an absurd size, no permission, damage within a zip) is a picture all the
+    same: it is found to be a broken sample when its turn comes.
     """
     if member.kind != "file" or system_part(member.name) is not None:
         return False
@@ -52,6 +52,8 @@ def is_picture(member: Member, load: Load) -> bool:
         return False
     try:
         return looks_like_picture(load(HEAD))
+    except DamagedMember:
+        return True
     except OSError:
         return False
 
@@ -109,10 +111,12 @@ class FileSource(Source):
 
 
 def _content(member: Member, load: Load) -> Sample:
-    """Return a file's content, or why it alone cannot be read; a damaged archive is an error for all that follows."""
+    """Return a file's content, or why it alone cannot be read; a damaged tar is an error for all that follows."""
     if problem := why_unreadable(member):
         return DataError(problem)
     try:
         return load()
+    except DamagedMember as error:
+        return DataError(error.reason)
     except OSError as error:
         return DataError(f"cannot be read ({error.strerror or error})")

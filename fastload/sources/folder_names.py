@@ -15,6 +15,14 @@ _SPLITS = {
 _WORDS = {word: split for split, words in _SPLITS.items() for word in words.split()}
 _TAILS = ("set", "sets", "data", "dataset", "images", "image", "imgs", "img", "split", "pics", "pictures", "folder")
 _PICTURES = ("images", "image", "imgs", "img", "jpg", "jpeg", "jpegs", "jpegimages", "png", "pngs", "pictures", "pics")
+_ANNOTATIONS = """
+mask masks label labels annotation annotations annot annots anno ann segmentation segmentations seg segs segm segmap
+depth depths depthmap depthmaps groundtruth gt trimap trimaps matte mattes saliency heatmap heatmaps labelmap labelmaps
+bbox bboxes
+"""
+_OF_ANNOTATIONS = """
+image images img imgs map maps png class object binary semantic instance ground truth data
+"""
 _PARTS = """
 part parts pt batch batches shard shards chunk chunks images image imgs img pics pictures archive archives folder dir
 disk disc volume vol split set subset fold patient patients subject subjects case study session scan video videos clip
@@ -40,6 +48,15 @@ def split_word(name: str) -> str | None:
 def is_box_of_pictures(name: str) -> bool:
     """Whether a folder's name is a word for pictures of any class: images, imgs, JPEGImages."""
     return "".join(_tokens(name)) in _PICTURES
+
+
+def is_box_of_annotations(name: str) -> bool:
+    """Whether a folder's name is a word for what is told of pictures, as pictures: masks, labels, SegmentationClass."""
+    tokens = _tokens(name)
+    words = set(_ANNOTATIONS.split())
+    if "".join(tokens) in words:
+        return True
+    return not words.isdisjoint(tokens) and words.union(_OF_ANNOTATIONS.split()).issuperset(tokens)
 
 
 def numbered_alike(names: Sequence[str]) -> str | None:

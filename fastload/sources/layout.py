@@ -12,7 +12,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from fastload.errors import DataError, UsageError
-from fastload.sources.folder_names import is_box_of_pictures, means_parts, means_something, numbered_alike, split_word
+from fastload.sources.folder_names import (
+    is_box_of_annotations,
+    is_box_of_pictures,
+    means_parts,
+    means_something,
+    numbered_alike,
+    split_word,
+)
 from fastload.sources.kinds import OTHER_PICTURES, suffix_of, system_part
 from fastload.sources.members import Member
 from fastload.sources.splits import Choice, choose_split, images_in, splits_depth
@@ -73,6 +80,7 @@ def find_classes(
     else:
         chosen = choose_split(where, root, split)
         classes = chosen.classes or _Proof(where, root, chosen, archives).classes()
+        _refuse_annotations(where, root, classes)
     return _layout(root, members, chosen, classes)
 
 
@@ -264,6 +272,24 @@ class _Proof:
             return ""
         more = f" and {len(tables) - 3:,} more" if len(tables) > 3 else ""
         return f" (labels that may be in {', '.join(repr(name) for name in tables[:3])}{more} are not read)"
+
+
+def _refuse_annotations(where: object, root: Folder, classes: dict[str, list[str]]) -> None:
+    """Masks that stand within a class beside its images would be samples of it without a word."""
+    for name, pictures in classes.items():
+        for path in sorted({picture.rpartition("/")[0] for picture in pictures}):
+            parts = path.split("/")
+            if name not in parts:
+                continue
+            class_level = len(parts) - parts[::-1].index(name)  # of several folders of that name, the innermost
+            for depth in range(class_level, len(parts)):
+                above = root.at("/".join(parts[:depth]))
+                if is_box_of_annotations(parts[depth]) and above and (above.pictures or len(above.bearing) > 1):
+                    raise UsageError(
+                        f"{where}: the folder '{parts[depth]}' stands beside images of the class '{name}' "
+                        f"('{'/'.join(parts[: depth + 1])}'), and is named for what is told of images, not for images; "
+                        f"move it out, or say --class-level {class_level} if its images are samples of that class"
+                    )
 
 
 def _child_names(folder: Folder) -> set[str]:

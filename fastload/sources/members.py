@@ -32,8 +32,23 @@ class Member(NamedTuple):
     picture: bool = False
 
 
+class DamagedMember(DataError):
+    """One member that cannot be read though all around it can: a broken sample, and named where it is anything else.
+
+    Arguments:
+        where: the archive. name: the member's. reason: why, to be read after its name.
+    """
+
+    def __init__(self, where: object, name: str, reason: str) -> None:
+        super().__init__(f"{where}: '{name}' {reason}; make or fetch it again, or leave it out")
+        self.reason = reason
+
+
 class Load(Protocol):
-    """Reads a member, or its first `limit` bytes; valid until the next member is asked for, and once."""
+    """Reads a member, or its first `limit` bytes; valid until the next member is asked for, and once.
+
+    Raises OSError for a file, and DamagedMember for one in an archive whose other members may be sound.
+    """
 
     def __call__(self, limit: int | None = None) -> bytes: ...
 

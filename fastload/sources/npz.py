@@ -83,7 +83,10 @@ class Npz(Source):
     def _check_images(self) -> None:
         shape, fortran, dtype = self._header
         if dtype != np.uint8:
-            raise DataError(f"{self._where(self._images)} has dtype {dtype}; images are uint8, 0 to 255")
+            raise DataError(
+                f"{self._where(self._images)} has dtype {dtype}; images are uint8, 0 to 255: scale them to that, and "
+                "save them as uint8"
+            )
         if fortran and len(shape) > 1:
             raise DataError(f"{self._where(self._images)} is in Fortran order; save np.ascontiguousarray of it")
         image_layout(self._path, self._images, shape, self._channels)
@@ -95,7 +98,7 @@ class Npz(Source):
 
     def _check_labels(self, key: str, header: _Header) -> None:
         """Refuse by their header, before a byte of them is read, labels that cannot be used: it may claim terabytes."""
-        as_labels(np.empty(0, header.dtype), self._where(key))
+        as_labels(np.empty([0] * len(header.shape), header.dtype), self._where(key))
         if header.rows != self._header.rows:
             raise DataError(
                 f"{self._where(key)} has {header.rows:,} rows but '{self._images}' has {self._header.rows:,}; "

@@ -53,4 +53,7 @@ def what_instead(path: Path) -> str:
         return _BY_SUFFIX[suffix]
     if head.startswith(_PACKED):
         return "is compressed, but what is in it is no tar; unpack it, and give what it holds"
-    return "is no source that fastload knows (not a tar, zip, .npz or HDF5 file, nor a folder)"
+    return (
+        "is no source that fastload knows (not a tar, zip, .npz or HDF5 file, nor a folder); give one of these, with "
+        "the images as files in class folders, or as uint8 arrays"
+    )

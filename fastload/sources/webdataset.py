@@ -106,11 +106,13 @@ def _grouped(listing: Listing, suffix: str, key_of: Callable[[str], str]) -> lis
         key = key_of(member.name)
         if member.name in listing.labels:
             if key in labels:
-                return DataError(f"{where}: sample '{key}' has two labels ({labels[key]}, {member.name})")
+                return DataError(f"{where}: sample '{key}' has two labels ({labels[key]}, {member.name}); keep one")
             labels[key] = member.name
         elif member.picture:
             if key in images:
-                return DataError(f"{where}: sample '{key}' has two images ({images[key].name}, {member.name})")
+                return DataError(
+                    f"{where}: sample '{key}' has two images ({images[key].name}, {member.name}); keep one"
+                )
             images[key] = member
     orphans = images.keys() ^ labels.keys() if suffix in CLASS_FILES else images.keys() - labels.keys()
     for key in sorted(orphans):

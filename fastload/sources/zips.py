@@ -11,7 +11,8 @@ from pathlib import Path
 
 from fastload.errors import DataError, FastloadError
 from fastload.sources.kinds import PICTURE_SUFFIXES, suffix_of
-from fastload.sources.members import Load, Member, check_unpacked_size, member_name, no_content
+from fastload.sources.members import DamagedMember, Load, Member, check_unpacked_size, member_name, no_content
+from fastload.text import storable
 
 _MAGIC = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")  # a first member, an empty zip, a part of a split one
 _READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
@@ -42,8 +43,8 @@ def holds_arrays(path: Path) -> bool:
 def walk_zip(path: Path) -> Iterator[tuple[Member, Load]]:
     """Yield every member of a zip.
 
-    Raises DataError for damage, for two members of one name, for names that lead out of it, and for one that unpacks
-    to more than pictures ever do.
+    Raises DataError for a damaged directory, for two members of one name, for names that lead out of it, and
+    for one that unpacks to more than pictures ever do; a load raises DamagedMember for damage to its own member.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -60,7 +61,7 @@ def walk_zip(path: Path) -> Iterator[tuple[Member, Load]]:
                 if name in seen:
                     raise DataError(f"{path}: holds '{name}' twice; make the zip again")
                 seen.add(name)
-                yield Member(name, info.file_size, "file", _obstacle(info)), _loader(path, archive, info)
+                yield Member(name, info.file_size, "file", _obstacle(info)), _loader(path, archive, info, name)
     except (FastloadError, MemoryError):
         raise
     except Exception as error:  # zipfile's parser lets anything through, from struct.error to UnicodeDecodeError
@@ -87,18 +88,20 @@ def _obstacle(info: zipfile.ZipInfo) -> str:
     return ""
 
 
-def _loader(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Load:
+def _loader(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Load:
     def load(limit: int | None = None) -> bytes:
         try:
             with archive.open(info) as file:
                 data = file.read(-1 if limit is None else limit)
             if limit is None and len(data) != info.file_size:
-                raise zipfile.BadZipFile(f"'{_name(info)}' has {len(data):,} bytes of {info.file_size:,}")
+                raise zipfile.BadZipFile(f"{len(data):,} bytes of {info.file_size:,}")
             return data
         except MemoryError:
             raise
-        except Exception as error:
-            raise _zip_error(path, error) from error
+        except Exception as error:  # the directory was sound: the others may be read all the same
+            if isinstance(error, OSError) and error.errno is not None:
+                raise DamagedMember(path, name, f"cannot be read ({error.strerror})") from error
+            raise DamagedMember(path, name, f"is damaged in the zip ({_words(error)})") from error
 
     return load
 
@@ -106,5 +109,8 @@ def _loader(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Load
 def _zip_error(path: Path, error: Exception) -> DataError:
     if isinstance(error, OSError) and error.errno is not None:
         return DataError(f"{path}: cannot be read ({error.strerror})")
-    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return DataError(f"{path}: is a damaged or truncated zip ({text}); fetch or make it again")
+    return DataError(f"{path}: is a damaged or truncated zip ({_words(error)}); fetch or make it again")
+
+
+def _words(error: Exception) -> str:
+    return storable(" ".join(str(error).split()).rstrip(".")) or type(error).__name__
