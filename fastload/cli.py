@@ -179,6 +179,9 @@ def build_subset(
         bool, typer.Option("--keep", help="Store embeddings and weights in OUT.h5.work/ for other sizes.")
     ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, whatever OUT.h5.work/ holds.")] = False,
+    scores: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Write ids, score and dimension of all samples too.")
+    ] = None,
     images: Images = None,
     labels: Labels = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of tables.")] = False,
@@ -196,7 +199,7 @@ def build_subset(
             encoder_normalize=encoder_normalize, embedding_size=embedding_size, epochs=epochs,
             batch_size=batch_size, learning_rate=learning_rate,
             preset=preset, resize=resize, images=images, labels=labels, seed=seed, device=device, engine=engine,
-            threads=threads, keep=keep, fresh=fresh, listener=listener,
+            threads=threads, keep=keep, fresh=fresh, scores=scores, listener=listener,
         )  # fmt: skip
     from fastload.agreement import launched
 

@@ -300,6 +300,16 @@ def _typed(table: SelectionTable) -> SelectionTable:
 
 def check_target(path: Path) -> None:
     """Raise UsageError unless a packed file can go there: before hours of work, not after them."""
+    path = check_place(path, "full.h5")
+    if path.exists() and not _replaceable(path):
+        raise UsageError(f"{path}: exists and is not a packed file, so it is not replaced; choose another name")
+
+
+def check_place(path: Path, example: str) -> Path:
+    """Return what a path leads to; UsageError for a folder, where there is none, and for what is no name.
+
+    `example`: a file's name, for the message about a folder.
+    """
     path = target_of(path)
     try:
         path.lstat()
@@ -309,11 +319,10 @@ def check_target(path: Path) -> None:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{path}: cannot be written ({reason}); choose another name or place") from error
     if path.is_dir():
-        raise UsageError(f"{path}: is a folder; name the file to write, like {path / 'full.h5'}")
+        raise UsageError(f"{path}: is a folder; name the file to write, like {path / example}")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.parent}; make it first")
-    if path.exists() and not _replaceable(path):
-        raise UsageError(f"{path}: exists and is not a packed file, so it is not replaced; choose another name")
+    return path
 
 
 def _replaceable(path: Path) -> bool:

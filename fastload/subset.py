@@ -58,6 +58,7 @@ from fastload.packed_set import Packed, Source, labels_of, open_packed
 from fastload.packed_writer import check_target
 from fastload.ranks import Follower, Leader, joined
 from fastload.read_ahead import FileRows
+from fastload.sample_scores import check_scores, score_samples, write_scores
 from fastload.selection import (
     Embeddings,
     Pass,
@@ -138,6 +139,7 @@ def build_subset(
     threads: int | None = None,
     keep: bool = False,
     fresh: bool = False,
+    scores: str | os.PathLike[str] | None = None,
     alone: bool = False,
     listener: Listener | None = None,
 ) -> SubsetReport:
@@ -189,6 +191,9 @@ def build_subset(
         keep: store the embeddings and leave the work folder, so that another call, of another size say, reuses its
             weights and embeddings. Without it the embeddings of `top-activations` pass by once and need no space.
         fresh: begin anew whatever the work folder holds.
+        scores: FILE.npz for `ids` (int64), `score` (float32) and `dimension` (int32), each [N], of all samples in the
+            order of rows, chosen or not (docs/strategies.md). Not for "random" and strategies of one's own;
+            top-activations needs `keep` or `embeddings` for it.
         alone: do it in this process, though a launcher started several or torch.distributed has several. Otherwise
             all ranks call this with the same arguments, share the encoder's pass, and rank 0 does and tells the rest
             (docs/ranks.md); the file is the one that a single process writes.
@@ -234,6 +239,7 @@ def build_subset(
         if parse_normalize(encoder_normalize) is not None and encoder is None:
             raise UsageError("--encoder-normalize is for --encoder; the autoencoder standardizes each image")
         check_target(out)
+        scores = None if scores is None else path_of("scores", scores)
         with open_packed(full, images=images, labels=labels) as file, torch_threads(_thread_count(threads)):
             _check_full(file, out)
             _check_replaceable(out)
@@ -251,6 +257,8 @@ def build_subset(
                     )
                     candidates = Candidates.of(file, include, exclude, True)
             choice.check(candidates)
+            if scores is not None:
+                check_scores(scores, file, out, strategy, stored=keep or embeddings is not None)
             training = _training(
                 len(file), preset, epochs, batch_size, learning_rate, embedding_size, seed,
                 own=_own_source(embeddings, encoder, input_size),
@@ -271,7 +279,7 @@ def build_subset(
                     file=file, out=out, work=work, listener=listener, choice=choice, candidates=candidates,
                     shape=shape, training=training,
                     encoder=loaded, brought=brought, resize=resize, device=resolved, engine=engine,
-                    threads=_thread_count(threads), keep=keep, ranks=ranks,
+                    threads=_thread_count(threads), keep=keep, scores=scores, ranks=ranks,
                 )  # fmt: skip
                 try:
                     report = builder.build()
@@ -443,6 +451,7 @@ class _Builder:
     engine: str
     threads: int
     keep: bool
+    scores: Path | None
     ranks: Leader
 
     def __post_init__(self) -> None:
@@ -482,6 +491,8 @@ class _Builder:
         embedded = self._embed(encoder) if encoder is not None else self._own_embeddings()
         chosen, facts = self._analyse(embedded)
         rows = self._filter(chosen["ids"])
+        if self.scores is not None:
+            self._write_scores(self.scores, embedded.vectors)
         self._write(rows, chosen, embedded.hashed)
         return self._summary(chosen, facts, rows, embedded.hashed)
 
@@ -849,6 +860,17 @@ class _Builder:
                 )
         self._report("filter", "done", time.monotonic() - began, f"{len(rows):,} of {len(self.file):,} samples")
         return rows
+
+    def _write_scores(self, path: Path, vectors: Embeddings | None) -> None:
+        """Before the subset, so that all is there once that is."""
+        assert vectors is not None, "checked before the work"
+        row_of = np.arange(len(self.file)) if self.brought is None else self.brought.row_of
+        scored = np.isin(row_of, self.candidates.excluded, invert=True)
+        score, dimension = score_samples(
+            self.choice.strategy, vectors, scored, KeptRows(vectors, self._kept), self._samples, self._request()
+        )
+        order = np.argsort(row_of)  # of the full set's rows
+        write_scores(path, self.file.ids, score[order], dimension[order])
 
     def _write(self, rows: np.ndarray, chosen: dict[str, np.ndarray], hashed: str) -> None:
         began = time.monotonic()

@@ -35,6 +35,11 @@ _KEPT = (
 """The files of the steps. Nothing else in the folder is ever touched, except MARK and "lock"."""
 
 
+def work_path(out: Path) -> Path:
+    """Return the work folder of a subset of this name."""
+    return out.with_name(out.name + ".work")
+
+
 class WorkFolder:
     """Everything that a run of build-subset keeps for the next, locked against a second process.
 
@@ -53,7 +58,7 @@ class WorkFolder:
 
     def __init__(self, out: Path, *, fresh: bool = False) -> None:
         self.out = out
-        self.path = out.with_name(out.name + ".work")
+        self.path = work_path(out)
         self.notes: list[str] = []
         self._fresh = fresh
         self._lock = -1

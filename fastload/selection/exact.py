@@ -9,7 +9,7 @@ leave one level to all others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,7 +37,7 @@ def piece_rows(dims: int) -> int:
     return max(32, min(_PIECE_ROWS, _PIECE_VALUES // dims))
 
 
-def pieces(embeddings: Embeddings, samples: Samples, request: Request) -> Iterator[tuple[int, np.ndarray]]:
+def pieces(embeddings: Embeddings, samples: Sized, request: Request) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first row, float32 [rows, dims]) over all rows; report progress. Raises DataError for a wrong number."""
     rows, dims = embeddings.shape
     seen, step = 0, piece_rows(dims)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from fastload.order import permutation
@@ -23,6 +25,37 @@ def kmeans(embeddings: Embeddings | None, samples: Samples, request: Request) ->
 
     Raises as top-activations does.
     """
+    clusters = fit(embeddings, samples, request)
+    assert embeddings is not None
+    count = len(clusters.centres)
+
+    def activations(rows: np.ndarray) -> np.ndarray:
+        nearest, score = clusters.nearest(rows)
+        out = np.zeros((len(rows), count), np.float32)
+        out[np.arange(len(rows)), nearest] = score
+        return out
+
+    facts = {"clusters": count, "empty_clusters": clusters.empty, "iterations": clusters.iterations}
+    return rank_columns("kmeans", embeddings, samples, request, count, activations, facts, clusters.iterations + 2)
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Centres, whole numbers [clusters, dims] on a grid; how many have no sample; how many passes they took."""
+
+    grid: Grid
+    centres: np.ndarray
+    empty: int
+    iterations: int
+
+    def nearest(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the cluster, int64 [b], of float32 rows [b, dims], and their score, float64 [b]."""
+        nearest, squared = _nearest(self.grid.whole(rows), self.centres)
+        return nearest, 1.0 / (1.0 + np.sqrt(squared) / self.grid.levels)
+
+
+def fit(embeddings: Embeddings | None, samples: Samples, request: Request) -> Clusters:
+    """Find the clusters of all samples, by `request.seed` alone. Raises as `kmeans` does."""
     grid = measure_grid(embeddings, samples, request, "kmeans", shared=True)
     assert embeddings is not None
     centres = _drawn(embeddings, samples, request, grid)
@@ -32,16 +65,7 @@ def kmeans(embeddings: Embeddings | None, samples: Samples, request: Request) ->
         moved = np.where(counts[:, None] > 0, np.rint(totals / np.maximum(counts, 1)[:, None]), centres)
         moving = bool((moved != centres).any())
         centres, iterations = moved, iterations + 1
-
-    def activations(rows: np.ndarray) -> np.ndarray:
-        whole = grid.whole(rows)
-        nearest, squared = _nearest(whole, centres)
-        out = np.zeros((len(rows), len(centres)), np.float32)
-        out[np.arange(len(rows)), nearest] = 1.0 / (1.0 + np.sqrt(squared) / grid.levels)
-        return out
-
-    facts = {"clusters": len(centres), "empty_clusters": int((counts == 0).sum()), "iterations": iterations}
-    return rank_columns("kmeans", embeddings, samples, request, len(centres), activations, facts, iterations + 2)
+    return Clusters(grid, centres, int((counts == 0).sum()), iterations)
 
 
 def _drawn(embeddings: Embeddings, samples: Samples, request: Request, grid: Grid) -> np.ndarray:
