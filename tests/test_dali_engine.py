@@ -581,7 +581,7 @@ def test_close_ends_the_pipelines_threads_and_may_be_called_twice():
     engine.close()
     engine.close()
     assert threads() <= before
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(UsageError, match="closed"):
         augmented(Augment(crop=24), [encoded(picture())], None, engine=engine)
 
 
