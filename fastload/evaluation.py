@@ -71,7 +71,7 @@ class EvaluationLoader:
     def __len__(self) -> int:
         return max(0, -(-(len(self._file) - self._first) // (self._output.batch_size * self._every)))
 
-    drop_last, sampler = False, None
+    drop_last, sampler, batch_sampler = False, None, None
 
     @property
     def batch_size(self) -> int:
