@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+import xxhash
 
 from fastload.conversation import Conversation
-from fastload.errors import ClosedError, FastloadError
+from fastload.errors import ClosedError, FastloadError, UsageError
 
 AHEAD = 16
 """Steps between an announcement and what it may decide; ranks are seldom further apart."""
@@ -210,6 +211,44 @@ class Together:
 
     def _is_final(self, decision: Decision) -> bool:
         return (decision.end if self._open_end else decision.swap) is not None
+
+
+def agree(
+    store: Any,
+    rank: int,
+    world_size: int,
+    identity: Mapping[str, Any],
+    *,
+    planned: bool,
+    open_end: bool,
+    closed: Callable[[], bool],
+) -> Alone | Planned | Together | None:
+    """Return how a rank learns when to swap and to end; None for ranks that have no means to agree, and no need.
+
+    Arguments:
+        store: of torch.distributed; None for that of its default group, where there is one.
+        identity: the loader's settings, equal on all ranks.
+        planned: the swap is, and the end too. open_end: the end is decided as the run goes on.
+        closed: whether the loader is; asked while waiting.
+
+    Raises UsageError for what is no store, or where there must be one.
+    """
+    if world_size == 1:
+        return Alone()
+    if store is not None and not all(callable(getattr(store, name, None)) for name in ("get", "set", "check")):
+        raise UsageError(f"store={store!r}; it is a torch.distributed store, such as FileStore or TCPStore")
+    store = default_store(world_size) if store is None else store
+    if store is None:
+        if not planned:
+            raise UsageError(
+                f"{world_size} ranks cannot agree on when to swap or to end by the clock or the loss: "
+                "initialize torch.distributed, or give store= (a torch.distributed.FileStore or TCPStore)"
+            )
+        return None
+    name = xxhash.xxh3_64_hexdigest(repr(identity).encode())
+    if planned:
+        return Planned(store, rank, world_size, name, 0)
+    return Together(store, rank, world_size, name, 0, open_end, closed)
 
 
 def launched() -> tuple[int, int]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fastload.arguments import whole
+
 if TYPE_CHECKING:
     from fastload.loader import TwoPhaseLoader
 
@@ -64,3 +66,34 @@ class RunSampler:
 def first_of(batches: Sequence[Any]) -> Any:
     """Return the one batch that a list of them holds: the `collate_fn` of a DataLoader over a `RunDataset`."""
     return batches[0]
+
+
+class DataLoaderView:
+    """The part of a `TwoPhaseLoader` that frameworks know from torch's DataLoader."""
+
+    drop_last, sampler, prefetch_factor, collate_fn = True, None, None, staticmethod(first_of)
+
+    @property
+    def batch_size(self: Any) -> int:
+        """Images a batch on this rank."""
+        return self._output.batch_size
+
+    @property
+    def dataset(self: Any) -> RunDataset:
+        """What `len()` counts the samples of: the full set, or the subset where there is no full set."""
+        return RunDataset(self, len(self._subset if self._full is None else self._full))
+
+    @property
+    def batch_sampler(self: Any) -> RunSampler:
+        """The steps of the loop that the next `iter()` begins, for what makes a DataLoader of `dataset`."""
+        return RunSampler(self)
+
+    def set_epoch(self: Any, epoch: int) -> None:
+        """Go to the first step of an epoch of `steps_per_epoch=`, unless the run stands within it; else do nothing.
+
+        Hugging Face's Trainer calls it before each epoch, also when it resumes.
+        """
+        epoch = whole("epoch", epoch, 0)
+        if self._steps_per_epoch is not None and self.step // self._steps_per_epoch != epoch:
+            step = epoch * self._steps_per_epoch
+            self._go_to(step if self._steps is None else min(step, self._steps))

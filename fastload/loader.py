@@ -13,33 +13,32 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-import xxhash
 
-from fastload.agreement import Alone, Decision, Planned, Together, Wishes, default_store
-from fastload.arguments import flag, real, seed64, whole
+from fastload.agreement import Alone, Decision, Wishes, agree
+from fastload.arguments import flag, seed64, whole
 from fastload.augment import Augment, checked
-from fastload.bar import Bar, Shown, bar_kind
+from fastload.bar import bar_kind
 from fastload.callbacks import SwapCallbacks
 from fastload.checkpoint import Saved, saved_of, state_of
-from fastload.dataloader_view import RunDataset, RunSampler, first_of
+from fastload.dataloader_view import DataLoaderView
 from fastload.delivery import deliveries
 from fastload.device import resolve_device
-from fastload.engines import choose_engine
 from fastload.errors import ClosedError, UsageError
 from fastload.evaluation import EvaluationLoader
 from fastload.feeds import open_feed
 from fastload.launch import check_still_alone, ranks_of
-from fastload.loops import Loop, Pass, next_pass
-from fastload.memory import free_memory, resident_room
+from fastload.loops import Loop, Pass, next_pass, run_length
+from fastload.memory import resident_room
 from fastload.order import FAST, FINE_TUNE, Order, Shuffle, shuffle_of
 from fastload.output import Feed, Output, yielded
 from fastload.packed_set import Packed, Source, open_packed
 from fastload.pairing import check_pair, class_names, numbered_labels
 from fastload.phase import Phase
 from fastload.processors import makers
+from fastload.reporting import Reporter, advice_on
 from fastload.run_state import RunState
 from fastload.swap import Plateau, Swap, planned_swap
-from fastload.telemetry import ScalarLog, advice, phase_stats
+from fastload.telemetry import ScalarLog
 
 PHASES = ("fast", "fine-tune")
 
@@ -50,7 +49,7 @@ WARM_SECONDS = 5.0
 """How long before the swap, by estimate, the full set's batches are begun to be made."""
 
 
-class TwoPhaseLoader:
+class TwoPhaseLoader(DataLoaderView):
     """Feed a training loop: `swap` steps from the subset, resident on the device, then the full set, streamed.
 
         loader = TwoPhaseLoader("full.h5", "subset.h5", batch_size=1024, steps=10_000, swap=0.5,
@@ -117,7 +116,7 @@ class TwoPhaseLoader:
         progress: bool | str = False,
     ) -> None:
         # Plain numbers, whatever NumPy gave: they go into checkpoints.
-        self._steps, self._limit = _length(steps, seconds)
+        self._steps, self._limit = run_length(steps, seconds)
         self._steps_per_epoch = None if steps_per_epoch is None else whole("steps_per_epoch", steps_per_epoch, 1)
         prefetch = None if prefetch is None else whole("prefetch", prefetch, 1)
         budget = None if resident_budget is None else whole("resident_budget", resident_budget, 0)
@@ -129,7 +128,7 @@ class TwoPhaseLoader:
         self._with_ids, self._keep_resident = flag("with_ids", with_ids), flag("keep_resident", keep_resident)
         self._rank, self._world_size = ranks_of(rank, world_size)
         self._taken_for_alone = rank is None and self._world_size == 1
-        self._bar_kind = bar_kind(progress) if self._rank == 0 else None
+        bar = bar_kind(progress)
         depth = prefetch if prefetch is not None else max(2, makers())
         self._output = Output(batch_size, resolve_device(device), dtype, memory_format, keep=depth + 3)
         # What changes as the run goes on. A batch counts when `_state` is set, at once with its delivery.
@@ -141,8 +140,6 @@ class TwoPhaseLoader:
         self._pass: Pass | None = None
         self._resumed_at: int | None = None
         self._empty_loops = 0
-        self._log: ScalarLog | None = None
-        self._bar: Bar | None = None
         self._closed, self._process = False, os.getpid()
         self._lock = threading.RLock()  # two threads may draw from one loader; a callback may use it
         self._files: list[Packed] = []
@@ -154,7 +151,15 @@ class TwoPhaseLoader:
             self._budget = resident_room(self._output.device, budget, beside=beside)
             self._fast = self._phase(FAST, self._subset, depth)
             self._fine = self._phase(FINE_TUNE, self._full, depth)
-            self._agreement = self._agree(store)
+            self._reports = Reporter(
+                ((self._fast, self._subset), (self._fine, self._full)), self._output, self._steps,
+                bar if self._rank == 0 else None, advice_on(engine, augment, shuffle),
+            )  # fmt: skip
+            this, planned = weakref.ref(self), self._planned is not None and self._limit is None
+            self._agreement = agree(
+                store, self._rank, self._world_size, self._identity(), planned=planned,
+                open_end=self._limit is not None, closed=lambda: (loader := this()) is None or loader._closed,
+            )  # fmt: skip
             # Alone, and with all that is to come planned, there is nothing to decide at each batch.
             self._watches = self._planned is None or self._limit is not None or self._world_size > 1
             if self._swap != 0:
@@ -221,32 +226,6 @@ class TwoPhaseLoader:
 
         sample_bytes = 0 if file is None else file.nbytes // len(file)
         return Phase(PHASES[number], opened, locate, depth=depth, device=output.device, sample_bytes=sample_bytes)
-
-    def _agree(self, store: Any) -> Alone | Planned | Together | None:
-        """Return how this rank learns when to swap and to end; None for ranks that have no means to agree."""
-        if self._world_size == 1:
-            return Alone()
-        if store is not None and not all(callable(getattr(store, name, None)) for name in ("get", "set", "check")):
-            raise UsageError(f"store={store!r}; it is a torch.distributed store, such as FileStore or TCPStore")
-        planned = self._planned is not None and self._limit is None
-        store = default_store(self._world_size) if store is None else store
-        if store is None:
-            if not planned:
-                raise UsageError(
-                    f"{self._world_size} ranks cannot agree on when to swap or to end by the clock or the loss: "
-                    "initialize torch.distributed, or give store= (a torch.distributed.FileStore or TCPStore)"
-                )
-            return None
-        name = xxhash.xxh3_64_hexdigest(repr(self._identity()).encode())
-        if planned:
-            return Planned(store, self._rank, self._world_size, name, 0)
-        this = weakref.ref(self)
-
-        def stopped() -> bool:
-            loader = this()
-            return loader is None or loader._closed
-
-        return Together(store, self._rank, self._world_size, name, 0, self._limit is not None, stopped)
 
     # -- iteration -------------------------------------------------------------------------------------------------
 
@@ -339,8 +318,8 @@ class TwoPhaseLoader:
             last = None if self._steps is None else self._steps - state.swapped_at
             batch = self._fine.get(state.step - state.swapped_at, last)
         state = state.with_batch(asked, time.perf_counter(), left)
-        if self._log is not None or self._bar_kind is not None:
-            self._tell(state, loop)
+        if self._reports.is_wanted:
+            self._reports.tell(state, loop, lambda: self._state)
         return state, yielded(batch, self._with_ids)
 
     def _ended(self, loop: Loop, state: RunState) -> StopIteration:
@@ -473,26 +452,7 @@ class TwoPhaseLoader:
         `read_bytes_per_second`: of the files (0 for a resident feed). `ring_fill`: how full the batches made ahead were
         when one was asked for, 0 to 1. `advice`: what to change where more than a tenth of the time was waited, or "".
         """
-        found = self._costs(self._state)
-        free: int | None = None
-        for stats, file in zip(found.values(), (self._subset, self._full), strict=True):
-            stats["advice"] = ""
-            if file is not None and stats["waited"] > 0:
-                free = free_memory(self._output.device) if free is None else free
-                stats["advice"] = advice(
-                    stats, encoded=file.shape is None, engine=choose_engine(self._engine, file, self._augment),
-                    shuffle=self._shuffle, size=file.nbytes, free=free,
-                )  # fmt: skip
-        return found
-
-    def _costs(self, state: RunState) -> dict[str, dict[str, Any]]:
-        return {
-            phase.name: phase_stats(
-                spent, feed=phase.kind, fill=phase.fill, batch_size=self._output.batch_size,
-                sample_bytes=phase.sample_bytes,
-            )
-            for phase, spent in ((self._fast, state.fast), (self._fine, state.fine))
-        }  # fmt: skip
+        return self._reports.stats(self._state)
 
     def log_to(self, writer: Any, *, every: int = 50, prefix: str = "fastload") -> None:
         """Write scalars to `writer` each `every` steps, under `prefix`/….
@@ -505,24 +465,7 @@ class TwoPhaseLoader:
         The scalars: phase (0 fast, 1 fine-tune), images_per_second, waited, ring_fill, read_mb_per_second; each since
         the last time.
         """
-        self._log = ScalarLog(writer, whole("every", every, 1), prefix)
-
-    def _tell(self, state: RunState, loop: Loop) -> None:
-        """Tell of a batch that is about to be delivered."""
-        log = self._log
-        if log is not None and log.due(state.step):
-            log.step(state.step, int(state.swapped_at is not None), self._costs(state))
-        if self._bar_kind is not None:
-            if loop.bar is None:
-                self._bar = loop.bar = Bar(self._bar_kind, self._steps, self._shown, loop)
-            loop.bar.start()
-
-    def _shown(self) -> Shown:
-        """Return what the progress bar shows now."""
-        state = self._state
-        spent = state.fast if state.swapped_at is None else state.fine
-        name = PHASES[state.swapped_at is not None]
-        return Shown(state.step, name, spent.batches * self._output.batch_size / max(spent.seconds, 1e-9))
+        self._reports.log = ScalarLog(writer, whole("every", every, 1), prefix)
 
     def evaluation(self, path: Source, *, batch_size: int | None = None, shard: bool = False) -> EvaluationLoader:
         """Return a loader of a test set: centre crop, file order, partial last batch, same device and types.
@@ -544,37 +487,6 @@ class TwoPhaseLoader:
             engine=self._engine, dtype=output.dtype, memory_format=output.memory_format, with_ids=self._with_ids,
             classes=class_names(self._full, self._subset), **part,
         )  # fmt: skip
-
-    # -- what frameworks ask of a DataLoader: see dataloader_view --------------------------------------------------
-
-    drop_last, sampler, prefetch_factor, collate_fn = True, None, None, staticmethod(first_of)
-
-    @property
-    def batch_size(self) -> int:
-        """Images a batch on this rank."""
-        return self._output.batch_size
-
-    @property
-    def dataset(self) -> RunDataset:
-        """What `len()` counts the samples of: the full set, or the subset where there is no full set."""
-        file = self._subset if self._full is None else self._full
-        assert file is not None
-        return RunDataset(self, len(file))
-
-    @property
-    def batch_sampler(self) -> RunSampler:
-        """The steps of the loop that the next `iter()` begins, for what makes a DataLoader of `dataset`."""
-        return RunSampler(self)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the first step of an epoch of `steps_per_epoch=`, unless the run stands within it; else do nothing.
-
-        Hugging Face's Trainer calls it before each epoch, also when it resumes.
-        """
-        epoch = whole("epoch", epoch, 0)
-        if self._steps_per_epoch is not None and self.step // self._steps_per_epoch != epoch:
-            step = epoch * self._steps_per_epoch
-            self._go_to(step if self._steps is None else min(step, self._steps))
 
     # -- resume ----------------------------------------------------------------------------------------------------
 
@@ -667,8 +579,9 @@ class TwoPhaseLoader:
                 phase.close()
         for file in self._files:
             file.close()
-        if self._bar is not None:
-            self._bar.end()
+        reports = getattr(self, "_reports", None)
+        if reports is not None:
+            reports.close()
 
     def __reduce__(self) -> Any:
         raise TypeError("a TwoPhaseLoader holds threads and open files: make another one, and give it the state_dict()")
@@ -678,15 +591,3 @@ class TwoPhaseLoader:
 
     def __exit__(self, *exception: Any) -> None:
         self.close()
-
-
-def _length(steps: Any, seconds: Any) -> tuple[int | None, float | None]:
-    """Return (steps, None) or (None, seconds): how long the run is."""
-    if (steps is None) == (seconds is None):
-        raise UsageError(f"steps={steps} and seconds={seconds}: give one of the two, the length of the run")
-    if steps is not None:
-        return whole("steps", steps, 1), None
-    seconds = real("seconds", seconds)
-    if not 0 < seconds < math.inf:
-        raise UsageError(f"seconds={seconds}; it must be positive")
-    return None, seconds

@@ -1,10 +1,14 @@
-"""The loops over a loader: where each begins and ends, and so how many batches it gets."""
+"""The loops over a loader: how long a run is, where each loop begins and ends, and so how many batches it gets."""
 
 from __future__ import annotations
 
+import math
 import weakref
+from typing import Any
 
+from fastload.arguments import real, whole
 from fastload.bar import Bar
+from fastload.errors import UsageError
 
 
 class Loop:
@@ -38,6 +42,18 @@ class Pass:
     def runs(self) -> bool:
         loop = self._loop()
         return loop is not None and not loop.over
+
+
+def run_length(steps: Any, seconds: Any) -> tuple[int | None, float | None]:
+    """Return (steps, None) or (None, seconds): how long a run is. Raises UsageError unless one of the two is given."""
+    if (steps is None) == (seconds is None):
+        raise UsageError(f"steps={steps} and seconds={seconds}: give one of the two, the length of the run")
+    if steps is not None:
+        return whole("steps", steps, 1), None
+    seconds = real("seconds", seconds)
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"seconds={seconds}; it must be positive")
+    return None, seconds
 
 
 def next_pass(step: int, steps: int | None, steps_per_epoch: int | None, *, resumed: bool) -> tuple[int, int | None]:
