@@ -28,6 +28,9 @@ MARGIN = 4 * AHEAD
 PATIENCE = 1800.0
 """Seconds that a rank waits for rank 0, as torch.distributed's own operations do by default."""
 
+FAREWELL = 60.0
+"""Seconds that rank 0, at the end of its run, waits for ranks that have not signed in: they need its word."""
+
 
 class Decision(NamedTuple):
     """The steps of the swap and of the end, as far as they are decided."""
@@ -62,6 +65,9 @@ class Alone:
             end = step
         return Decision(swap, end)
 
+    def leave(self) -> None:
+        """Say what others still need to hear, at the end of the run."""
+
     def restarted(self, step: int) -> Alone:
         """Return what agrees on a run that goes on from `step`."""
         return self
@@ -88,6 +94,9 @@ class Planned:
     def settled(self) -> bool:
         """Whether nobody needs this rank's word any more, once it has swapped."""
         return True
+
+    def leave(self) -> None:
+        """See `Alone.leave`: nobody needs this rank's word."""
 
     def restarted(self, step: int) -> Planned:
         return Planned(*self._made_of, step)
@@ -145,6 +154,13 @@ class Together:
     def settled(self) -> bool:
         """Whether nobody needs this rank's word any more, once all is decided."""
         return self._met
+
+    def leave(self) -> None:
+        """Rank 0: wait for those who have not signed in yet, where they have to hear what was announced."""
+        give_up = time.monotonic() + FAREWELL
+        while self._decision is not None and not self._met and not self._stopped() and time.monotonic() < give_up:
+            self._met = self._said.meet()
+            time.sleep(0.002)
 
     def restarted(self, step: int) -> Together:
         return Together(*self._made_of, step, self._open_end, self._stopped)

@@ -328,6 +328,8 @@ class TwoPhaseLoader(DataLoaderView):
         if self._is_finished(state.step):
             self._fine.rest()
             self._fast.rest()
+            if self._agreement is not None:
+                self._agreement.leave()
         if loop.bar is not None:
             loop.bar.end()
         loop.over = True

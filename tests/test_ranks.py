@@ -324,6 +324,35 @@ os.kill(os.getpid(), 9)
     assert ats[0] == ats[1] and ats[0] > 50 > before
 
 
+@pytest.mark.parametrize("asks", [None, 0])
+def test_a_rank_that_comes_when_rank_0_has_all_its_batches_hears_of_the_run_all_the_same(pair, asks):
+    store, far = Store(), threading.Event()
+
+    def first():
+        loader = ranked(pair, store, 0)
+        for _ in loader:
+            if loader.step == 5 and asks == 0:
+                loader.swap_now()
+            if loader.step == loader._steps:
+                threading.Timer(0.2, far.set).start()
+        return loader.swap_step
+
+    def second():
+        assert far.wait(30)
+        return swapped_at(ranked(pair, store, 1))
+
+    ats = run_together(first, second)
+    assert ats[0] == ats[1] and (ats[0] is None) == (asks is None)
+
+
+def test_rank_0_ends_though_another_rank_never_comes(pair, monkeypatch):
+    monkeypatch.setattr("fastload.agreement.FAREWELL", 0.3)
+    began = time.monotonic()
+    assert swapped_at(ranked(pair, Store(), 0)) is None and time.monotonic() - began < 20
+    monkeypatch.setattr("fastload.agreement.FAREWELL", 600.0)
+    assert swapped_at(ranked(pair, Store(), 0, steps=4)) is None  # too short for anybody to need its word
+
+
 def test_a_rank_that_waits_in_vain_is_told_what_may_be_wrong(pair, monkeypatch):
     monkeypatch.setattr("fastload.agreement.PATIENCE", 0.2)
     loader = ranked(pair, Store(), 1)
