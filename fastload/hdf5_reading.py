@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from fastload.errors import DataError
-from fastload.labels import LARGEST_LABELS, as_labels
+from fastload.labels import as_labels, check_label_size
 
 MOST_CHANNELS = 32
 """Channels that an image may have."""
@@ -148,11 +148,7 @@ def read_labels(path: Path, dataset: h5py.Dataset, images: str, count: int) -> n
             f"{path}: dataset '{name}' has {dataset.shape[0]:,} rows but '{images}' has {count:,}; was the file "
             "truncated? Pack it again"
         )
-    size = math.prod(dataset.shape) * dataset.dtype.itemsize
-    if size > LARGEST_LABELS:
-        raise DataError(
-            f"{path}: dataset '{name}' has shape {dataset.shape}, {size:,} bytes; labels may take {LARGEST_LABELS:,}"
-        )
+    check_label_size(dataset.shape, dataset.dtype, f"{path}: dataset '{name}'")
     return as_labels(dataset[()], f"{path}: dataset '{name}'")
 
 

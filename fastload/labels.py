@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -45,6 +46,13 @@ def as_labels(values: Any, where: str) -> np.ndarray:
 def as_label(value: Any, where: str) -> np.ndarray:
     """Return one sample's label, a number or an array of them, as `as_labels` returns those of a set."""
     return _numbers(value, where)
+
+
+def check_label_size(shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> None:
+    """Raise DataError for labels of which a header claims more bytes than they may take, before any is read."""
+    size = math.prod(shape) * dtype.itemsize
+    if size > LARGEST_LABELS:
+        raise DataError(f"{where} has shape {shape}, {size:,} bytes; labels may take {LARGEST_LABELS:,}")
 
 
 def label_faults(labels: np.ndarray, classes: Sequence[str]) -> list[LabelFault]:

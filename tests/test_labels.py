@@ -193,7 +193,7 @@ def test_what_an_npz_claims_is_checked_before_it_is_read(tmp_path: Path, labels,
 
 
 def test_what_an_hdf5_file_claims_of_its_labels_is_checked_before_it_is_read(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("fastload.hdf5_reading.LARGEST_LABELS", 1000)
+    monkeypatch.setattr("fastload.labels.LARGEST_LABELS", 1000)
     for width, taken in ((166, True), (167, False)):
         path = hdf5(tmp_path / f"{width}.h5", np.zeros((6, width), np.uint8))
         if taken:

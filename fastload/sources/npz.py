@@ -14,7 +14,7 @@ import numpy as np
 
 from fastload.errors import DataError, UsageError
 from fastload.hdf5_reading import image_layout
-from fastload.labels import LARGEST_LABELS, as_labels
+from fastload.labels import as_labels, check_label_size
 from fastload.sources.base import SPLITS, Channels, NumberedNames, Sample, Source
 
 _IMAGES = "images|image|imgs|img|x|data"
@@ -104,11 +104,7 @@ class Npz(Source):
                 f"{self._where(key)} has {header.rows:,} rows but '{self._images}' has {self._header.rows:,}; "
                 "they must match"
             )
-        size = math.prod(header.shape) * header.dtype.itemsize
-        if size > LARGEST_LABELS:
-            raise DataError(
-                f"{self._where(key)} has shape {header.shape}, {size:,} bytes; labels may take {LARGEST_LABELS:,}"
-            )
+        check_label_size(header.shape, header.dtype, self._where(key))
 
     def read(self) -> Iterator[tuple[int, Sample]]:
         try:
