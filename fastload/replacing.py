@@ -75,10 +75,7 @@ class Replacement:
 
     def write(self, position: int, data: Any) -> None:
         """Write a buffer's bytes at a position. Thread-safe."""
-        view = memoryview(data).cast("B")
-        while view:
-            count = os.pwrite(self.descriptor, view, position)
-            view, position = view[count:], position + count
+        write_all(self.descriptor, position, data)
 
     def read(self, position: int, count: int) -> bytes:
         """Return `count` bytes from a position. Thread-safe."""
@@ -117,6 +114,14 @@ class Replacement:
         descriptor, self.descriptor = self.descriptor, -1
         self.path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def write_all(descriptor: int, position: int, data: Any) -> None:
+    """Write all of a buffer's bytes to an open file at a position, in as many calls as that takes."""
+    view = memoryview(data).cast("B")
+    while view:
+        count = os.pwrite(descriptor, view, position)
+        view, position = view[count:], position + count
 
 
 def target_of(path: Path) -> Path:

@@ -14,6 +14,7 @@ import xxhash
 from fastload.errors import DataError
 from fastload.folder_files import FolderFile
 from fastload.read_ahead import FileRows
+from fastload.replacing import write_all
 from fastload.selection.base import Embeddings
 from fastload.selection.embeddings import as_embeddings
 
@@ -50,14 +51,11 @@ class RowWriter:
 
     def write(self, row: int, values: np.ndarray) -> None:
         """Write float32 [b, columns] from `row` on."""
-        view = np.ascontiguousarray(values, dtype=np.float32).data.cast("B")
-        position = self._offset + row * self._columns * 4
-        while view:
-            try:
-                count = os.pwrite(self._descriptor, view, position)
-            except OSError as error:
-                raise DataError(f"{self._file}: cannot be written ({error.strerror}); make room there") from error
-            view, position = view[count:], position + count
+        data = np.ascontiguousarray(values, dtype=np.float32).data
+        try:
+            write_all(self._descriptor, self._offset + row * self._columns * 4, data)
+        except OSError as error:
+            raise DataError(f"{self._file}: cannot be written ({error.strerror}); make room there") from error
 
     def sync(self) -> None:
         """Wait until what is written is on disk."""
