@@ -20,11 +20,13 @@ from packs import noise_images, write_raw
 from walled import walled
 
 from fastload.augment import Augment, kernel_settings
-from fastload.feeds import Output, _FusedResidentFeed, _FusedStreamFeed, label_tensor
+from fastload.fused_feeds import FusedResidentFeed, FusedStreamFeed
 from fastload.kernels import augment as kernel
 from fastload.kernels.cuda_target import cuda
 from fastload.order import FAST, FINE_TUNE, Order
+from fastload.output import Output, label_tensor
 from fastload.packed import PackedFile
+from fastload.reading import ReadAhead, SampleReader
 
 SEED = 2**63 + 12_345
 KINDS = {"float32": kernel.FLOAT32, "float16": kernel.FLOAT16, "bfloat16": kernel.BFLOAT16}
@@ -175,11 +177,12 @@ def check_feed(kind, path, augment, order, *, start, count, dtype, last):
     layout = torch.channels_last if last else torch.contiguous_format
     output = Output(count, torch.device("cpu"), DTYPES[dtype], layout)
     with PackedFile(path) as file:
-        labels = label_tensor(file.labels)
-        if kind is _FusedResidentFeed:
-            feed = kind(file, augment, order, output, labels)
+        labels, reader = label_tensor(file.labels), SampleReader(file)
+        if kind is FusedResidentFeed:
+            feed = kind(file, augment, order, output, labels, reader)
         else:
-            feed = kind(file, augment, order, output, 1, labels)
+            ahead = ReadAhead(reader, order, reader.sample_bytes, 1 << 20)
+            feed = kind(file, augment, order, output, labels, reader, ahead, 1)
         images, labels, ids = feed.make(start, count)
         assert images.shape == (count, 3, *augment.size) and images.dtype == DTYPES[dtype]
         assert images.is_contiguous(memory_format=layout)
@@ -191,7 +194,7 @@ def check_feed(kind, path, augment, order, *, start, count, dtype, last):
             assert ids[i] == file.ids[row]
             assert torch.equal(labels[i], torch.from_numpy(np.asarray(file.labels[row])))
             compare(values[i], file.image(row), int(ids[i]), epoch, order.phase, augment, dtype)
-        store = weakref.ref(feed._store) if kind is _FusedResidentFeed else lambda: None
+        store = weakref.ref(feed._store) if kind is FusedResidentFeed else lambda: None
         feed.close()
         assert store() is None  # its memory is given back, though the feed is still there
 
@@ -272,7 +275,7 @@ with tempfile.TemporaryDirectory() as folder:
     single = write_raw(Path(folder) / "one.h5", images, np.arange(6) % 4, ids=np.arange(6) * 2**33 + 3)
     several = write_raw(Path(folder) / "two.h5", images, rng.random((6, 2), np.float32), ids=np.arange(6)[::-1].copy())
     order, in_turn = Order(6, SEED, FAST), Order(6, SEED, FINE_TUNE, shuffle=False)
-    for kind in (_FusedResidentFeed, _FusedStreamFeed):
+    for kind in (FusedResidentFeed, FusedStreamFeed):
         check_feed(kind, single, cropped, order, start=4, count=4, dtype="float32", last=False)
         check_feed(kind, several, cropped, in_turn, start=5, count=2, dtype="bfloat16", last=True)
         check_feed(kind, several, cropped.evaluation(), order, start=0, count=1, dtype="float16", last=False)

@@ -1,6 +1,6 @@
 """Stand-ins for the parts of torch.cuda that the host's side of the fused engine calls, for the simulator.
 
-With them the very code that a GPU runs (`_FusedResidentFeed`, `_FusedStreamFeed`, `FusedEngine.on_cuda_…`) runs on CPU
+With them the very code that a GPU runs (`FusedResidentFeed`, `FusedStreamFeed`, `FusedEngine.on_cuda_…`) runs on CPU
 tensors and simulated kernels. What they cannot show is what streams and events do: tests/test_gpu.py does.
 """
 
