@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import io
 import re
+import subprocess
 import sys
 import tarfile
 import threading
@@ -624,3 +625,40 @@ def test_on_cuda_photographs_are_as_on_the_cpu_but_for_the_decoders_rounding():
     assert (out.cpu() - augmented(augment, files, None)).abs().max() <= 4
     with pytest.raises(SampleError, match="sample 1 of the batch cannot be decoded"):
         engine([files[0], files[1][:300]], parameters_of(augment, 2), out[:2])
+
+
+REFUSED_IN_TURN = """
+import io, sys
+import numpy as np, torch
+from PIL import Image
+from fastload import Augment
+from fastload.augment import draw_parameters
+from fastload.engines.dali import DaliEngine, SampleError
+
+def encoded(image, kind):
+    file = io.BytesIO()
+    image.save(file, kind)
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8))
+jpeg, png = encoded(picture, "JPEG"), encoded(picture, "PNG")
+refused = [np.arange(999, dtype=np.uint8), png[:20], encoded(picture.convert("1"), "TIFF"), encoded(picture, "GIF")]
+count, augment = 60, Augment(crop=8)
+parameters = draw_parameters(augment, 0, 0, np.arange(count), np.zeros(count, np.int64))
+engine = DaliEngine(augment, shape=None, batch_size=count, device=torch.device("cpu"), threads=2)
+found = []
+for kind, data in enumerate(refused):
+    batch = [jpeg] * count
+    batch[47] = data
+    try:
+        engine(batch, parameters, torch.empty(count, 3, 8, 8))
+    except SampleError as error:
+        found.append((kind, error.position))
+print(found == [(kind, 47) for kind in range(len(refused))], found)
+"""
+
+
+def test_a_file_that_dali_refuses_in_a_large_batch_is_named_and_does_not_end_the_process() -> None:
+    done = subprocess.run([sys.executable, "-c", REFUSED_IN_TURN], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("True"), done.stdout

@@ -23,12 +23,15 @@ from fastload.dali_decoder import dali as _dali
 from fastload.dali_decoder import decoded_files
 from fastload.dali_decoder import graph_input as _input
 from fastload.errors import ClosedError, DataError, UsageError
+from fastload.file_heads import head_is_sound
 from fastload.kernels import augment as kernel
 from fastload.kernels import finish
 from fastload.processors import makers
 
 _of_parents: list[Any] = []
 """Pipelines that a forked child has inherited and cannot free."""
+
+_DAMAGED = "cannot be decoded: it is damaged, or no image; `fastload verify` lists damaged samples"
 
 Samples = np.ndarray | torch.Tensor | Sequence[np.ndarray]
 
@@ -112,6 +115,7 @@ class DaliEngine:
                 where, none = (np.empty(0, np.int64), np.empty((0, 6), np.int64)), np.empty(0, np.float32)
                 self._finish_part((*where, np.empty(0, np.bool_), none, none, nothing), False, kind)
         self._pipeline = self._build()
+        self._probe: Any = None
 
     def __call__(self, samples: Samples, parameters: Parameters, out: torch.Tensor) -> None:
         """Augment b ≤ batch_size samples into `out`, which is complete on return (on CUDA for the host too).
@@ -128,6 +132,8 @@ class DaliEngine:
             raise ClosedError()
         if not len(samples):
             return
+        if self._shape is None:
+            self._check_last_part(samples)
         # Whatever interrupts a run, Ctrl-C too, may leave inputs queued for the next one, and an error ends a
         # pipeline: it is put back only after success, else the next call builds another.
         pipeline, self._pipeline = self._pipeline or self._build(), None
@@ -153,9 +159,9 @@ class DaliEngine:
     def close(self) -> None:
         """Free the pipeline, with its threads and memory. Safe to call twice."""
         self._closed = True
-        if os.getpid() != self._process:
-            _of_parents.append(self._pipeline)  # a fork has none of its threads, and freeing it would wait for them
-        self._pipeline = None
+        if os.getpid() != self._process:  # a fork has none of its threads, and freeing it would wait for them
+            _of_parents.extend([self._pipeline, self._probe])
+        self._pipeline = self._probe = None
 
     def _finish(self, out: torch.Tensor, images: Any, parameters: Parameters) -> None:
         """Resize, crop, flip, recolour and standardize decoded images, a DALI list of uint8 [H, W, 3], into `out`."""
@@ -342,19 +348,52 @@ class DaliEngine:
 
     # -- errors -------------------------------------------------------------------------------------------------
 
-    def _explain(self, samples: Samples, error: RuntimeError) -> None:
-        """Find the sample that stopped a batch, by decoding them one at a time, and raise SampleError for it."""
+    def _check_last_part(self, samples: Samples) -> None:
+        """Raise SampleError for a file that DALI refuses, where that could end the process.
+
+        Of more than 4 · (threads + 1) files, DALI (2.4) has each thread look at the heads of a part and looks
+        at the last part itself. What it refuses there it raises at once, and frees what the threads still look at:
+        SIGSEGV. So the files of that part whose heads are not plainly sound are decoded beforehand, in runs so small
+        that DALI looks at all of them itself. (Damage behind the heads is found later, and safely.)
+        """
+        parts = self._threads + 1
+        if len(samples) <= 4 * parts:
+            return
+        first = len(samples) * self._threads // parts
+        doubtful = [place for place in range(first, len(samples)) if not head_is_sound(samples[place])]
+        for begin in range(0, len(doubtful), 4 * parts):
+            some = doubtful[begin : begin + 4 * parts]
+            probe, self._probe = self._probe or self._build_probe(4 * parts), None
+            try:
+                probe.feed_input("samples", [samples[place] for place in some])
+                probe.run()
+            except RuntimeError as error:
+                self._explain(samples, error, some)
+                raise
+            self._probe = None if self._closed else probe
+
+    def _build_probe(self, batch_size: int) -> Any:
+        """Return a pipeline that finds the sides of encoded images."""
         dali = _dali()
-        probe = dali.Pipeline(1, self._threads, self._device_id, prefetch_queue_depth=1, exec_dynamic=True)
+        probe = dali.Pipeline(batch_size, self._threads, self._device_id, prefetch_queue_depth=1, exec_dynamic=True)
         with probe:
             probe.set_outputs(decoded_files(self._device_id).shape(dtype=dali.types.INT64))
-        for position, sample in enumerate(samples):
+        probe.build()
+        return probe
+
+    def _explain(self, samples: Samples, error: RuntimeError, positions: Sequence[int] | None = None) -> None:
+        """Find the sample that stopped a batch, by decoding them one at a time, and raise SampleError for it.
+
+        Arguments:
+            positions: where it is looked for; everywhere by default.
+        """
+        probe = self._build_probe(1)
+        for position in range(len(samples)) if positions is None else positions:
             try:
-                probe.feed_input("samples", [sample])
+                probe.feed_input("samples", [samples[position]])
                 (result,) = probe.run()
             except RuntimeError as reason:
-                problem = "cannot be decoded: it is damaged, or no image; `fastload verify` lists damaged samples"
-                raise SampleError(position, problem) from reason
+                raise SampleError(position, _DAMAGED) from reason
             height, width, _ = np.asarray(result.as_tensor())[0].tolist()
             misfits = misfit(self._augment, (height, width))
             if misfits:
