@@ -97,7 +97,7 @@ def pack(
     from fastload.packing import LeftOutWarning, channels_of
     from fastload.packing import pack as run
 
-    with warnings.catch_warnings(), silent_libraries() if encoded else contextlib.nullcontext():
+    with warnings.catch_warnings(), silent_libraries():
         warnings.simplefilter("ignore", LeftOutWarning)  # the summary says it
         summary = run(
             source, out, split=split, order="shuffled" if order is Order.shuffled else "source", seed=seed,

@@ -26,16 +26,18 @@ ALPHA = "alpha"
 _DRAFT = 4
 """How many times the target's side a JPEG has at least that is decoded at a reduced scale, and how many times as many
 pixels as others it may have then: libjpeg keeps 3 bytes for each of a progressive one."""
+_MEND = "mend or remove it"
 
 
 class BrokenImage(DataError):
     """A sample that cannot be had or not be stored, and why: `--skip-broken` leaves these out, and nothing else.
 
     Arguments:
-        reason: what is wrong with it. mend: what to do about it.
+        reason: what is wrong with it.
+        mend: what to do about it; "" where `reason` says it.
     """
 
-    def __init__(self, reason: str, mend: str = "mend or remove it") -> None:
+    def __init__(self, reason: str, mend: str = _MEND) -> None:
         super().__init__(reason)
         self.mend = mend
 
@@ -100,7 +102,10 @@ def decode_sample(
     Raises BrokenImage, saying why, for what cannot be decoded.
     """
     if isinstance(sample, DataError):
-        raise sample if isinstance(sample, BrokenImage) else BrokenImage(str(sample))
+        if isinstance(sample, BrokenImage):
+            raise sample
+        reason = str(sample)
+        raise BrokenImage(reason, "" if "; " in reason else _MEND)  # errors of sources say "what is wrong; what to do"
     with _broken():
         if isinstance(sample, np.ndarray):
             return _decoded_array(sample, resize, channels)

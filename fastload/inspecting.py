@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from fastload.pack_summary import class_counts, plural
+from fastload.pack_summary import class_counts
 from fastload.packed import PackedFile
 from fastload.terminal import rows
-from fastload.text import printable, shortened
+from fastload.text import plural, printable, shortened
 
 _FOLD = 20
 _NAME = 48

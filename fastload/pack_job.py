@@ -20,12 +20,13 @@ from fastload.encoded_check import EncodedCheck, Kept
 from fastload.errors import DataError, UsageError
 from fastload.hdf5_reading import MOST_CHANNELS
 from fastload.labels import label_faults
-from fastload.pack_summary import PackSummary, class_counts, plural
+from fastload.pack_summary import PackSummary, class_counts
 from fastload.packed_writer import PackedWriter
 from fastload.processors import processors
 from fastload.progress import progress_bar
 from fastload.sources import Sample, Source
 from fastload.sources.base import Channels, NumberedNames
+from fastload.text import plural
 
 _CHUNK_SAMPLES, _CHUNK_BYTES = 64, 1 << 20
 _WAITING_BYTES = 1 << 28  # of files in memory, beside the one that is read; each may have 256 MB
@@ -272,7 +273,8 @@ class PackJob:
     def _note_broken(self, index: int, error: BrokenImage) -> None:
         if not self.options.skip_broken:
             where = f"{self.name}: '{self.source.names[index]}'"
-            raise DataError(f"{where} {error}; {error.mend}, or pack with --skip-broken") from error
+            mend = f"; {error.mend}" if error.mend else ""
+            raise DataError(f"{where} {error}{mend}, or pack with --skip-broken") from error
         self.broken.append((index, str(error)))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastload.text import printable, shortened
+from fastload.text import plural, printable, shortened
 
 _LISTED = 20
 _AS_IS = "as in the source"
@@ -111,8 +111,3 @@ def describe_counts(counts: dict[str, int]) -> str:
 
 def _one(kind: str, count: int) -> str:
     return kind.replace("images", "image").replace("files", "file") if count == 1 else kind
-
-
-def plural(count: int, noun: str) -> str:
-    """Return a number with its noun: "1 image", "2,000 images"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

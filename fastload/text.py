@@ -47,6 +47,11 @@ def shortened(text: str, limit: int = LINE) -> str:
     return text[: max(0, limit - 1 - end)] + "…"[:limit] + text[len(text) - end :]
 
 
+def plural(count: int, noun: str) -> str:
+    """Return a number with its noun: "1 image", "2,000 images"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def _is_harmless(letter: str) -> bool:
     return letter.isprintable() or letter in _JOINERS or unicodedata.category(letter) == "Zs"
 

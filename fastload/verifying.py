@@ -14,7 +14,6 @@ import numpy as np
 from fastload.arguments import flag
 from fastload.errors import DataError, UsageError
 from fastload.labels import label_faults
-from fastload.pack_summary import plural
 from fastload.packed import PackedFile, checksum, digest, fingerprint
 from fastload.packed_metadata import full_set_fingerprint
 from fastload.packed_set import Packed, Source, open_packed
@@ -22,7 +21,7 @@ from fastload.processors import processors
 from fastload.progress import progress_bar
 from fastload.selection import STRATEGIES
 from fastload.sizing import decode_rows
-from fastload.text import printable
+from fastload.text import plural, printable
 
 _NEAR = 1.0
 """Mean difference in levels up to which a decoded or resized image is the same: decoders' versions differ a little."""

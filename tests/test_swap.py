@@ -61,6 +61,22 @@ def test_after_seconds_swaps_by_the_clock_and_the_time_between_loops_does_not_co
         assert loader.swap_step == loader.step - 1 > 5
 
 
+@pytest.mark.parametrize("broken_off", [False, True], ids=["loops of one step", "loops left after one batch"])
+def test_the_last_step_of_each_loop_counts_for_the_swap_and_for_the_end(pair, broken_off):
+    settings = {"steps": None, "seconds": 0.3, "swap": Swap.after(seconds=0.15)}
+    phases_seen = []
+    with make(pair, **settings, steps_per_epoch=None if broken_off else 1) as loader:
+        for _ in range(100):
+            batch = next(iter(loader), None)
+            if batch is None:
+                break
+            phases_seen.append(loader.phase)
+            time.sleep(0.03)
+        else:
+            pytest.fail("100 steps of 0.03 s did not end a run of 0.3 s")
+        assert set(phases_seen) == {"fast", "fine-tune"}
+
+
 def test_never_swaps_only_when_told_and_at_the_next_batch(pair):
     with make(pair, swap=Swap.never()) as loader:
         assert loader.swap_step is None

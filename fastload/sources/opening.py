@@ -17,6 +17,7 @@ from fastload.sources.label_files import CLASS_FILES
 from fastload.sources.splits import choose_split, splits_depth
 from fastload.sources.tree import build
 from fastload.sources.webdataset import WebDataset, other_label_files
+from fastload.text import plural
 
 
 def open_files(path: Path, options: SourceOptions) -> Source:
@@ -85,7 +86,9 @@ def _of_split(where: object, archives: Mapping[str, Path], split: str | None) ->
         groups.setdefault(word, {})[name] = path
     if split is None and (None in groups or len(groups) == 1):
         return archives
-    counts = ", ".join(f"{word} ({len(paths):,} archives)" for word, paths in groups.items() if word is not None)
+    counts = ", ".join(
+        f"{word} ({plural(len(paths), 'archive')})" for word, paths in groups.items() if word is not None
+    )
     if split is None:
         raise UsageError(f"{where}: holds several splits: {counts}; name one with --split")
     word = split_word(split)
