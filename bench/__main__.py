@@ -23,16 +23,17 @@ from typing import Any
 
 import torch
 
-from fastload import failure, terminal
-from fastload.arguments import positive
 from fastload.bench import advise, parts, plot, rivals, select_grid, streams
 from fastload.bench.measure import Deadline, describe, machine, print_table, versions
 from fastload.bench.paper import command
 from fastload.bench.peers import install
 from fastload.bench.rivals import Outcome
-from fastload.device import resolve_device
+from fastload.command import failure
+from fastload.common import terminal
+from fastload.common.arguments import positive
+from fastload.common.device import resolve_device
+from fastload.common.replacing import replace_file
 from fastload.errors import UsageError
-from fastload.replacing import replace_file
 
 WHAT = ("resident", "stream", "select")
 RESULTS = Path(__file__).parent / "results"

@@ -18,11 +18,11 @@ import torch
 from fastload.augment import Augment
 from fastload.bench import data, parts
 from fastload.bench.measure import Deadline, race
-from fastload.device import resolve_device
+from fastload.common.device import resolve_device
+from fastload.common.memory import resident_room
+from fastload.common.terminal import tell
 from fastload.errors import UsageError
-from fastload.memory import resident_room
-from fastload.packed import PackedFile
-from fastload.terminal import tell
+from fastload.packed.file import PackedFile
 
 _IMAGES = 2048
 _ROUNDS = 5

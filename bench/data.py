@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastload.packed import PackedFile, PackedWriter, SelectionTable
+from fastload.packed.file import PackedFile, PackedWriter, SelectionTable
 
 PHOTOGRAPHS = "imagenet-250.tar"
 
@@ -79,7 +79,7 @@ def photographs() -> Path | None:
 
 def write_photographs(path: Path, archive: Path) -> Path:
     """Pack the photographs with their files' own bytes."""
-    from fastload.packing import pack
+    from fastload.packing.pack import pack
 
     pack(archive, path, encoded=True)
     return path

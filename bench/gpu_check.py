@@ -28,8 +28,8 @@ import torch
 
 from fastload.bench import gpu_test_report, parts
 from fastload.bench.measure import Deadline, Result, describe, machine, print_table, versions
-from fastload.device import why_no_cuda
-from fastload.replacing import replace_file
+from fastload.common.device import why_no_cuda
+from fastload.common.replacing import replace_file
 
 ROOT = Path(__file__).resolve().parent.parent
 MINUTES = 7.5
@@ -37,8 +37,8 @@ TESTS_SHARE = 0.5
 """Of the time, for the tests; what they leave goes to the parts."""
 
 IMPORTED = (
-    "hypothesis", "numba_cuda", "pytest", "PIL.Image", "rich.console", "fastload.kernels.topk", "fastload.loader",
-    "fastload.subset", "zstandard",
+    "hypothesis", "numba_cuda", "pytest", "PIL.Image", "rich.console", "fastload.kernels.topk", "fastload.loop.loader",
+    "fastload.subset.build", "zstandard",
 )  # fmt: skip
 """What the tests and parts import beside this file, and other dependencies; DALI and scikit-learn may be missing."""
 

@@ -21,10 +21,10 @@ from fastload.augment import Augment
 from fastload.bench import data
 from fastload.bench.measure import Result, result_of, synchronize
 from fastload.bench.parts import Missing, Setting, packed_data
-from fastload.feeds import Output, open_feed
+from fastload.feeds.feed import Output, open_feed
 from fastload.kernels.topk import TopK
 from fastload.order import FAST, Order
-from fastload.packed import PackedFile
+from fastload.packed.file import PackedFile
 
 
 def gpu_times(setting: Setting) -> list[Result]:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from fastload import __version__
-from fastload.device import driver_version
-from fastload.processors import processors
+from fastload.common.device import driver_version
+from fastload.common.processors import processors
 
 PACKAGES = (
     "torch", "numba", "numba-cuda", "llvmlite", "cuda-core", "cuda-bindings", "cuda-pathfinder",

@@ -21,9 +21,9 @@ import torch
 from fastload.augment import Augment
 from fastload.bench import data
 from fastload.bench.measure import Contestant, Deadline, Result, race, synchronize
-from fastload.feeds import Output, open_feed, run_feed
+from fastload.feeds.feed import Output, open_feed, run_feed
 from fastload.order import FAST, FINE_TUNE, Order
-from fastload.packed import PackedFile
+from fastload.packed.file import PackedFile
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def select(setting: Setting) -> list[Result]:
 
 def two_phase(setting: Setting) -> list[Result]:
     """A whole two-phase run with a small network training on it, and the longest step at the swap."""
-    from fastload.loader import TwoPhaseLoader
+    from fastload.loop.loader import TwoPhaseLoader
 
     batch = setting.pick(512, 8, 64)
     steps = setting.pick(400, 12, 60)
@@ -273,7 +273,7 @@ def two_phase(setting: Setting) -> list[Result]:
 
 def autoencoder(setting: Setting) -> list[Result]:
     """Steps a second of the paper's autoencoder, batches of 1,024, fed by the stream feed."""
-    from fastload.autoencoder import Training, train
+    from fastload.embedding.training import Training, train
 
     batch = setting.pick(1024, 8, 128)
     block = setting.pick(20, 1, 2)

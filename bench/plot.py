@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastload.bench.measure import Result
+from fastload.common.install import install_command
 from fastload.errors import UsageError
-from fastload.install import install_command
 
 
 def require_matplotlib() -> None:

@@ -17,8 +17,8 @@ from fastload.bench import data, parts
 from fastload.bench.measure import Contestant, Result, Withdrawn, compare, race, seconds_of
 from fastload.bench.peers.install import Peer
 from fastload.bench.peers.process import PeerError, PeerProcess
-from fastload.packed import PackedFile
-from fastload.processors import makers
+from fastload.common.processors import makers
+from fastload.packed.file import PackedFile
 
 PREPARE_SECONDS = 900.0
 WARM_SECONDS = 600.0

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastload.arguments import whole
 from fastload.bench.measure import Contestant, compare, race
 from fastload.bench.parts import Setting
 from fastload.bench.rivals import Outcome
 from fastload.bench.storage import evict, read_through
+from fastload.common.arguments import whole
+from fastload.common.memory import free_memory
+from fastload.embedding.chunks import as_embeddings
 from fastload.errors import UsageError
 from fastload.kernels.topk import TopK
-from fastload.memory import free_memory
-from fastload.selection.embeddings import as_embeddings
 
 ORDERS = ("random", "ascending", "descending")
 

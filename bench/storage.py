@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from fastload.reading import is_cached
+from fastload.packed.reader import is_cached
 
 READ_BYTES = 8 << 20
 TILE_ROWS = 4096

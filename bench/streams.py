@@ -25,9 +25,9 @@ from fastload.bench.peers.install import Peer
 from fastload.bench.rivals import Outcome, Rival, export, feed_threads
 from fastload.bench.storage import evict, read_through, write_tiled_noise
 from fastload.bench.swapping import swapping
-from fastload.feeds import Output, open_feed, run_feed
+from fastload.feeds.feed import Output, open_feed, run_feed
 from fastload.order import FINE_TUNE, Order, Shuffle
-from fastload.packed import PackedFile
+from fastload.packed.file import PackedFile
 
 OF_RESIDENT, OF_RIVALS, OF_DISK, OF_DECODER, OF_FFCV_JPEG = 0.8, 5.0, 0.9, 0.9, 1.0
 """The least ratios that the project promises, of ours to the other's speed."""

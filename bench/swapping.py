@@ -22,7 +22,7 @@ from fastload.augment import Augment
 from fastload.bench import data, parts
 from fastload.bench.measure import result_of, synchronize, verdict
 from fastload.bench.rivals import Outcome
-from fastload.loader import TwoPhaseLoader
+from fastload.loop.loader import TwoPhaseLoader
 
 ROOT = Path(__file__).resolve().parent.parent
 STEP_SECONDS = 0.010
@@ -162,7 +162,7 @@ _SCRIPT = """
 import json, sys, time
 import torch
 from fastload import Augment, TwoPhaseLoader
-import fastload.engines.fused
+import fastload.feeds.fused_engine
 full, subset, settings = json.loads(sys.argv[1])
 settings["augment"] = Augment(crop=settings["augment"])
 if settings["device"] != "cpu":

@@ -4,35 +4,35 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastload.common.version import __version__ as __version__
+
 _root = Path(__file__).resolve().parent.parent
 if (_root / "kernels").is_dir() and (_root / "bench").is_dir() and (_root / "pyproject.toml").is_file():
     # In a source tree kernels/ and bench/ stand beside this folder; installed, they are inside it.
     __path__.append(str(_root))
 
-__version__ = "0.1.0"
-
 _PUBLIC = {
     "Augment": "fastload.augment",
     "DataError": "fastload.errors",
     "FastloadError": "fastload.errors",
-    "PackedFile": "fastload.packed",
+    "PackedFile": "fastload.packed.file",
     "Selection": "fastload.selection",
-    "Swap": "fastload.swap",
-    "TwoPhaseLoader": "fastload.loader",
+    "Swap": "fastload.loop.swap",
+    "TwoPhaseLoader": "fastload.loop.loader",
     "UsageError": "fastload.errors",
-    "build_subset": "fastload.subset",
-    "pack": "fastload.packing",
+    "build_subset": "fastload.subset.build",
+    "pack": "fastload.packing.pack",
 }
 
 if TYPE_CHECKING:
     from fastload.augment import Augment
     from fastload.errors import DataError, FastloadError, UsageError
-    from fastload.loader import TwoPhaseLoader
-    from fastload.packed import PackedFile
-    from fastload.packing import pack
+    from fastload.loop.loader import TwoPhaseLoader
+    from fastload.loop.swap import Swap
+    from fastload.packed.file import PackedFile
+    from fastload.packing.pack import pack
     from fastload.selection import Selection
-    from fastload.subset import build_subset
-    from fastload.swap import Swap
+    from fastload.subset.build import build_subset
 
 
 def __getattr__(name: str) -> Any:

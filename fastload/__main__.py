@@ -2,6 +2,6 @@
 
 import sys
 
-from fastload.cli import main
+from fastload.command.cli import main
 
 sys.exit(main())

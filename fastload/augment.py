@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastload.arguments import flag, real, whole
+from fastload.common.arguments import flag, real, whole
 from fastload.errors import UsageError
 from fastload.kernels import augment as kernel
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastload.text import printable, storable
+from fastload.common.text import printable, storable
 
 
 class FastloadError(Exception):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastload.arguments import seed64
+from fastload.common.arguments import seed64
 from fastload.errors import UsageError
 from fastload.kernels import permute
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from fastload.common.install import cuda_install_command
 from fastload.errors import UsageError
-from fastload.install import cuda_install_command
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 

@@ -25,8 +25,8 @@ import numpy as np
 from numba import types
 from numba.extending import overload, register_jitable
 
+from fastload.common.processors import processors
 from fastload.errors import UsageError
-from fastload.processors import processors
 
 from .compiling import cuda_jit, njit
 from .cuda_memory import load_four, load_short, load_two, load_word, widen_half
@@ -991,7 +991,7 @@ class _CudaLists:
         require()
         import torch
 
-        from fastload.device import resolve_device
+        from fastload.common.device import resolve_device
 
         place = torch.device("cpu") if SIMULATED else resolve_device(device)
         if k > MAX_K_CUDA:

@@ -1,4 +1,4 @@
-"""Run by tests/test_integrations.py under torchrun: an Accelerate loop on every rank that stops and goes on.
+"""Run by tests/loop/test_integrations.py under torchrun: an Accelerate loop on every rank that stops and goes on.
 
 accelerate_program.py FOLDER FULL SUBSET
 """

@@ -1,4 +1,4 @@
-"""Run by tests/test_guarded_map.py: what may end a process with a signal.
+"""Run by tests/packed/test_guarded_map.py: what may end a process with a signal.
 
 bus_program.py truncations FOLDER ROUNDS | alien FILE HOW | replaced FILE
 """
@@ -20,7 +20,7 @@ import torch
 
 from fastload import Augment, PackedFile
 from fastload.errors import DataError
-from fastload.feeds import Output, open_feed, run_feed
+from fastload.feeds.feed import Output, open_feed, run_feed
 from fastload.order import Order
 
 BATCH = 64

@@ -1,4 +1,4 @@
-"""Run by tests/test_closing.py: draw from many loaders of every kind, each of which is closed in mid-use by somebody.
+"""Run by test_closing.py: draw from many loaders of every kind, each of which is closed in mid-use by somebody.
 
 closing_program.py FULL SUBSET ENCODED TRIALS
 Prints, for each kind and each who closes, how many loaders ended with the error, and how many with their last batch.

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 # Before torch is loaded: threads that spin while they wait take the processors from those that feed them.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -17,8 +18,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # A shell that starts this in the background has it ignore Ctrl-C, and all processes that the tests interrupt too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def data_file(name: str) -> Path:

@@ -17,11 +17,11 @@ import numpy as np
 from packs import noise_images
 
 from fastload import build_subset
+from fastload.command.verify import verify_file
+from fastload.common.replacing import replace_file
 from fastload.errors import FastloadError
-from fastload.needs import Needs
-from fastload.packed import PackedWriter
-from fastload.replacing import replace_file
-from fastload.verifying import verify_file
+from fastload.packed.file import PackedWriter
+from fastload.subset.estimate import Needs
 
 COUNT, STEP, REMOUNT = 400, 4096, 32
 _libc = ctypes.CDLL(None, use_errno=True)

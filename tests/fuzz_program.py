@@ -16,10 +16,10 @@ import numpy as np
 from packs import noise_images, write_encoded, write_format_1, write_raw
 
 from fastload import Augment, FastloadError, TwoPhaseLoader
-from fastload.inspecting import as_json, as_text, inspect_file
-from fastload.packed import PackedFile, SelectionTable
-from fastload.reading import SampleReader
-from fastload.verifying import verify_file
+from fastload.command.inspect import as_json, as_text, inspect_file
+from fastload.command.verify import verify_file
+from fastload.packed.file import PackedFile, SelectionTable
+from fastload.packed.reader import SampleReader
 
 COUNT = 14
 LOADED = 40  # each so many-th file of raw images is given to a loader too, which takes longer

@@ -1,4 +1,4 @@
-"""Run by tests/test_integrations.py under torchrun: fit by Lightning on every rank, stop, go on, and note what came.
+"""Run by test_integrations.py under torchrun: fit by Lightning on every rank, stop, go on, and note what came.
 
 lightning_program.py FOLDER FULL SUBSET
 """

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import xxhash
 
-from fastload.packed import PackedFile, PackedWriter, SelectionTable
+from fastload.packed.file import PackedFile, PackedWriter, SelectionTable
 
 
 def noise_images(count: int, height: int = 32, width: int = 32, channels: int = 3, seed: int = 0) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Run by tests/test_ptx.py, a process for each architecture: `ptx_compile.py MAJOR MINOR` prints a JSON line a kernel.
+"""Run by test_ptx.py, a process for each architecture: `ptx_compile.py MAJOR MINOR` prints a JSON line a kernel.
 
 Nothing here needs a GPU. A process can compile for one architecture only: numba-cuda asks the current device for its
 own when it types shared functions, so a stand-in device is put in its place. The target is the one that numba-cuda

@@ -1,4 +1,4 @@
-"""Run by tests/test_ranks.py under torchrun: draw batches on every rank and note what came; a state can be loaded.
+"""Run by tests/loop/test_ranks.py under torchrun: draw batches on every rank and note what came; a state can be loaded.
 
 ranks_program.py FOLDER NAME FULL SUBSET SWAP STEPS GLOBAL_BATCH [key=value …]
 """

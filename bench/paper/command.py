@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from fastload.arguments import positive, whole
 from fastload.bench import plot
 from fastload.bench.measure import Deadline, versions
 from fastload.bench.paper import plots, report
@@ -25,9 +24,10 @@ from fastload.bench.paper.recipe import recipe
 from fastload.bench.paper.scale import DEFAULT
 from fastload.bench.paper.smaller_claims import smaller_claims
 from fastload.bench.paper.workplace import Options, Workplace
-from fastload.device import resolve_device
+from fastload.common.arguments import positive, whole
+from fastload.common.device import resolve_device
+from fastload.common.replacing import replace_file
 from fastload.errors import UsageError
-from fastload.replacing import replace_file
 
 EXPERIMENTS: dict[str, Callable[[Workplace], Findings]] = {
     "figure3": figure3, "figure4": figure4, "budget": budget, "autoencoder": autoencoder_length, "recipe": recipe,

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fastload.autoencoder import VIEW, Autoencoder
 from fastload.bench.paper.findings import Findings
 from fastload.bench.paper.subsets import encode, saved_model
 from fastload.bench.paper.workplace import Workplace
-from fastload.evaluation import EvaluationLoader
+from fastload.embedding.autoencoder import VIEW, Autoencoder
+from fastload.feeds.evaluation import EvaluationLoader
 
 _SHOWN, _ZOOM, _GAP = 8, 4, 4
 _BATCH = 500

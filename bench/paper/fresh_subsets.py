@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from fastload.augment import Augment
+from fastload.common.memory import resident_room
 from fastload.errors import UsageError
-from fastload.feeds import Batch, Output, open_feed
-from fastload.memory import resident_room
+from fastload.feeds.feed import Batch, Output, open_feed
 from fastload.order import FINE_TUNE, Order
-from fastload.packed import PackedFile
+from fastload.packed.file import PackedFile
 
 
 @dataclass(frozen=True)

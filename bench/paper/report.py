@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastload.bench.paper.findings import Findings
-from fastload.replacing import replace_file
+from fastload.common.replacing import replace_file
 
 
 def markdown(findings: Sequence[Findings], head: Sequence[str], pictures: Mapping[str, Path]) -> str:

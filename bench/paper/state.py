@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import xxhash
 
-from fastload.replacing import replace_file
+from fastload.common.replacing import replace_file
 
 
 class State:

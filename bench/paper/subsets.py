@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from fastload.autoencoder import Autoencoder, Trained, Training, load_model, save_model, train
 from fastload.bench.paper.scale import SIZE
 from fastload.bench.paper.state import key_of
 from fastload.bench.paper.workplace import OutOfTime, Workplace
-from fastload.embedding import autoencoder_encoder, embed
-from fastload.packed import PackedFile
-from fastload.subset import build_subset
+from fastload.embedding.autoencoder import Autoencoder, load_model, save_model
+from fastload.embedding.embed import embed
+from fastload.embedding.encoder import autoencoder_encoder
+from fastload.embedding.training import Trained, Training, train
+from fastload.packed.file import PackedFile
+from fastload.subset.build import build_subset
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from fastload.bench.paper.told_feed import ToldFeed
 from fastload.bench.paper.trainee import LEARNING_RATE, Trainee, rehearse
 from fastload.bench.paper.workplace import AUGMENT, Workplace
 from fastload.errors import UsageError
-from fastload.feeds import Output, run_feed
-from fastload.loader import TwoPhaseLoader
-from fastload.subset import parse_size
+from fastload.feeds.feed import Output, run_feed
+from fastload.loop.loader import TwoPhaseLoader
+from fastload.subset.build import parse_size
 
 FULL, RESIDENT, RS2, INFOBATCH = "full only", "everything resident", "RS2", "InfoBatch"
 TWO_PHASE = "two-phase"

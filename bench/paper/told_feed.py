@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from fastload.augment import Augment
-from fastload.feeds import Batch, Output, open_feed
+from fastload.feeds.feed import Batch, Output, open_feed
+from fastload.feeds.prefetch import Prefetcher
 from fastload.order import FINE_TUNE
-from fastload.packed import PackedFile
-from fastload.prefetch import Prefetcher
+from fastload.packed.file import PackedFile
 
 
 class _Told:

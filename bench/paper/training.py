@@ -18,11 +18,11 @@ from fastload.bench.paper.state import key_of
 from fastload.bench.paper.subsets import Subset
 from fastload.bench.paper.trainee import Trainee, learning_rate, rehearse
 from fastload.bench.paper.workplace import AUGMENT, OutOfTime, Workplace
-from fastload.feeds import Output, run_feed
-from fastload.loader import TwoPhaseLoader
+from fastload.feeds.feed import Output, run_feed
+from fastload.loop.loader import TwoPhaseLoader
 from fastload.order import FAST, FINE_TUNE, Order
-from fastload.packed import PackedFile
-from fastload.subset import parse_size
+from fastload.packed.file import PackedFile
+from fastload.subset.build import parse_size
 
 _SAVE_SECONDS = 60.0
 _LAST = 0.05

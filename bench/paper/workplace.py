@@ -16,11 +16,11 @@ from fastload.augment import Augment
 from fastload.bench.measure import Deadline, describe, machine
 from fastload.bench.paper.scale import Scale
 from fastload.bench.paper.state import State
-from fastload.classes import label_map
 from fastload.classifier import SIDE
 from fastload.errors import DataError
-from fastload.evaluation import EvaluationLoader
-from fastload.packed import PackedFile
+from fastload.feeds.evaluation import EvaluationLoader
+from fastload.packed.classes import label_map
+from fastload.packed.file import PackedFile
 
 AUGMENT = Augment(crop=SIDE)
 _EVALUATION_BATCH = 1000

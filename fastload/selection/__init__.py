@@ -9,12 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from fastload.arguments import flag
-from fastload.device import resolve_device
+from fastload.common.arguments import flag
+from fastload.common.device import resolve_device
+from fastload.embedding.chunks import Embeddings, as_embeddings
 from fastload.errors import DataError, UsageError
-from fastload.selection.base import Embeddings, Pass, Request, Samples, Selection, Strategy, StreamingStrategy
+from fastload.selection.base import (
+    Pass,
+    Request,
+    Samples,
+    Selection,
+    Strategy,
+    StreamingStrategy,
+)
 from fastload.selection.combinations import combinations
-from fastload.selection.embeddings import as_embeddings
 from fastload.selection.kmeans import kmeans
 from fastload.selection.pca import pca
 from fastload.selection.penalized import penalized

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from fastload.arguments import flag, seed64, whole
+from fastload.common.arguments import flag, seed64, whole
+from fastload.embedding.chunks import Embeddings
 from fastload.errors import DataError, UsageError
 from fastload.kernels.compiling import njit
 from fastload.kernels.topk import TopKState
@@ -176,20 +177,6 @@ class Request:
                 raise UsageError(
                     f"{name}={value:,} but there are only {samples:,} samples; ask for {samples:,} at most"
                 )
-
-
-class Embeddings(Protocol):
-    """Embeddings that can be read several times over, in chunks of rows, in the order of rows."""
-
-    @property
-    def shape(self) -> tuple[int, int]: ...
-
-    def chunks(self) -> Iterator[tuple[int, Any]]:
-        """Yield (first row, float32 or float16 [rows, dims]), without gaps.
-
-        A chunk holds until the next is asked for: its memory may be used again then.
-        """
-        ...
 
 
 class Strategy(Protocol):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from fastload.embedding.chunks import Embeddings
 from fastload.order import permutation
-from fastload.selection.base import Embeddings, Request, Samples, Selection
+from fastload.selection.base import Request, Samples, Selection
 from fastload.selection.exact import measure_grid, measure_moments, rank_columns
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from fastload.embedding.chunks import Embeddings
 from fastload.errors import DataError, UsageError
 from fastload.order import permutation
-from fastload.selection.base import Embeddings, Request, Samples, Selection, not_finite
+from fastload.selection.base import Request, Samples, Selection, not_finite
 from fastload.selection.top_activations import top_activations
 
 MOST_BITS = 19

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastload.embedding.chunks import Embeddings
 from fastload.order import permutation
-from fastload.selection.base import Embeddings, Request, Samples, Selection
+from fastload.selection.base import Request, Samples, Selection
 from fastload.selection.exact import Grid, measure_grid, pieces, rank_columns
 
 ITERATIONS = 25

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from fastload.selection.base import Embeddings, Request, Samples, Selection
+from fastload.embedding.chunks import Embeddings
+from fastload.selection.base import Request, Samples, Selection
 from fastload.selection.exact import measure_covariance, measure_grid, rank_columns
 
 EXPLAINED = 0.95

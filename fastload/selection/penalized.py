@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastload.selection.base import Embeddings, Request, Samples, Selection
+from fastload.embedding.chunks import Embeddings
+from fastload.selection.base import Request, Samples, Selection
 from fastload.selection.exact import measure_grid, measure_moments, pieces, rank_columns
 
 HIGH = 2.0

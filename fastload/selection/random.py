@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from fastload.embedding.chunks import Embeddings
 from fastload.errors import UsageError
-from fastload.selection.base import Embeddings, Request, Samples, Selection, places_of_groups
+from fastload.selection.base import Request, Samples, Selection, places_of_groups
 
 
 def random(embeddings: Embeddings | None, samples: Samples, request: Request) -> Selection:

@@ -15,10 +15,18 @@ from typing import Any
 
 import numpy as np
 
+from fastload.embedding.chunks import Embeddings
 from fastload.errors import DataError, UsageError
 from fastload.kernels.compiling import njit
 from fastload.kernels.topk import MAX_K_CUDA, TopK, TopKState
-from fastload.selection.base import Embeddings, Pass, Request, Samples, Selection, not_finite, places_of_groups
+from fastload.selection.base import (
+    Pass,
+    Request,
+    Samples,
+    Selection,
+    not_finite,
+    places_of_groups,
+)
 
 # position, dimension, rank, score; and how often a sample was passed over, being chosen already
 _Choice = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]

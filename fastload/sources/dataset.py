@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fastload.common.text import storable
 from fastload.errors import DataError, UsageError
-from fastload.hdf5_reading import MOST_CHANNELS
-from fastload.labels import as_label, as_labels, label_faults
+from fastload.packed.hdf5_reading import MOST_CHANNELS
+from fastload.packed.labels import as_label, as_labels, label_faults
 from fastload.sources.base import Channels, NumberedNames, Sample, Source
-from fastload.text import storable
 
 _IMAGE_KEYS = ("image", "img", "pixel_values", "pixels", "images", "x")
 _LABEL_KEYS = ("label", "labels", "fine_label", "target", "targets", "class", "y")

@@ -7,10 +7,10 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from fastload.common.text import storable
 from fastload.errors import DataError
 from fastload.sources.kinds import is_system
 from fastload.sources.members import Load, Member, no_content
-from fastload.text import storable
 
 _BROKEN_LINK = "is a link that cannot be followed here; put a copy in its place"
 _SPECIAL = "is neither a file nor a folder; remove it"

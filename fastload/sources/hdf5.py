@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from fastload.errors import DataError, FastloadError, UsageError
-from fastload.hdf5_reading import checked_dataset, damaged, image_layout, open_hdf5, read_labels
-from fastload.packed import PackedFile
+from fastload.packed.file import PackedFile
+from fastload.packed.hdf5_reading import checked_dataset, damaged, image_layout, open_hdf5, read_labels
 from fastload.sources.base import Channels, NumberedNames, Sample, Source
 
 _BLOCK = 16 << 20

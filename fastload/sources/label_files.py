@@ -6,10 +6,10 @@ import json
 import re
 from typing import Any
 
+from fastload.common.text import storable
 from fastload.errors import DataError
 from fastload.sources.kinds import suffix_of
 from fastload.sources.members import DamagedMember, Load, Member, check_readable
-from fastload.text import storable
 
 CLASS_FILES = (".cls", ".class", ".label")
 OTHER_LABEL_FILES = (".json", ".txt")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, Protocol
 
+from fastload.common.text import storable
 from fastload.errors import DataError
-from fastload.text import storable
 
 LARGEST_FILE = 1 << 28
 """The most bytes of one picture's file, or of one file of a CIFAR archive: 256 MB. Nothing longer is read."""

@@ -13,8 +13,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from fastload.errors import DataError, UsageError
-from fastload.hdf5_reading import image_layout
-from fastload.labels import as_labels, check_label_size
+from fastload.packed.hdf5_reading import image_layout
+from fastload.packed.labels import as_labels, check_label_size
 from fastload.sources.base import SPLITS, Channels, NumberedNames, Sample, Source
 
 _IMAGES = "images|image|imgs|img|x|data"

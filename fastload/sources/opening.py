@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from fastload.common.text import plural
 from fastload.errors import UsageError
 from fastload.sources.base import Source, SourceOptions
 from fastload.sources.cifar import Cifar, find_layout
@@ -17,7 +18,6 @@ from fastload.sources.label_files import CLASS_FILES
 from fastload.sources.splits import choose_split, splits_depth
 from fastload.sources.tree import build
 from fastload.sources.webdataset import WebDataset, other_label_files
-from fastload.text import plural
 
 
 def open_files(path: Path, options: SourceOptions) -> Source:

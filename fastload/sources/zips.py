@@ -9,10 +9,10 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from fastload.common.text import storable
 from fastload.errors import DataError, FastloadError
 from fastload.sources.kinds import PICTURE_SUFFIXES, suffix_of
 from fastload.sources.members import DamagedMember, Load, Member, check_unpacked_size, member_name, no_content
-from fastload.text import storable
 
 _MAGIC = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")  # a first member, an empty zip, a part of a split one
 _READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)

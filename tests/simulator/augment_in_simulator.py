@@ -1,4 +1,4 @@
-"""Run by tests/test_simulator.py in a process of its own with NUMBA_ENABLE_CUDASIM=1, which is read at import.
+"""Run by tests/kernels/test_simulator.py in a process of its own with NUMBA_ENABLE_CUDASIM=1, which is read at import.
 
 The kernels run by themselves over awkward images, then through the feeds that a GPU uses, on packed files.
 """
@@ -20,13 +20,13 @@ from packs import noise_images, write_raw
 from walled import walled
 
 from fastload.augment import Augment, kernel_settings
-from fastload.fused_feeds import FusedResidentFeed, FusedStreamFeed
+from fastload.feeds.batch import Output, label_tensor
+from fastload.feeds.fused_feeds import FusedResidentFeed, FusedStreamFeed
 from fastload.kernels import augment as kernel
 from fastload.kernels.cuda_target import cuda
 from fastload.order import FAST, FINE_TUNE, Order
-from fastload.output import Output, label_tensor
-from fastload.packed import PackedFile
-from fastload.reading import ReadAhead, SampleReader
+from fastload.packed.file import PackedFile
+from fastload.packed.reader import ReadAhead, SampleReader
 
 SEED = 2**63 + 12_345
 KINDS = {"float32": kernel.FLOAT32, "float16": kernel.FLOAT16, "bfloat16": kernel.BFLOAT16}

@@ -1,14 +1,14 @@
 """Stand-ins for the parts of torch.cuda that the host's side of the fused engine calls, for the simulator.
 
 With them the very code that a GPU runs (`FusedResidentFeed`, `FusedStreamFeed`, `FusedEngine.on_cuda_…`) runs on CPU
-tensors and simulated kernels. What they cannot show is what streams and events do: tests/test_gpu.py does.
+tensors and simulated kernels. What they cannot show is what streams and events do: tests/kernels/test_gpu.py does.
 """
 
 from contextlib import nullcontext
 
 import torch
 
-from fastload import feeds
+from fastload.feeds.feed import feed as feeds
 from fastload.kernels import augment
 from fastload.kernels.cuda_target import SIMULATED
 

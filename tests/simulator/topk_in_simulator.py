@@ -1,4 +1,4 @@
-"""Run by tests/test_topk.py in a process of its own with NUMBA_ENABLE_CUDASIM=1, which is read at import."""
+"""Run by tests/kernels/test_topk.py in a process of its own with NUMBA_ENABLE_CUDASIM=1, which is read at import."""
 
 import sys
 from pathlib import Path

@@ -1,0 +1,1 @@
+"""The command line: fastload's commands and what they print."""

@@ -1,0 +1,326 @@
+"""The `fastload` command: each function only parses its arguments, calls the library and prints.
+
+Nothing heavy is imported at the top: `fastload --help` answers in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastload.command import failure
+from fastload.common import terminal
+from fastload.common.version import __version__
+from fastload.errors import Interrupted, UsageError
+
+app = typer.Typer(
+    name="fastload",
+    help="Start training fast: a resident subset chosen from embeddings, then the full set, streamed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Order(StrEnum):
+    """How rows stand in a packed file."""
+
+    source = "source"
+    shuffled = "shuffled"
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")]
+Images = Annotated[str | None, typer.Option("--images", help="The images' name in your own HDF5 or .npz file.")]
+Labels = Annotated[str | None, typer.Option("--labels", help="The labels' name in your own HDF5 or .npz file.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fastload {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Start training fast: a resident subset chosen from embeddings, then the full set, streamed."""
+
+
+@app.command()
+def pack(
+    source: Annotated[
+        str, typer.Argument(help="Folder, tar, zip, CIFAR, .npz, WebDataset tars or HDF5 file.", metavar="SOURCE")
+    ],
+    out: Annotated[Path, typer.Argument(help="The packed file to write.", metavar="OUT.h5")],
+    split: Annotated[str | None, typer.Option(help="The part of the source to take, such as train.")] = None,
+    order: Annotated[Order, typer.Option(help="How rows stand in the file.")] = Order.source,
+    seed: Annotated[int, typer.Option(help="What the shuffled order is drawn from.")] = 0,
+    resize: Annotated[
+        int | None, typer.Option(metavar="S", help="Bring the shorter side to S and cut the centre square.")
+    ] = None,
+    channels: Annotated[
+        str | None, typer.Option(metavar="C", help="3 for RGB, the default; 1 for grey; as-is; up to 32 for arrays.")
+    ] = None,
+    encoded: Annotated[bool, typer.Option("--encoded", help="Keep image files' bytes, not pixels.")] = False,
+    max_pixels: Annotated[
+        int | None, typer.Option(metavar="N", help="The most an image may have; 89,478,485 by default.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Decoding threads; one for each CPU by default.")] = None,
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave broken images out, and list them.")] = False,
+    classes_from: Annotated[
+        Path | None,
+        typer.Option(metavar="TRAIN.h5", help="Number labels by this packed file's class names: for test sets."),
+    ] = None,
+    images: Images = None,
+    labels: Labels = None,
+    class_level: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="The class folders stand N levels below SOURCE; found by themselves otherwise."),
+    ] = None,
+    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Take all images, without labels.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Pack a source of labelled images into one file that training can map into memory."""
+    import warnings
+
+    from fastload.common.library_noise import silent_libraries
+    from fastload.packing.pack import LeftOutWarning, channels_of
+    from fastload.packing.pack import pack as run
+
+    with warnings.catch_warnings(), silent_libraries():
+        warnings.simplefilter("ignore", LeftOutWarning)  # the summary says it
+        summary = run(
+            source, out, split=split, order="shuffled" if order is Order.shuffled else "source", seed=seed,
+            resize=resize, channels=channels_of(channels), encoded=encoded, max_pixels=max_pixels, workers=workers,
+            skip_broken=skip_broken, classes_from=classes_from, images=images, labels=labels, class_level=class_level,
+            unlabelled=unlabelled, progress=not quiet,
+        )  # fmt: skip
+    if not quiet:
+        terminal.tell(str(summary))
+    for text in summary.left_out if quiet else ():
+        terminal.tell(f"note: left out {text}", error=True)
+
+
+@app.command("build-subset")
+def build_subset(
+    full: Annotated[
+        Path,
+        typer.Argument(
+            help="The packed full set; a pattern in quotes ('shards/*.h5') for several files.", metavar="FULL.h5"
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="The subset to write.", metavar="OUT.h5")],
+    strategy: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="top-activations, combinations, kmeans, pca, penalized, or random: compare with it, "
+            "which was better than the default when CIFAR-10's subsets were trained on alone.",
+        ),
+    ] = "top-activations",
+    size: Annotated[str | None, typer.Option(help="How many: 4320, a share (8.64% by default), or 10GB.")] = None,
+    per_dimension: Annotated[
+        int | None, typer.Option(metavar="K", help="In place of --size: the union of each dimension's K strongest.")
+    ] = None,
+    balance_classes: Annotated[
+        bool, typer.Option("--balance-classes", help="Each class gives its share; with --per-dimension, K of each.")
+    ] = False,
+    equal_classes: Annotated[
+        bool, typer.Option("--equal-classes", help="All classes give the same number, as far as they have it.")
+    ] = False,
+    include: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Chosen first: ids or names with commas, or a file, one a line.")
+    ] = None,
+    exclude: Annotated[str | None, typer.Option(metavar="LIST", help="Never chosen; in the same forms.")] = None,
+    keep_duplicates: Annotated[
+        bool, typer.Option("--keep-duplicates", help="Choose exact copies of a sample too.")
+    ] = False,
+    embedding_size: Annotated[int | None, typer.Option(help="Elements of the embedding; 216 by default.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Of training the autoencoder; 5 by default.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="In training; 128 by default.")] = None,
+    learning_rate: Annotated[float, typer.Option(help="In training, of SGD with momentum 0.9.")] = 0.1,
+    preset: Annotated[str | None, typer.Option(metavar="paper", help="40,000 steps of 1,024.")] = None,
+    embeddings: Annotated[
+        str | None, typer.Option(metavar="FILE[:dataset]", help="Your own, .npy or .h5, one for each sample.")
+    ] = None,
+    embedding_ids: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE[:dataset]", help="Whose they are; by default ids beside them, else row i is row i's."
+        ),
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(metavar="module:callable", help="Your own torch model in place of the autoencoder.")
+    ] = None,
+    input_size: Annotated[
+        int | None, typer.Option(metavar="S", help="What --encoder sees: the centre square at S×S pixels.")
+    ] = None,
+    encoder_normalize: Annotated[
+        str | None, typer.Option(metavar="imagenet|MEANS/STDS", help="What --encoder expects, of pixel values 0…1.")
+    ] = None,
+    resize: Annotated[
+        int | None, typer.Option(metavar="S", help="Write images with shorter side S, the centre square.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides weights, order and selection.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    engine: Annotated[str, typer.Option(metavar="auto|fused|dali", help="What makes the batches.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="On the CPU; one for each CPU by default.")] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Store embeddings and weights in OUT.h5.work/ for other sizes.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, whatever OUT.h5.work/ holds.")] = False,
+    scores: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Write ids, score and dimension of all samples too.")
+    ] = None,
+    images: Images = None,
+    labels: Labels = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of tables.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Choose a small subset, by the samples' embeddings or at random, and write it as a packed file."""
+    from fastload.command.subset_terminal import TerminalListener, print_report
+    from fastload.subset.build import build_subset as run
+
+    with TerminalListener(quiet=quiet) as listener, _telling_of_interrupts():
+        report = run(
+            full, out, strategy=strategy, size=size, per_dimension=per_dimension, balance_classes=balance_classes,
+            equal_classes=equal_classes, include=include, exclude=exclude, keep_duplicates=keep_duplicates,
+            embeddings=embeddings, embedding_ids=embedding_ids, encoder=encoder, input_size=input_size,
+            encoder_normalize=encoder_normalize, embedding_size=embedding_size, epochs=epochs,
+            batch_size=batch_size, learning_rate=learning_rate,
+            preset=preset, resize=resize, images=images, labels=labels, seed=seed, device=device, engine=engine,
+            threads=threads, keep=keep, fresh=fresh, scores=scores, listener=listener,
+        )  # fmt: skip
+    from fastload.common.launcher import launched
+
+    if launched()[0] == 0:
+        print_report(report, json=json, quiet=quiet)
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A packed file or subset.", metavar="FILE.h5")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    images: Images = None,
+    labels: Labels = None,
+) -> None:
+    """Show what a packed file holds."""
+    from fastload.command.inspect import as_json, as_text, inspect_file
+
+    facts = inspect_file(file, images=images, labels=labels)
+    if json:
+        typer.echo(as_json(facts))
+    else:
+        terminal.tell(as_text(facts))
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="A packed file or subset.", metavar="FILE.h5")],
+    full: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FULL.h5",
+            help="Compare a subset with this full set (or a pattern in quotes); the one in its folder by default.",
+        ),
+    ] = None,
+    images: Images = None,
+    labels: Labels = None,
+    quiet: Quiet = False,
+) -> None:
+    """Check digests, fingerprint, ids, labels and selection; list what is damaged and exit with 1."""
+    from fastload.command.verify import verify_file
+
+    report = verify_file(file, full=full, images=images, labels=labels, progress=not quiet)
+    text = str(report)
+    if text and not (quiet and report.ok):
+        terminal.tell(text)
+    report.raise_if_damaged()
+
+
+@app.command()
+def demo(
+    data: Annotated[str | None, typer.Option(metavar="SOURCE", help="Your own training images, as for pack.")] = None,
+    test: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="Your test images; else --data has a split test or val."),
+    ] = None,
+    size: Annotated[str, typer.Option(help="Of the subsets: 4320, or a share.")] = "8.64%",
+    steps: Annotated[int | None, typer.Option(help="Of each training; 60, or 300 with --data.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images in each; 64, or 256 with --data.")] = None,
+    epochs: Annotated[float, typer.Option(help="Of training the autoencoder.")] = 5,
+    swap: Annotated[str, typer.Option(help="When: a share of the steps such as 0.5, or a step such as 30.")] = "0.5",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Decides weights, order, augmentation and selection.")] = 0,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep all files in this new folder.")] = None,
+) -> None:
+    """Do the whole job on handwritten digits, or on your own images: pack, choose, and train three times."""
+    from fastload.command.demo import parse_swap, run_demo
+
+    run_demo(
+        data=data, test=test, out=out, size=size, steps=steps, batch_size=batch_size, epochs=epochs,
+        swap=parse_swap(swap), seed=seed, device=device,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _telling_of_interrupts() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if str(error):
+            raise Interrupted(str(error)) from error  # typer would replace a KeyboardInterrupt and lose its words
+        raise
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code: 0, 1 for data, 2 for usage, 130 when interrupted."""
+    # Before torch is loaded: where other work shares the processors, threads that spin while they wait cost two thirds
+    # of a training's images/s (1,150 and 390, measured on two cores).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    own = words[: words.index("--")] if "--" in words else words
+    debug = "--debug" in own or failure.wants_debug()  # before or after the command's name
+    words = [word for word in own if word != "--debug"] + words[len(own) :]
+    terminal.prepare_streams()
+    try:
+        code = app(args=words, prog_name="fastload", standalone_mode=False)
+        terminal.flush()
+        if code == Interrupted.exit_code:  # typer's own answer to Ctrl-C, in some versions
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        # The reader of a pipe (`| head`) has left: not an error. Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except typer.Abort:
+        return failure.report(KeyboardInterrupt(), debug=debug)
+    except (Exception, KeyboardInterrupt) as error:
+        return failure.report(_of_the_command_line(error), debug=debug)
+
+
+def _of_the_command_line(error: BaseException) -> BaseException:
+    """Return typer's own errors (an unknown option, a missing argument) as a UsageError that names the right help."""
+    if not hasattr(error, "format_message"):
+        return error
+    text = error.format_message().replace("Value error, ", "").rstrip(".")
+    place = getattr(getattr(error, "ctx", None), "command_path", "fastload")
+    told = UsageError(f"{text}; see `{place} --help`")
+    told.told = not text  # without any argument typer has printed the help already, and says nothing more
+    return told.with_traceback(error.__traceback__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""How `fastload build-subset` talks: what it needs, a bar for each step, notes, and the report."""
+
+from __future__ import annotations
+
+import contextlib
+import json as json_text
+from collections.abc import Callable
+
+from fastload.common.progress import progress_bar
+from fastload.common.terminal import tell
+from fastload.subset.build import Listener
+from fastload.subset.estimate import Needs
+from fastload.subset.report import STEP_TITLES, StepReport, SubsetReport, size_text
+
+_UNITS = {"train": "steps", "embed": "images", "analyse": "images", "filter": "images", "write": "images"}
+
+
+class TerminalListener(Listener):
+    """Tells a person on stderr; `quiet` tells nothing."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._bar = contextlib.ExitStack()
+        self._count: Callable[[int], None] = lambda count: None
+        self._done = 0
+
+    def __enter__(self) -> TerminalListener:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+    def needs(self, needs: Needs) -> None:
+        """Print what will be needed."""
+        steps = ", ".join(f"{STEP_TITLES[step]} {duration(seconds)}" for step, seconds in needs.seconds.items())
+        reused = "".join(f", {STEP_TITLES[step]}: reused" for step in needs.reused)
+        self._tell(f"needs: time about {duration(sum(needs.seconds.values()))} ({steps}{reused})")
+        memory = f"memory {_amount(needs.memory, needs.memory_available, 'available')}"
+        if needs.device_memory_free is not None:
+            memory += f", on the device {_amount(needs.device_memory, needs.device_memory_free, 'free')}"
+        self._tell(f"       {memory}, disk {_amount(needs.disk, needs.disk_free, 'free')}")
+
+    def note(self, text: str) -> None:
+        """Print a note."""
+        self._tell(f"note: {text}")
+
+    def begin(self, step: str, total: int, done: int = 0) -> None:
+        """Show the step's bar."""
+        self._bar.close()
+        self._done = 0
+        self._count = self._bar.enter_context(
+            progress_bar(STEP_TITLES[step], total, unit=_UNITS[step], quiet=self._quiet)
+        )
+        self.advance(done)
+
+    def advance(self, done: int, detail: str = "") -> None:
+        """Move the bar on; a pass that starts over leaves it where it is."""
+        if done > self._done:
+            self._count(done - self._done)
+            self._done = done
+
+    def end(self, report: StepReport) -> None:
+        """Take the bar away and print the step's line."""
+        self._bar.close()
+        if report.how != "not needed":
+            detail = f", {report.detail}" if report.detail else ""
+            self._tell(f"{STEP_TITLES[report.step]}: {report.how}, {duration(report.seconds)}{detail}")
+
+    def _tell(self, text: str) -> None:
+        if not self._quiet:
+            tell(text, error=True)
+
+
+def _amount(needed: int, there: int | None, word: str) -> str:
+    return f"about {size_text(needed)}" + ("" if there is None else f" of {size_text(there)} {word}")
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them: 0.3 s, 12 s, 3 min 20 s, 2 h 05 min."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def print_report(report: SubsetReport, *, json: bool, quiet: bool) -> None:
+    """Print the report on stdout: lines, JSON, or nothing."""
+    if json:
+        print(json_text.dumps(report.state(), indent=1))
+    elif not quiet:
+        tell(str(report))

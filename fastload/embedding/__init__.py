@@ -1,0 +1,1 @@
+"""From a full set to embeddings: the autoencoder, encoders, embeddings that exist already, several ranks."""

@@ -1,0 +1,1 @@
+"""From packed files to batches: engines, feeds, prefetching, evaluation."""

@@ -1,0 +1,84 @@
+"""What a feed gives: batches, in the form that the caller asked for, on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from fastload.common.arguments import whole
+from fastload.errors import UsageError
+from fastload.feeds.buffers import FLOAT_TYPES
+
+
+class Batch(NamedTuple):
+    """images [B, C, h, w], labels [B, ...] (None of an unlabelled set) and ids int64 [B], on the device."""
+
+    images: torch.Tensor
+    labels: torch.Tensor | None
+    ids: torch.Tensor
+
+
+def yielded(batch: Batch, with_ids: bool) -> tuple[torch.Tensor, ...]:
+    """Return the batch as loaders yield it: (images, labels, ids), without ids unless asked for, without labels that
+    the set has not.
+    """
+    if batch.labels is None:
+        return (batch.images, batch.ids) if with_ids else (batch.images,)
+    return batch if with_ids else batch[:2]  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Output:
+    """How batches come out: `batch_size` images, device, dtype (float32, float16, bfloat16) and memory format."""
+
+    batch_size: int
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    memory_format: torch.memory_format = torch.contiguous_format
+    keep: int = 4
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "batch_size", whole("batch_size", self.batch_size, 1))
+        if self.dtype not in FLOAT_TYPES:
+            raise UsageError(f"dtype={self.dtype}; it is one of torch.float32, torch.float16, torch.bfloat16")
+        if self.memory_format not in (torch.contiguous_format, torch.channels_last):
+            raise UsageError(
+                f"memory_format={self.memory_format}; it is torch.contiguous_format or torch.channels_last"
+            )
+
+    @property
+    def channels_last(self) -> bool:
+        return self.memory_format == torch.channels_last
+
+    def empty(self, count: int, shape: tuple[int, int, int]) -> torch.Tensor:
+        """Return memory on the device for `count` images of `shape` (C, h, w)."""
+        size = (count, *shape)
+        return torch.empty(size, dtype=self.dtype, device=self.device, memory_format=self.memory_format)
+
+
+class Feed(Protocol):
+    """What makes batches of one packed file.
+
+    `immediate` feeds are called by the trainer's own thread (a launch is all they cost); others by `workers` threads
+    ahead of it. `resident` ones keep the whole set in device memory.
+
+    A feed may be closed at any time, by any thread: what makes a batch then holds what it reads until it is done.
+    """
+
+    immediate: bool
+    workers: int
+    resident: bool
+
+    def make(self, start: int, count: int) -> Batch:
+        """Return the batch of the positions start … start + count - 1; raise UsageError once this is closed."""
+
+    def close(self) -> None:
+        """Let go of buffers, files and pipelines: they end with the last batch that is being made of them."""
+
+
+def label_tensor(labels: np.ndarray) -> torch.Tensor:
+    """Return labels as they are yielded: integers as int64, others as they are."""
+    return torch.from_numpy(labels.astype(np.int64) if labels.dtype.kind in "iu" else np.ascontiguousarray(labels))

@@ -1,0 +1,141 @@
+"""Feeds: from positions of an order to batches on the device. Nothing here knows that there are two phases.
+
+A resident feed keeps the whole set in (device) memory; a stream feed reads the packed file as it goes.
+`open_feed` chooses; `stream` runs over one from the first step to the last, for the autoencoder and for scripts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from fastload.augment import Augment
+from fastload.common.device import resolve_device
+from fastload.common.processors import makers
+from fastload.errors import UsageError
+from fastload.feeds.batch import Batch, Feed, Output, label_tensor
+from fastload.feeds.dali_feed import DaliFeed
+from fastload.feeds.engine_choice import choose_engine
+from fastload.feeds.fused_feeds import FusedCpuFeed, FusedResidentFeed, FusedStreamFeed
+from fastload.feeds.prefetch import Prefetcher
+from fastload.kernels import cuda_target
+from fastload.order import Order
+from fastload.packed.reader import ReadAhead, SampleReader
+from fastload.packed.set import Packed
+
+__all__ = ["Batch", "Feed", "FeedRun", "Output", "label_tensor", "open_feed", "run_feed", "stream"]
+
+_AHEAD_BYTES = 64 << 20
+"""What the system is asked to read ahead of the batches, where it must come from a disk."""
+
+
+def open_feed(
+    file: Packed,
+    augment: Augment,
+    order: Order,
+    output: Output,
+    *,
+    engine: str = "auto",
+    resident: bool = False,
+    workers: int | None = None,
+    labels: np.ndarray | None = None,
+) -> Feed:
+    """Return the feed of a packed file.
+
+    Arguments:
+        file: opened by the caller, who may close it once this has returned.
+        augment, order, output: what comes out. engine: "auto", "fused" or "dali".
+        resident: keep the whole file in device memory (raw storage only).
+        workers: threads that make batches ahead; the processors, at most 8, by default.
+        labels: [N, ...], in place of the file's own.
+    """
+    chosen = choose_engine(engine, file, augment)
+    if resident and file.shape is None:
+        raise UsageError(f"{file.path} holds encoded images; a resident set must be raw")
+    if workers is None:
+        workers = makers()
+    found = file.labels if labels is None else labels
+    given = None if found is None else label_tensor(found)
+    reader = SampleReader(file)
+    ahead = None if resident else _read_ahead(reader, order, file, output)
+    if chosen == "dali":
+        return DaliFeed(file, augment, order, output, given, reader, ahead)
+    if output.device.type == "cpu":
+        return FusedCpuFeed(file, augment, order, output, given, reader, ahead, workers)
+    cuda_target.require()
+    if ahead is None:
+        return FusedResidentFeed(file, augment, order, output, given, reader)
+    return FusedStreamFeed(file, augment, order, output, given, reader, ahead, workers)
+
+
+def _read_ahead(reader: SampleReader, order: Order, file: Packed, output: Output) -> ReadAhead:
+    mean = max(1, file.nbytes // len(file))
+    return ReadAhead(reader, order, mean, max(_AHEAD_BYTES, 4 * output.batch_size * mean))
+
+
+def stream(
+    file: Packed,
+    augment: Augment,
+    *,
+    batch_size: int,
+    steps: int,
+    phase: int,
+    seed: int = 0,
+    first_step: int = 0,
+    device: str | torch.device = "cpu",
+    engine: str = "auto",
+) -> FeedRun:
+    """Return an iterator over the full, shuffled batches of the steps first_step … steps - 1."""
+    output = Output(batch_size, resolve_device(device))
+    feed = open_feed(file, augment, Order(len(file), seed, phase), output, engine=engine)
+    return run_feed(feed, lambda step: (step * batch_size, batch_size), first_step, steps, output.device)
+
+
+def run_feed(
+    feed: Feed, locate: Callable[[int], tuple[int, int]], first: int, last: int, device: torch.device
+) -> FeedRun:
+    """Return an iterator over `feed`'s batches of the steps first … last - 1, made ahead; it closes the feed.
+
+    Arguments:
+        locate: gives (start, count) of a step.
+    """
+    return FeedRun(feed, locate, first, last, device)
+
+
+class FeedRun(Iterator[Batch]):
+    """See `run_feed`. `close` ends it early; its threads end with it, or when it is dropped."""
+
+    def __init__(
+        self, feed: Feed, locate: Callable[[int], tuple[int, int]], first: int, last: int, device: torch.device
+    ) -> None:
+        self._feed: Feed | None = feed
+        self._locate, self._step, self._last = locate, first, last
+        self._ahead: Prefetcher | None = None
+        if not feed.immediate and first < last:
+            self._ahead = Prefetcher(
+                lambda step: feed.make(*locate(step)), first, last,
+                depth=feed.workers + 1, workers=feed.workers, device=device,
+            )  # fmt: skip
+
+    def __next__(self) -> Batch:
+        step, feed, ahead = self._step, self._feed, self._ahead
+        if feed is None or step >= self._last:
+            self.close()
+            raise StopIteration
+        try:
+            batch = feed.make(*self._locate(step)) if ahead is None else ahead.get(step)
+        except Exception:
+            self.close()
+            raise
+        self._step = step + 1
+        return batch
+
+    def close(self) -> None:
+        """End the threads, and let go of the feed. Safe to call twice."""
+        if self._ahead is not None:
+            self._ahead.close()
+        if self._feed is not None:
+            self._feed.close()
+        self._feed = None

@@ -1,0 +1,1 @@
+"""From batches to training: the loader, its phases, the swap, agreement of ranks, state and telemetry."""

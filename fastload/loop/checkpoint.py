@@ -1,0 +1,98 @@
+"""A loader's state as a checkpoint keeps it: what it holds, and whether it belongs to the loader that reads it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from fastload.common.arguments import real, whole
+from fastload.errors import UsageError
+from fastload.loop.swap import Plateau, Swap
+
+STATE_FORMAT = 1
+
+
+class Saved(NamedTuple):
+    """What a checkpoint says, checked.
+
+    Arguments:
+        step: batches delivered. seconds: of wall-clock time by then.
+        swap: the step of the swap as it was agreed, or None.
+        callbacks: how many on_swap callbacks had returned, at the step of the swap.
+        plateau: what `Swap.on_plateau` had seen; None with another policy.
+    """
+
+    step: int
+    seconds: float
+    swap: int | None
+    callbacks: int
+    plateau: Plateau | None
+
+
+def state_of(saved: Saved, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint as plain numbers, text, lists and dicts; `identity` is what the loader must have again."""
+    return {
+        "fastload_state": STATE_FORMAT,
+        "step": saved.step,
+        "seconds": saved.seconds,
+        "agreed_swap": saved.swap,
+        "swap_callbacks": saved.callbacks,
+        "plateau": None if saved.plateau is None else saved.plateau.state(),
+        **identity,
+    }
+
+
+def saved_of(state: Any, identity: Mapping[str, Any], policy: object, ranks: int) -> Saved:
+    """Return what a checkpoint says; raise UsageError, naming what differs, unless it belongs to this loader.
+
+    Arguments:
+        identity: of this loader. policy: its `swap`. ranks: its world size, for the error.
+    """
+    if not isinstance(state, Mapping) or state.get("fastload_state") != STATE_FORMAT:
+        found = state.get("fastload_state") if isinstance(state, Mapping) else type(state).__name__
+        raise UsageError(
+            f"this is no state of a TwoPhaseLoader that this fastload can read (found {_short(found)}, it reads "
+            f"format {STATE_FORMAT}); give what loader.state_dict() returned, or update fastload"
+        )
+    for name, value in identity.items():
+        if _differs(state.get(name), value):
+            raise UsageError(
+                f"the state was saved with {name}={_short(state.get(name))}, this loader has {_short(value)}; "
+                + _mend(name, state.get(name), ranks)
+            )
+    try:
+        step, seconds = whole("step", state["step"], 0), real("seconds", state["seconds"])
+        if not 0 <= seconds < math.inf:
+            raise UsageError(f"seconds={seconds}; it must be 0 or more")
+        swap = None if state["agreed_swap"] is None else whole("agreed_swap", state["agreed_swap"], 0)
+        callbacks = whole("swap_callbacks", state.get("swap_callbacks", 0), 0)  # older states have none
+        plateau = None
+        if isinstance(policy, Swap) and policy.kind == "plateau":
+            plateau = Plateau(policy)
+            plateau.restore(state["plateau"])
+    except (KeyError, TypeError, UsageError) as error:
+        raise UsageError(f"the state is damaged ({error}); load an earlier one") from error
+    return Saved(step, seconds, swap, callbacks, plateau)
+
+
+def _mend(name: str, found: Any, ranks: int) -> str:
+    """Return what to do about a setting that differs from the state's."""
+    if name != "global_batch_size" or not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        return "make the loader as it was"
+    of = "this one rank" if ranks == 1 else f"these {ranks:,} ranks"
+    if found % ranks:
+        return f"it is batch_size times the ranks, and {ranks:,} ranks do not divide {found:,}: take another number"
+    return f"it is batch_size times the ranks, so give batch_size={found // ranks} on {of}"
+
+
+def _differs(found: Any, value: Any) -> bool:
+    try:
+        return bool(found != value)
+    except (RuntimeError, ValueError):  # an array or a tensor of several elements
+        return True
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"

@@ -1,0 +1,338 @@
+"""Writing a packed file: every byte by `pwrite`, pixels from any thread; renamed when it is complete and read back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+import xxhash
+
+from fastload.common.replacing import Replacement, target_of
+from fastload.common.version import __version__
+from fastload.errors import DataError, FastloadError, UsageError
+from fastload.packed.format import ALIGNMENT, CHUNK, FORMAT, SelectionTable, checksum, digest
+from fastload.packed.hdf5_layout import Layout, place_dataset, set_attributes
+from fastload.packed.labels import as_ids, as_labels
+from fastload.packed.names import stored_names
+
+
+class PackedWriter:
+    """Write a packed file beside its final name and rename it when it is complete.
+
+    with PackedWriter("full.h5", shape=(n, h, w, c), labels=labels, classes=names, source={...}) as out:
+        out.write(row, pixels)          # any order, from any thread
+
+    Arguments:
+        path: the final name; an existing file is replaced only on success. A link's target is written, the link stays.
+        shape: (N, H, W, C) for raw storage. Give this or `sizes`.
+        sizes: the encoded files' sizes in bytes, int64 [N], for encoded storage.
+        labels: [N, ...], any numeric dtype, or None for an unlabelled set; may be set later, as `writer.labels`, before
+            the block ends.
+        ids: int64 [N], not negative; row numbers when None.
+        classes: the class names; may be empty.
+        source: what the data came from, JSON-able, without absolute paths or times.
+        selection: for a subset, why each sample was chosen.
+        names: the samples' names in their source, N; None where it has none.
+        shapes: int32 [N, 2], height and width of each encoded image, upright; may be set later, as `writer.shapes`, or
+            given row by row to `write`.
+
+    Leaving the block by an exception removes what was written. Rows given to `skip` are left out of the file.
+    Raises DataError where the disk cannot hold the file, UsageError where the path cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        labels: np.ndarray | None = None,
+        shape: tuple[int, int, int, int] | None = None,
+        sizes: np.ndarray | None = None,
+        ids: np.ndarray | None = None,
+        classes: Sequence[str] = (),
+        source: Mapping[str, Any],
+        selection: SelectionTable | None = None,
+        names: Sequence[str] | None = None,
+        shapes: np.ndarray | None = None,
+    ) -> None:
+        if (shape is None) == (sizes is None):
+            raise ValueError("give shape (raw storage) or sizes (encoded storage), one of the two")
+        self.path = Path(path)
+        self.shape = shape
+        self.offsets = None if sizes is None else np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self.count = shape[0] if shape is not None else len(self.offsets) - 1  # type: ignore[arg-type]
+        self.labels = labels
+        self.classes = list(classes)
+        self.source = dict(source)
+        self.selection = selection
+        self.names, self.shapes = names, shapes
+        self.ids = np.arange(self.count, dtype=np.int64) if ids is None else as_ids(ids, f"{path}: ids")
+        self._digests = np.zeros(self.count, dtype=np.uint64)
+        self._written = np.zeros(self.count, dtype=bool)
+        self._skipped = np.zeros(self.count, dtype=bool)
+        self._lock = threading.Lock()
+        self._layout = Layout()
+        self._file: Replacement | None = None
+        for what, given in (("ids", self.ids), ("labels", labels), ("names", names), ("shapes", shapes)):
+            if given is not None and len(given) != self.count:
+                raise ValueError(f"{self.count} images and {len(given)} {what} do not go together")
+
+    def __enter__(self) -> PackedWriter:
+        check_target(self.path)
+        try:
+            with self._layout.begun(ALIGNMENT) as file:
+                self._image_offset = place_dataset(file, "images", self._extent, np.uint8)
+            self._file = Replacement(self.path)
+            self._file.reserve(self._layout.size)
+        except BaseException as error:
+            self._abandon()
+            raise self._explained(error) from error
+        return self
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of all images together, as stored."""
+        return int(np.prod(self.shape, dtype=object)) if self.shape is not None else int(self.offsets[-1])  # type: ignore[index]
+
+    @property
+    def _extent(self) -> tuple[int, ...]:
+        return self.shape if self.shape is not None else (self.image_bytes,)
+
+    @property
+    def _out(self) -> Replacement:
+        if self._file is None:
+            raise ValueError("a PackedWriter writes within its block only")
+        return self._file
+
+    def write(self, row: int, data: Any, *, shape: tuple[int, int] | None = None) -> None:
+        """Store one sample: uint8 [H, W, C] pixels, or the encoded file's bytes. Thread-safe.
+
+        `shape`: an encoded image's height and width, upright; given for each row, or for none.
+        """
+        view = (np.ascontiguousarray(data).data if isinstance(data, np.ndarray) else memoryview(data)).cast("B")
+        start, stop = self._span(row)
+        if len(view) != stop - start:
+            raise ValueError(f"row {row} holds {stop - start} bytes, not {len(view)}")
+        self._digests[row] = digest(view)
+        if shape is not None:
+            self._set_shape(row, shape)
+        try:
+            self._out.write(self._image_offset + start, view)
+        except OSError as error:
+            raise self._explained(error) from error
+        self._written[row] = True
+
+    def _set_shape(self, row: int, shape: tuple[int, int]) -> None:
+        if self.offsets is None:
+            raise ValueError("raw images have one shape, which was given already")
+        with self._lock:
+            if self.shapes is None:
+                self.shapes = np.zeros((self.count, 2), np.int32)
+        self.shapes[row] = shape
+
+    def skip(self, row: int) -> None:
+        """Leave a row out of the finished file."""
+        self._skipped[row] = True
+
+    def _span(self, row: int) -> tuple[int, int]:
+        if self.shape is not None:
+            size = self.image_bytes // max(1, self.count)
+            return row * size, (row + 1) * size
+        assert self.offsets is not None
+        return int(self.offsets[row]), int(self.offsets[row + 1])
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._abandon()
+            return
+        try:
+            if self._skipped.any():
+                self._compact()
+            else:
+                self._finish()
+        except BaseException as failure:
+            self._abandon()
+            raise self._explained(failure) from failure
+
+    def _finish(self) -> None:
+        """Check that all is there, lay the rest out, write it, read it back, rename."""
+        missing = np.flatnonzero(~self._written)
+        if len(missing):
+            raise ValueError(f"{len(missing)} rows were never written, the first is {missing[0]}")
+        pieces = self._lay_out(self._checked_labels(), self._checked_shapes())
+        out = self._out
+        out.reserve(self._layout.size)
+        for position, data in pieces:
+            out.write(position, data)
+        out.sync()
+        for position, data in pieces:  # images have digests, and were read again for the fingerprint
+            out.check(position, data)
+        out.publish()
+        self._file = None
+
+    def _lay_out(self, labels: np.ndarray | None, shapes: np.ndarray | None) -> list[tuple[int, Any]]:
+        """Return all but the images: (position, bytes)."""
+        storage, created_with = "raw" if self.shape is not None else "encoded", f"fastload {__version__}"
+        names = None if self.names is None else stored_names(self.names)
+        selection = None if self.selection is None else _typed(self.selection)
+        classes = [name.encode() for name in self.classes]
+        attributes = {
+            "fastload_format": FORMAT, "storage": storage, "source": json.dumps(self.source, sort_keys=True),
+            "created_with": created_with, "fingerprint": self._fingerprint(labels),
+            "checksum": checksum(
+                storage=storage, source=self.source, created_with=created_with, images=self._extent, labels=labels,
+                classes=self.classes, ids=self.ids, offsets=self.offsets, shapes=shapes, names=names,
+                selection=selection,
+            ),
+        }  # fmt: skip
+        datasets: dict[str, np.ndarray | None] = {
+            "offsets": self.offsets, "shapes": shapes,
+            "classes": np.array(classes, h5py.string_dtype("utf-8", max([1, *map(len, classes)]))),
+            "labels": labels, "names": None if names is None else names[0],
+            "name_offsets": None if names is None else names[1], "ids": self.ids, "digests": self._digests,
+        }  # fmt: skip
+        pieces: list[tuple[int, Any]] = []
+        with self._layout.continued() as file:
+            set_attributes(file, attributes)
+            pieces += _placed(file, datasets)
+            if selection is not None:
+                group = file.create_group("selection")
+                set_attributes(group, selection.attributes)
+                columns = {name: getattr(selection, name) for name in ("dimension", "rank", "score")}
+                pieces += _placed(group, columns)
+        return pieces + self._layout.pieces
+
+    def _fingerprint(self, labels: np.ndarray | None) -> str:
+        hasher = xxhash.xxh3_128()
+        for start in range(0, self.image_bytes, CHUNK):
+            size = min(CHUNK, self.image_bytes - start)
+            hasher.update(self._out.read(self._image_offset + start, size))
+        if labels is not None:
+            hasher.update(labels.data)
+        return hasher.hexdigest()
+
+    def _checked_labels(self) -> np.ndarray | None:
+        if self.labels is None:
+            return None
+        if len(self.labels) != self.count:
+            raise ValueError(f"{self.count:,} images but {len(self.labels):,} labels")
+        labels = as_labels(self.labels, f"{self.path}: labels")
+        return np.ascontiguousarray(labels, dtype=labels.dtype.newbyteorder("<"))
+
+    def _checked_shapes(self) -> np.ndarray | None:
+        if self.shapes is None:
+            return None
+        shapes = np.ascontiguousarray(self.shapes, np.int32)
+        if shapes.shape != (self.count, 2) or (shapes < 1).any():
+            raise ValueError(
+                f"shapes of {self.count} images are positive, int32 [N, 2], and given for each or for none"
+            )
+        return shapes
+
+    def _compact(self) -> None:
+        """Write the file anew without the skipped rows: contiguous storage cannot be cut in the middle."""
+        keep = np.flatnonzero(~self._skipped)
+        if not len(keep):
+            raise DataError(f"{self.path}: not one image could be read, so nothing was written")
+        table = self.selection
+        smaller = PackedWriter(
+            self.path,
+            labels=None if self.labels is None else self.labels[keep],
+            shape=None if self.shape is None else (len(keep), *self.shape[1:]),
+            sizes=None if self.offsets is None else np.diff(self.offsets)[keep],
+            ids=self.ids[keep],
+            classes=self.classes,
+            source=self.source,
+            selection=table
+            and SelectionTable(table.dimension[keep], table.rank[keep], table.score[keep], table.attributes),
+            names=None if self.names is None else [self.names[row] for row in keep.tolist()],
+            shapes=None if self.shapes is None else self.shapes[keep],
+        )
+        with smaller as out:
+            for new, old in enumerate(keep):
+                start, stop = self._span(int(old))
+                out.write(new, self._out.read(self._image_offset + start, stop - start))
+        self._abandon()
+
+    def _abandon(self) -> None:
+        if self._file is not None:
+            self._file.abandon()
+            self._file = None
+
+    def _explained(self, error: BaseException) -> BaseException:
+        if isinstance(error, OSError) and not isinstance(error, FastloadError):
+            return DataError(
+                f"{self.path}: cannot be written ({error.strerror or error}); it needs "
+                f"{self.image_bytes / 1e6:,.1f} MB there; nothing was left behind"
+            )
+        return error
+
+
+def _placed(group: h5py.Group, datasets: Mapping[str, np.ndarray | None]) -> list[tuple[int, Any]]:
+    """Make the datasets that there are; return where their bytes go, and the bytes."""
+    pieces = []
+    for name, array in datasets.items():
+        if array is not None:
+            position = place_dataset(group, name, array.shape, array.dtype)
+            if array.size:
+                pieces.append((position, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data))
+    return pieces
+
+
+def _typed(table: SelectionTable) -> SelectionTable:
+    """Return a selection as it is stored."""
+    return SelectionTable(
+        np.ascontiguousarray(table.dimension, np.int32),
+        np.ascontiguousarray(table.rank, np.int32),
+        np.ascontiguousarray(table.score, np.float32),
+        table.attributes,
+    )
+
+
+def check_target(path: Path) -> None:
+    """Raise UsageError unless a packed file can go there: before hours of work, not after them."""
+    path = check_place(path, "full.h5")
+    if path.exists() and not _replaceable(path):
+        raise UsageError(f"{path}: exists and is not a packed file, so it is not replaced; choose another name")
+
+
+def check_place(path: Path, example: str) -> Path:
+    """Return what a path leads to; UsageError for a folder, where there is none, and for what is no name.
+
+    `example`: a file's name, for the message about a folder.
+    """
+    path = target_of(path)
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # a name too long, a folder that may not be entered, a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path}: cannot be written ({reason}); choose another name or place") from error
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; name the file to write, like {path / example}")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}; make it first")
+    return path
+
+
+def _replaceable(path: Path) -> bool:
+    """Whether a file is a packed one, whole or damaged, or empty: not somebody's tar or own HDF5 data."""
+    if not path.is_file():
+        return False
+    with contextlib.suppress(OSError, RuntimeError), h5py.File(path, "r", locking=False) as file:
+        return "fastload_format" in file.attrs
+    try:
+        with open(path, "rb") as handle:
+            return handle.read(8) in (b"", b"\x89HDF\r\n\x1a\n")
+    except OSError:
+        return False

@@ -1,0 +1,255 @@
+"""From an encoded file, an opened image or an array to upright uint8 pixels, by Pillow."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from fastload.errors import DataError
+from fastload.packing.file_faults import PNG, jpeg_is_cut, png_fault
+from fastload.packing.orientation import SIDEWAYS, orientation, upright
+from fastload.sources.base import Sample
+
+# Only formats whose decoders read pixels and nothing else; Pillow would also run Ghostscript on EPS.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
+_REDUCING_GAP = 3.0  # Pillow's figure for a result that cannot be told from a direct resize
+_LARGEST_RESIZED = 1 << 27
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+ALPHA = "alpha"
+_DRAFT = 4
+"""How many times the target's side a JPEG has at least that is decoded at a reduced scale, and how many times as many
+pixels as others it may have then: libjpeg keeps 3 bytes for each of a progressive one."""
+_MEND = "mend or remove it"
+
+
+class BrokenImage(DataError):
+    """A sample that cannot be had or not be stored, and why: `--skip-broken` leaves these out, and nothing else.
+
+    Arguments:
+        reason: what is wrong with it.
+        mend: what to do about it; "" where `reason` says it.
+    """
+
+    def __init__(self, reason: str, mend: str = _MEND) -> None:
+        super().__init__(reason)
+        self.mend = mend
+
+
+class Decoded(NamedTuple):
+    """A sample's pixels, uint8 [H, W, C], and the channel not among them: `ALPHA`, "channel 4 of 4", "" for none."""
+
+    pixels: np.ndarray
+    left_out: str
+
+
+_strict = threading.Lock()
+_strict_users = 0
+_kept: tuple[int | None, bool] = (None, False)
+
+
+@contextlib.contextmanager
+def strict_pillow() -> Iterator[None]:
+    """Have Pillow load no truncated files and keep its warnings to itself; `decode` limits the pixels."""
+    global _strict_users, _kept
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        with _strict:
+            if not _strict_users:
+                _kept = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+                Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
+            _strict_users += 1
+        try:
+            yield
+        finally:
+            with _strict:
+                _strict_users -= 1
+                if not _strict_users:
+                    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = _kept
+
+
+def default_max_pixels() -> int | None:
+    """Return Pillow's limit against decompression bombs, 89,478,485 pixels unless a program has set another."""
+    return _kept[0] if _strict_users else Image.MAX_IMAGE_PIXELS
+
+
+def decode(
+    sample: Sample, resize: int | None = None, *, channels: int | None = 3, max_pixels: int | None = None
+) -> np.ndarray:
+    """Return a sample's pixels, uint8 [H, W, C]; arguments and errors are those of `decode_sample`."""
+    return decode_sample(sample, resize, channels=channels, max_pixels=max_pixels).pixels
+
+
+def decode_sample(
+    sample: Sample, resize: int | None = None, *, channels: int | None = 3, max_pixels: int | None = None
+) -> Decoded:
+    """Return a sample's pixels, upright by its orientation, and which channels were left out.
+
+    Arguments:
+        sample: an encoded file, an opened image, or uint8 [H, W] or [H, W, C].
+        resize: S for the shorter side brought to S, antialiased bilinear, and the centre square S × S.
+        channels: 3 for RGB, 1 for grey, 2 for grey with alpha, 4 for RGB with alpha, any other number for arrays that
+            have as many; None keeps what a sample has (a palette or CMYK becomes RGB).
+        max_pixels: of an image file; None for no limit. A JPEG with `resize` may have four times as many: beyond the
+            limit it is decoded at the smallest scale (1/2, 1/4, 1/8) that is four times the target.
+
+    Raises BrokenImage, saying why, for what cannot be decoded.
+    """
+    if isinstance(sample, DataError):
+        if isinstance(sample, BrokenImage):
+            raise sample
+        reason = str(sample)
+        raise BrokenImage(reason, "" if "; " in reason else _MEND)  # errors of sources say "what is wrong; what to do"
+    with _broken():
+        if isinstance(sample, np.ndarray):
+            return _decoded_array(sample, resize, channels)
+        image = _loaded(sample, resize, max_pixels) if isinstance(sample, bytes) else sample
+        image.load()
+        return _decoded(upright(_eight_bits(image), orientation(image)), resize, channels, ALPHA)
+
+
+def describe_file(data: bytes) -> tuple[str, int]:
+    """Return the format of an image file that Pillow decodes ("JPEG", "PNG", "WEBP", …), and its orientation."""
+    with Image.open(io.BytesIO(data), formats=_known_formats()) as image:
+        image.load()
+        return "JPEG" if image.format == "MPO" else str(image.format), orientation(image)
+
+
+def upright_sides(data: bytes) -> tuple[int, int]:
+    """Return (height, width) of the upright image in a file. Raises BrokenImage for one that cannot be decoded."""
+    with _broken(), Image.open(io.BytesIO(data), formats=_known_formats()) as image:
+        if image.format in ("PNG", "TIFF"):
+            image.load()  # a PNG's orientation may follow its pixels; a TIFF is turned by being loaded
+        width, height = image.size
+        return (width, height) if orientation(image) in SIDEWAYS else (height, width)
+
+
+def resized(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Return uint8 [H, W, C] with its shorter side brought to `size`, antialiased, and the centre square cut."""
+    if pixels.shape[:2] == (size, size):
+        return pixels
+    if pixels.shape[2] == 3:
+        return np.asarray(_centre_square(Image.fromarray(np.ascontiguousarray(pixels)), size))
+    # Plane by plane: Pillow would weigh colours by an alpha that may be another band.
+    planes = (Image.fromarray(np.ascontiguousarray(pixels[:, :, c])) for c in range(pixels.shape[2]))
+    return np.stack([np.asarray(_centre_square(plane, size)) for plane in planes], axis=2)
+
+
+@contextlib.contextmanager
+def _broken() -> Iterator[None]:
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's decoders raise anything from SyntaxError to struct.error
+        raise BrokenImage(f"cannot be decoded ({_reason(error)})") from error
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def _known_formats() -> tuple[str, ...]:
+    if not all(name in Image.OPEN for name in _FORMATS):
+        Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _loaded(data: bytes, resize: int | None, max_pixels: int | None) -> Image.Image:
+    if not data:
+        raise BrokenImage("is empty")
+    fault = png_fault(data) if data.startswith(PNG) else None
+    if fault:
+        raise BrokenImage(f"cannot be decoded ({fault})")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_known_formats())
+    except Image.UnidentifiedImageError as error:
+        raise BrokenImage(_why_unknown(data)) from error
+    pixels = image.width * image.height
+    if max_pixels is not None and pixels > max_pixels:
+        reduced = image.format in ("JPEG", "MPO") and resize is not None and pixels <= _DRAFT * max_pixels
+        if reduced:
+            image.draft(None, (_DRAFT * resize, _DRAFT * resize))  # type: ignore[operator]
+        if image.width * image.height > max_pixels:
+            reason = f"cannot be decoded ({pixels:,} pixels, more than {max_pixels:,}, may be a decompression bomb)"
+            raise BrokenImage(reason, f"take it with --max-pixels {pixels}, or remove it")
+    image.load()
+    if image.format == "JPEG" and jpeg_is_cut(data, image):
+        raise BrokenImage("cannot be decoded (its pixels end early)")
+    return image
+
+
+def _why_unknown(data: bytes) -> str:
+    """Return why Pillow, which does not say it, made nothing of a file."""
+    for name in _known_formats():
+        factory, accept = Image.OPEN[name]
+        if accept is not None and accept(data[:16]):
+            try:
+                factory(io.BytesIO(data), "")
+            except Exception as error:
+                return f"cannot be decoded ({name}: {_reason(error)})"
+    if data[4:8] == b"ftyp":
+        return f"is an image or film that Pillow cannot read ({data[8:12].decode('ascii', 'replace')!r})"
+    if data.lstrip()[:1] == b"<":
+        return "is not an image of a known format (a text in HTML or XML: a failed download?)"
+    return "is not an image of a known format"
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise BrokenImage(f"has 32-bit pixels (mode {image.mode}); images are 8 or 16 bits a channel")
+    return image
+
+
+def _decoded_array(pixels: np.ndarray, resize: int | None, channels: int | None) -> Decoded:
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    found = pixels.shape[2]
+    if channels is None or channels == found:
+        pixels = np.ascontiguousarray(pixels)
+        return Decoded(pixels if resize is None else resized(pixels, resize), "")
+    if found not in _MODES or channels not in _MODES:
+        reason = f"has {found} channels, of which nothing makes {channels}"
+        raise BrokenImage(reason, f"keep all of them with --channels {found}")
+    image = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if found == 1 else pixels), _MODES[found])
+    return _decoded(image, resize, channels, f"channel {found} of {found}")
+
+
+def _decoded(image: Image.Image, resize: int | None, channels: int | None, alpha: str) -> Decoded:
+    """Return an image's pixels in so many channels, and what its alpha channel is called if it is lost."""
+    has_alpha = image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info
+    if channels is None:
+        channels = (1 if image.mode in ("1", "L", "LA", "La") else 3) + has_alpha
+    if channels not in _MODES:
+        raise BrokenImage(f"is an image in {image.mode}, of which nothing makes {channels} channels")
+    lost = ""
+    if has_alpha and channels in (1, 3):
+        opacity = (image if image.mode in ("LA", "RGBA") else image.convert("RGBA")).getchannel("A").getextrema()
+        lost = alpha if opacity != (255, 255) else ""
+    image = image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
+    if resize is not None and channels in (1, 3):
+        image, resize = _centre_square(image, resize), None
+    pixels = np.asarray(image)
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    return Decoded(pixels if resize is None else resized(pixels, resize), lost)
+
+
+def _centre_square(image: Image.Image, size: int) -> Image.Image:
+    """Resize the shorter side to `size`, then take the centre square."""
+    width, height = image.size
+    if (width, height) == (size, size):
+        return image
+    shorter = min(width, height)
+    wide, high = (max(size, round(side * size / shorter)) for side in (width, height))
+    if wide * high > _LARGEST_RESIZED:
+        raise BrokenImage(f"is {height}×{width}, too narrow to bring its shorter side to {size}")
+    image = image.resize((wide, high), Image.Resampling.BILINEAR, reducing_gap=_REDUCING_GAP)
+    left, top = (wide - size) // 2, (high - size) // 2
+    return image.crop((left, top, left + size, top + size))

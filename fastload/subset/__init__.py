@@ -1,0 +1,1 @@
+"""The steps of build-subset, in order, and what they keep and report."""

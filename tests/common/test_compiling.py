@@ -1,0 +1,186 @@
+"""Machine code is kept from process to process, as long as its sources are the same and where there is a place."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from numba.core import config
+from places import ROOT
+
+from fastload.kernels import compiling
+
+KERNELS = ROOT / "kernels"
+OTHERS = [*(ROOT / "fastload").rglob("*.py"), *(ROOT / "bench").rglob("*.py")]
+
+HELPER = """
+from numba.extending import register_jitable
+
+@register_jitable
+def step(x):
+    return x + 1
+"""
+CALLER = """
+from .compiling import njit
+from .helper import step
+
+@njit(nogil=True)
+def twice(x):
+    return step(step(x))
+"""
+TWICE = """
+from fastload.kernels.caller import twice
+print(twice(5), twice.stats.cache_hits.total(), twice.stats.cache_path)
+"""
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """A package with the compiling of the real one, and a function whose helper lies in another file."""
+    kernels = tmp_path / "site" / "fastload" / "kernels"
+    kernels.mkdir(parents=True)
+    (kernels.parent / "__init__.py").write_text("")
+    (kernels / "__init__.py").write_text("")
+    (kernels / "compiling.py").write_bytes((KERNELS / "compiling.py").read_bytes())
+    (kernels / "helper.py").write_text(HELPER)
+    (kernels / "caller.py").write_text(CALLER)
+    return kernels
+
+
+def run(program: str, site: Path, **variables: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1", "NUMBA_CACHE_DIR": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment | variables, capture_output=True, text=True, timeout=120,
+        cwd=site,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def twice(kernels: Path, **variables: str) -> tuple[int, int, str]:
+    """twice(5), how often its code was loaded, and from where."""
+    value, hits, path = run(TWICE, kernels.parent.parent, **variables).split(maxsplit=2)
+    return int(value), int(hits), path.strip()
+
+
+def test_code_is_kept_and_an_edit_of_a_helper_in_another_file_is_seen(installed):
+    assert twice(installed)[:2] == (7, 0)
+    assert twice(installed)[:2] == (7, 1)
+    before = (installed / "helper.py").stat()
+    (installed / "helper.py").write_text(HELPER.replace("+ 1", "+ 2"))
+    os.utime(installed / "helper.py", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert twice(installed)[:2] == (9, 0)
+    (installed / "helper.py").write_text(HELPER)
+    assert twice(installed)[:2] == (7, 1)
+
+
+def blocked(folder: Path) -> str:
+    """A folder's name under which nothing can be made, by nobody: a file has it."""
+    folder.write_text("")
+    return str(folder / "below")
+
+
+def test_code_goes_to_the_first_place_that_can_be_written_to(installed, tmp_path):
+    named, user, temporary = (tmp_path / name for name in ("named", "user", "temporary"))
+    temporary.mkdir()
+    places = {"XDG_CACHE_HOME": str(user), "TMPDIR": str(temporary)}
+    assert Path(twice(installed, NUMBA_CACHE_DIR=str(named), **places)[2]).is_relative_to(named)
+    assert Path(twice(installed, **places)[2]).is_relative_to(installed / "__pycache__")
+    # An installation that cannot be written to; then without a home either.
+    assert twice(installed, NUMBA_CACHE_DIR=blocked(tmp_path / "file"), **places)[0] == 7
+    for path in sorted((installed / "__pycache__").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    (installed / "__pycache__").rmdir()
+    (installed / "__pycache__").write_text("")
+    assert Path(twice(installed, **places)[2]).is_relative_to(user)
+    places["XDG_CACHE_HOME"] = blocked(tmp_path / "no-home")
+    value, _, path = twice(installed, **places)
+    assert value == 7 and Path(path).is_relative_to(temporary / f"fastload-{os.getuid()}")
+    assert (temporary / f"fastload-{os.getuid()}").stat().st_mode & 0o777 == 0o700
+    # A folder that others may write to is none: what it holds would be run.
+    (temporary / f"fastload-{os.getuid()}").chmod(0o777)
+    assert twice(installed, **places) == (7, 0, "None")
+
+
+def test_fastload_is_imported_where_nothing_can_be_kept():
+    run(
+        "from fastload.kernels import compiling\n"
+        "for name in ('_named', '_beside', '_of_user', '_temporary'): setattr(compiling, name, lambda: None)\n"
+        "import fastload.loop.loader, fastload.subset.build\n"
+        "from fastload.kernels.bus_guard import install, compile_handler\n"
+        "assert install.stats.cache_path is None and compile_handler().address\n",
+        ROOT,
+    )
+
+
+@pytest.mark.parametrize(("ending", "content"), [("*.nbi", b""), ("*.nbc", b"no pickle")])
+def test_a_damaged_cache_is_made_anew(installed, ending, content):
+    assert twice(installed)[:2] == (7, 0)
+    (found,) = (installed / "__pycache__").rglob(ending)
+    found.write_bytes(content)
+    assert twice(installed)[:2] == (7, 0)
+    assert twice(installed)[:2] == (7, 1)
+
+
+def test_a_cache_that_cannot_be_written_to_later_stops_nothing(installed):
+    program = (
+        "import fastload.kernels.caller as caller\n"
+        "def full(*_): raise OSError(28, 'No space left on device')\n"
+        "caller.twice._cache._cache_file._save_data = full\n"
+        "print(caller.twice(5))\n"
+    )
+    assert run(program, installed.parent.parent) == "7\n"
+
+
+def test_code_of_other_sources_goes_when_it_was_not_used_for_long(installed):
+    path = Path(twice(installed)[2]).parent
+    old, recent = path.with_name(path.name[:-16] + "0" * 16), path.with_name(path.name[:-16] + "1" * 16)
+    for folder in (old, recent):
+        folder.mkdir()
+    os.utime(old, (time.time() - 40 * 86_400,) * 2)
+    twice(installed)
+    assert path.is_dir() and recent.is_dir() and not old.exists()
+
+
+def test_numbas_own_settings_stay_for_the_programs_other_functions():
+    before = config.CACHE_DIR
+
+    @compiling.njit(nogil=True)
+    def same(x):
+        return x
+
+    assert before == config.CACHE_DIR and same(3) == 3
+    assert "NUMBA_CACHE_DIR" not in os.environ or os.environ["NUMBA_CACHE_DIR"] == before
+
+
+def test_the_files_that_a_file_imports_are_those_that_python_sees():
+    for path in [*KERNELS.glob("*.py"), *OTHERS]:
+        text = path.read_text("utf-8")
+        expected = set()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom):
+                package = node.module or ""
+                if node.level == 1 and path.parent == KERNELS:
+                    expected.add(package.partition(".")[0])
+                elif node.level == 0 and package.startswith("fastload.kernels."):
+                    expected.add(package.split(".")[2])
+        assert {found.stem for found in compiling.imported_kernels(path, text)} == expected, path
+
+
+def test_compiled_functions_are_made_in_one_place_and_share_helpers_in_the_kernels_alone():
+    for path in [*KERNELS.glob("*.py"), *OTHERS]:
+        imported = {
+            alias.name
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "numba"
+            for alias in node.names
+        }
+        if path.name != "compiling.py":
+            assert not imported & {"njit", "jit", "cfunc", "vectorize", "guvectorize"}, path
+        if path.parent != KERNELS:  # another file's helper would not be in the hash
+            assert not imported & {"register_jitable", "overload", "intrinsic"}, path

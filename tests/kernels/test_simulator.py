@@ -1,0 +1,24 @@
+"""The CUDA augmentation kernels and the host's code around them, in Numba's simulator; kernels/topk.py's: test_topk."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from places import ROOT
+
+
+def test_the_cuda_kernels_and_feeds_meet_the_reference_in_the_simulator():
+    pytest.importorskip("numba_cuda", reason="numba-cuda, which has the simulator, is not installed")
+    environment = os.environ | {
+        "NUMBA_ENABLE_CUDASIM": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+    ran = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "simulator" / "augment_in_simulator.py")],
+        env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "as the reference in the simulator" in ran.stdout
