@@ -133,7 +133,7 @@ class DaliEngine:
         if not len(samples):
             return
         if self._shape is None:
-            self._check_last_part(samples)
+            self._check_last_part(samples)  # type: ignore[arg-type]  # where there is no shape, it is files
         # Whatever interrupts a run, Ctrl-C too, may leave inputs queued for the next one, and an error ends a
         # pipeline: it is put back only after success, else the next call builds another.
         pipeline, self._pipeline = self._pipeline or self._build(), None
@@ -348,7 +348,7 @@ class DaliEngine:
 
     # -- errors -------------------------------------------------------------------------------------------------
 
-    def _check_last_part(self, samples: Samples) -> None:
+    def _check_last_part(self, samples: Sequence[np.ndarray]) -> None:
         """Raise SampleError for a file that DALI refuses, where that could end the process.
 
         Of more than 4 · (threads + 1) files, DALI (2.4) has each thread look at the heads of a part and looks

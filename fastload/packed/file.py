@@ -19,7 +19,7 @@ import xxhash
 from fastload.common.arguments import path_of
 from fastload.common.dropping import Descriptor
 from fastload.errors import DataError, FastloadError, UsageError
-from fastload.packed.file import format as packed_format
+from fastload.packed import format as packed_format
 from fastload.packed.format import ALIGNMENT, CHUNK, FORMAT, SelectionTable, digest
 from fastload.packed.hdf5_reading import damaged, open_hdf5
 from fastload.packed.metadata import Metadata, read_foreign, read_packed

@@ -62,7 +62,7 @@ from fastload.selection import (
     strategy_row,
 )
 from fastload.selection.top_activations import list_length, read, report_length
-from fastload.subset.build import estimate as needs
+from fastload.subset import estimate as needs
 from fastload.subset.candidates import Candidates, KeptRows
 from fastload.subset.not_finite import naming_them, rows_not_finite
 from fastload.subset.report import Overlap, StepReport, SubsetReport, count_classes, measure_lists, size_text

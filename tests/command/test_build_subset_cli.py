@@ -17,7 +17,7 @@ from conftest import ROOT
 
 from fastload.command.cli import main
 from fastload.packed.file import PackedFile, PackedWriter
-from fastload.subset.build import estimate as needs
+from fastload.subset import estimate as needs
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
 QUICK = ("--epochs", "1", "--batch-size", "32", "--threads", "1")

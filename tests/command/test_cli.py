@@ -18,8 +18,8 @@ from samples import class_files, encode, noise, put, tar
 from fastload import __version__
 from fastload.command.cli import main
 from fastload.errors import DataError
+from fastload.packed import writer as packed_writer
 from fastload.packed.file import PackedFile, PackedWriter, SelectionTable
-from fastload.packed.file import writer as packed_writer
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:

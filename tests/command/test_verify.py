@@ -15,7 +15,7 @@ from fastload import Augment, DataError, TwoPhaseLoader, UsageError, pack
 from fastload.command.cli import main
 from fastload.command.verify import verify_file
 from fastload.packed.file import PackedFile, SelectionTable
-from fastload.subset.build import build as subset
+from fastload.subset import build as subset
 
 COUNT = 120
 

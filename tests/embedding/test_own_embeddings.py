@@ -58,8 +58,8 @@ def test_npy_and_h5_of_any_real_type_give_the_same_float32(tmp_path, full, vecto
 @pytest.mark.parametrize("name", ["fortran64.npy", "e.h5:chunked"])
 def test_what_is_not_plain_float32_is_read_in_chunks_and_never_whole(tmp_path, full, monkeypatch, name):
     """Ten times the chunk, in a process that may not take as much memory, would need a process: count instead."""
-    from fastload.embedding.embed import own as own_embeddings
-    from fastload.embedding.embed import rows as read_ahead
+    from fastload.embedding import own as own_embeddings
+    from fastload.embedding import rows as read_ahead
 
     values = np.random.default_rng(0).standard_normal((COUNT, 300))
     np.save(tmp_path / "fortran64.npy", np.asfortranarray(values))

@@ -19,14 +19,14 @@ import torch.distributed as dist
 from conftest import ROOT
 from packs import noise_images, write_raw
 
-from fastload.embedding.embed import ranks
+from fastload.embedding import ranks
 from fastload.embedding.follower import data_state, follow
 from fastload.embedding.ranks import Follower, Line, RankFailure
 from fastload.embedding.stored import hash_rows
 from fastload.errors import DataError, UsageError
 from fastload.packed.file import PackedFile
-from fastload.subset.build import build as subset
-from fastload.subset.build import estimate as needs
+from fastload.subset import build as subset
+from fastload.subset import estimate as needs
 
 MODELS = """
 import os, signal, time

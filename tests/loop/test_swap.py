@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from packs import write_pair
 
 from fastload import Augment, Swap, TwoPhaseLoader, UsageError
-from fastload.feeds.feed import feed as feeds
+from fastload.feeds import feed as feeds
 from fastload.loop.swap import Plateau, planned_swap
 from fastload.packed.reader import ReadAhead
 

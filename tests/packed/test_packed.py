@@ -23,8 +23,8 @@ from packs import write_format_1
 from places import ROOT
 
 from fastload.errors import DataError, UsageError
+from fastload.packed import writer as packed_writer
 from fastload.packed.file import PackedFile, PackedWriter, SelectionTable, checksum, damaged_rows, fingerprint
-from fastload.packed.file import writer as packed_writer
 
 COUNT, SHAPE = 12, (5, 7, 3)
 PIXELS = np.random.default_rng(0).integers(0, 256, (COUNT, *SHAPE), dtype=np.uint8)

@@ -24,8 +24,8 @@ from samples import cifar_files, class_files, encode, noise, put, tar
 import fastload
 from fastload.errors import DataError, UsageError
 from fastload.packed.file import PackedFile, damaged_rows, fingerprint
+from fastload.packing import job as pack_job
 from fastload.packing.decoding import BrokenImage, decode
-from fastload.packing.pack import job as pack_job
 
 
 def pixels_of(path: Path) -> np.ndarray:

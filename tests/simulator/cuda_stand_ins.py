@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 import torch
 
-from fastload.feeds.feed import feed as feeds
+from fastload.feeds import feed as feeds
 from fastload.kernels import augment
 from fastload.kernels.cuda_target import SIMULATED
 

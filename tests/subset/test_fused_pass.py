@@ -17,9 +17,9 @@ from fastload.embedding.stored import hash_rows
 from fastload.errors import DataError
 from fastload.packed.file import PackedFile
 from fastload.selection import STRATEGIES, Request, Samples, StrategyRow, select
+from fastload.subset import build as subset
+from fastload.subset import estimate as needs
 from fastload.subset.build import Listener
-from fastload.subset.build import build as subset
-from fastload.subset.build import estimate as needs
 from fastload.subset.report import measure_lists
 from fastload.subset.streaming_pass import FusedPass
 from fastload.subset.work_folder import MARK

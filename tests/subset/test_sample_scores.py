@@ -13,8 +13,8 @@ from fastload.errors import DataError, UsageError
 from fastload.packed.file import PackedFile
 from fastload.selection import STRATEGIES, register
 from fastload.selection.random import random
+from fastload.subset import estimate as needs
 from fastload.subset.build import build_subset
-from fastload.subset.build import estimate as needs
 
 COUNT, DIMS = 60, 5
 IDS = np.random.default_rng(2).permutation(COUNT) + 100

@@ -18,9 +18,9 @@ from PIL import Image
 from fastload.command.subset_terminal import duration
 from fastload.errors import DataError, UsageError
 from fastload.packed.file import PackedFile, damaged_rows, fingerprint
+from fastload.subset import build as subset
+from fastload.subset import estimate as needs
 from fastload.subset.build import Listener, parse_size
-from fastload.subset.build import build as subset
-from fastload.subset.build import estimate as needs
 from fastload.subset.estimate import Needs
 from fastload.subset.work_folder import WorkFolder
 
