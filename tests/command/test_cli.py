@@ -302,7 +302,7 @@ def test_debug_shows_the_traceback_wherever_it_stands_and_by_the_environment(
         words.insert(place, "--debug")
     code, out, err = run(capsys, *words)
     assert (code, out) == (1, "") and err.startswith("Traceback (most recent call last):\n")
-    assert "inspecting.py" in err and err.splitlines()[-1].startswith(f"error: {words[-1] if place != 2 else words[1]}")
+    assert "inspect.py" in err and err.splitlines()[-1].startswith(f"error: {words[-1] if place != 2 else words[1]}")
 
 
 @pytest.mark.parametrize("value", ["", "0"])
