@@ -27,7 +27,7 @@ def write_noise(path: Path, count: int, side: int, *, seed: int = 0) -> Path:
 def write_subset(path: Path, full: Path, count: int) -> Path:
     """Write `count` spread rows of a raw packed file as a subset of it."""
     with PackedFile(full) as file:
-        assert file.shape is not None
+        assert file.shape is not None and file.labels is not None
         rows = np.linspace(0, len(file) - 1, count).astype(np.int64)
         table = SelectionTable(
             np.zeros(count, np.int32), np.arange(count, dtype=np.int32), np.zeros(count, np.float32),

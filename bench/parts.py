@@ -104,7 +104,7 @@ def feed_contestant(
         try:
             yield Contestant(name, "images/s", batch * batches, run, copy, "copy of the output", drain, details)
         finally:
-            stream.close()  # type: ignore[attr-defined]
+            stream.close()
 
 
 def _noise(count: int, side: int, path: Path) -> Path:

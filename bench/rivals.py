@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ def resident(setting: parts.Setting, engines: Sequence[str], peers: Sequence[Pee
     torch.set_num_threads(feed_threads())
     try:
         for case in cases(setting)[: 1 if setting.file is not None else None]:
-            with parts.packed_data(setting, lambda path, c=case: data.write_noise(path, c.count, c.side)) as path:
+            write = partial(data.write_noise, count=case.count, side=case.side)
+            with parts.packed_data(setting, write) as path:
                 outcome += _race(setting, case, path, engines, ready)
     finally:
         torch.set_num_threads(threads)

@@ -130,16 +130,13 @@ def cold(setting: parts.Setting, scratch: Path | None) -> Outcome:
             found = f"it takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there"
             return Outcome(notes=[f"stream, raw, cold: not measured: {found}; --scratch names another folder"])
         path = write_tiled_noise(Path(folder) / "cold.h5", count, 32)
-        running, reads = zip(
-            _cold(setting, path, "block", batch, count // batch),
-            _cold(setting, path, True, batch, setting.pick(20, 3)),
-            strict=True,
-        )
-        results = race(running, setting.device, rounds=setting.rounds, deadline=setting.deadline)
+        in_blocks, block_reads = _cold(setting, path, "block", batch, count // batch)
+        shuffled, _ = _cold(setting, path, True, batch, setting.pick(20, 3))
+        results = race([in_blocks, shuffled], setting.device, rounds=setting.rounds, deadline=setting.deadline)
     blocks = results[0]
     # Of the rounds, as what disturbs the disk disturbs both; the first is the one that does not count.
-    gigabytes = running[0].work
-    shares = [speed * seconds / gigabytes for speed, seconds in zip(blocks.rounds, reads[0][1:], strict=False)]
+    gigabytes = in_blocks.work
+    shares = [speed * seconds / gigabytes for speed, seconds in zip(blocks.rounds, block_reads[1:], strict=False)]
     blocks.details["of_read_by_round"] = [round(share, 3) for share in shares]
     notes = [verdict(f"{blocks.name}, of a sequential read", statistics.median(shares), least=OF_DISK)]
     if any(one.details["cached_before"] for one in results):
@@ -177,9 +174,8 @@ def _cold(
             return time.perf_counter() - began
 
     name = f"stream, raw, cold, {'blocks' if shuffle == 'block' else 'shuffled'}"
-    return Contestant(
-        name, "GB/s", size / 1e9, run, read, "sequential read", details=details, inside=True
-    ), reads  # fmt: skip
+    found = Contestant(name, "GB/s", size / 1e9, run, read, "sequential read", details=details, inside=True)
+    return found, reads
 
 
 # -- encoded -------------------------------------------------------------------------------------------------------
@@ -241,13 +237,13 @@ def bare_decoder(
 
     pipeline = Pipeline(batch, feed_threads(), setting.device.index if on_gpu else None, seed=0, prefetch_queue_depth=2)
     with pipeline:
-        files = fn.external_source(source, dtype=types.UINT8, ndim=1, no_copy=True)
-        images = fn.decoders.image(files, device="mixed" if on_gpu else "cpu", output_type=types.RGB)
+        files = fn.external_source(source, dtype=types.DALIDataType.UINT8, ndim=1, no_copy=True)
+        images: Any = fn.decoders.image(files, device="mixed" if on_gpu else "cpu", output_type=types.DALIImageType.RGB)
         images = fn.resize(images, resize_shorter=small)
         pixels = fn.crop_mirror_normalize(
             images, crop=(crop, crop), crop_pos_x=fn.random.uniform(range=(0, 1)), mirror=fn.random.coin_flip(),
             crop_pos_y=fn.random.uniform(range=(0, 1)), mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375],
-            dtype=types.FLOAT, output_layout="CHW",
+            dtype=types.DALIDataType.FLOAT, output_layout="CHW",
         )  # fmt: skip
         pipeline.set_outputs(pixels)
     pipeline.build()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,9 @@ def _phases(setting: parts.Setting, full: Path, subset: Path) -> Outcome:
     for phase, part in (("fast", slice(warm, swap)), ("stream", slice(swap, None))):
         shares = [100 * sum(run.waits[part]) / sum(run.gaps[part]) for run in runs["10 ms steps"]]
         what = f"waited, 10 ms steps, {phase} phase"
-        details = {"step": "torch matrix products on one thread, calibrated alone", "steps": len(range(steps)[part])}
-        outcome.results.append(
-            result_of(what, "%", shares, limit=MOST_WAITED, limit_name="target", details=details)
-        )  # fmt: skip
+        trained = {"step": "torch matrix products on one thread, calibrated alone", "steps": len(range(steps)[part])}
+        waited = result_of(what, "%", shares, limit=MOST_WAITED, limit_name="target", details=trained)
+        outcome.results.append(waited)
         outcome.notes.append(verdict(f"{what}, percent", statistics.median(shares), most=MOST_WAITED))
     return outcome
 
@@ -132,7 +132,7 @@ def _run(full: Path, subset: Path, settings: dict[str, Any], train: Callable[[],
 
 
 @contextmanager
-def _trainer(setting: parts.Setting) -> Iterator[Callable[[], None]]:
+def _trainer(setting: parts.Setting) -> Iterator[Callable[[], float]]:
     """A trainer that computes, not one that sleeps: on a CPU it takes one processor from those that feed it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -151,7 +151,7 @@ def _trainer(setting: parts.Setting) -> Iterator[Callable[[], None]]:
         multiply(10)
         seconds = STEP_SECONDS if not setting.quick else STEP_SECONDS / 10
         times = max(1, round(20 * seconds / min(multiply(20) for _ in range(5))))
-        yield lambda: multiply(times) and None
+        yield partial(multiply, times)
     finally:
         torch.set_num_threads(threads)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from fastload.bench.paper.figure4 import COLUMNS, Row, measure_noise, splits
@@ -21,7 +23,7 @@ def autoencoder_length(place: Workplace) -> Findings:
         name = f"top-activations, {length}"
         (row,) = splits(place, "top-activations", (1.0,), seeds, length=length, name=name)
         rows.append(row)
-        facts = place.attempt(name, lambda length=length: _facts(place, length, lengths[-1]))
+        facts = place.attempt(name, partial(_facts, place, length, lengths[-1]))
         found.rows.append((*row.texts(), *(facts or ("not yet", "not yet"))))
     noise = measure_noise(place, rows)
     first, last = (row.accuracies if row.results else Accuracies(()) for row in (rows[0], rows[-1]))

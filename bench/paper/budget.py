@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from dataclasses import dataclass, field
+from functools import partial
 
 from fastload.bench.paper.figure4 import full_only, measure_noise
 from fastload.bench.paper.findings import (
@@ -113,7 +114,7 @@ def _setting(place: Workplace, setting: str, budget: float, pace: float) -> list
                 subset = None
             else:
                 drawn = seed if strategy == "random" else 0
-                subset = place.attempt(what, lambda strategy=strategy, drawn=drawn: choose(place, strategy, seed=drawn))
+                subset = place.attempt(what, partial(choose, place, strategy, seed=drawn))
                 if subset is None:
                     continue
                 contest.selection = subset.seconds

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from PIL import Image
@@ -21,7 +23,7 @@ def figure3(place: Workplace) -> Findings:
     found = Findings("figure3", "Figure 3: what the autoencoder sees, embeds and gives back",
                      ("autoencoder trained for", "mean squared error, test set", "activations above 0"))  # fmt: skip
     for length, _ in place.scale.autoencoder:
-        encoded = place.attempt(f"figure3, {length}", lambda length=length: encode(place, length))
+        encoded = place.attempt(f"figure3, {length}", partial(encode, place, length))
         if encoded is None:
             continue
         model = saved_model(encoded)
@@ -56,7 +58,7 @@ def _measure(place: Workplace, model: Autoencoder) -> tuple[float, float]:
 @torch.inference_mode()
 def _picture(place: Workplace, model: Autoencoder) -> Image.Image:
     """Return three rows of squares: inputs, embeddings, reproductions."""
-    _, rows = np.unique(place.test.labels, return_index=True)
+    _, rows = np.unique(place.test_labels, return_index=True)
     wanted = set(rows[:_SHOWN].tolist())
     images = []
     with EvaluationLoader(place.test, VIEW, batch_size=_BATCH) as batches:

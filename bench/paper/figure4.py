@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from fastload.bench.paper.findings import (
     NOT_REPEATED,
@@ -74,7 +75,7 @@ def full_only(place: Workplace, seeds: Sequence[int], schedule: str = "constant"
     """Train on the full set only."""
     row = Row(FULL if schedule == "constant" else FITTED, 0.0)
     for seed in seeds:
-        result = place.attempt(row.name, lambda seed=seed: train(place, Run(seed, schedule=schedule)))
+        result = place.attempt(row.name, partial(train, place, Run(seed, schedule=schedule)))
         if result is not None:
             row.results.append(result)
     return row
@@ -84,7 +85,7 @@ def fresh(place: Workplace, seeds: Sequence[int], schedule: str = "constant") ->
     """Train on a fresh random subset every epoch."""
     row = Row(RS2 if schedule == "constant" else f"{RS2}, decaying rate", None)
     for seed in seeds:
-        result = place.attempt(row.name, lambda seed=seed: train(place, Run(seed, schedule=schedule, fresh=True)))
+        result = place.attempt(row.name, partial(train, place, Run(seed, schedule=schedule, fresh=True)))
         if result is not None:
             row.results.append(result)
     return row
@@ -109,7 +110,7 @@ def splits(
     for seed in seeds:
         for share in sorted(shares, reverse=True):
             what = f"{name or strategy}, {split_name(share)}"
-            found = place.attempt(what, lambda seed=seed, share=share: run(seed, share))
+            found = place.attempt(what, partial(run, seed, share))
             if found is not None:
                 rows[share].results.append(found[0])
                 rows[share].selection = found[1].seconds

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 
 from fastload.bench.measure import synchronize
+from fastload.bench.paper.chosen_rows_feed import ChosenRowsFeed
 from fastload.bench.paper.fresh_subsets import FreshFeed, FreshSubsets
 from fastload.bench.paper.infobatch import InfoBatch
 from fastload.bench.paper.scale import SIZE
 from fastload.bench.paper.subsets import Subset
 from fastload.bench.paper.throttle import Throttle
-from fastload.bench.paper.told_feed import ToldFeed
 from fastload.bench.paper.trainee import LEARNING_RATE, Trainee, rehearse
 from fastload.bench.paper.workplace import AUGMENT, Workplace
 from fastload.errors import UsageError
-from fastload.feeds.feed import Output, run_feed
+from fastload.feeds.feed import Batch, Output, run_feed
 from fastload.loop.loader import TwoPhaseLoader
 from fastload.subset.build import parse_size
 
@@ -85,6 +85,14 @@ class Delivered(NamedTuple):
     weights: torch.Tensor | None = None
     learn: Callable[[torch.Tensor], None] | None = None
     streamed: bool = False
+
+
+def _delivered(
+    batch: Batch, weights: torch.Tensor | None = None, learn: Callable[[torch.Tensor], None] | None = None
+) -> Delivered:
+    """Return a batch that was streamed."""
+    assert batch.labels is not None  # Workplace takes labelled files only
+    return Delivered(batch.images, batch.labels, batch.ids, weights, learn, streamed=True)
 
 
 class _Clock:
@@ -195,8 +203,8 @@ class _Source:
 
     def batches(self) -> Iterator[Delivered]:
         """Open what is needed, and return the batches."""
-        makers = {INFOBATCH: self._infobatch, RS2: self._fresh}
-        return self._late(makers.get(self._run.rival, self._loaded)())
+        openers = {INFOBATCH: self._infobatch, RS2: self._fresh}
+        return self._late(openers.get(self._run.rival, self._loaded)())
 
     def close(self) -> None:
         for close in reversed(self._closing):
@@ -236,11 +244,11 @@ class _Source:
         subsets = FreshSubsets(len(full), parse_size(SIZE, len(full)), self._run.seed)
         feed = FreshFeed(full, AUGMENT, subsets, self._output)
         stream = run_feed(feed, lambda step: (step * batch, batch), 0, _ENDLESS, self._place.device)
-        self._closing.append(stream.close)  # type: ignore[attr-defined]
-        return (Delivered(*batch, streamed=True) for batch in stream)
+        self._closing.append(stream.close)
+        return (_delivered(batch) for batch in stream)
 
     def _infobatch(self) -> Iterator[Delivered]:
-        feed = ToldFeed(self._place.full, AUGMENT, self._output, self._run.seed)
+        feed = ChosenRowsFeed(self._place.full, AUGMENT, self._output, self._run.seed)
         self._closing.append(feed.close)
         rule = InfoBatch(len(self._place.full), self._run.seed)
 
@@ -252,7 +260,7 @@ class _Source:
                 factors = torch.from_numpy(weights).to(self._place.device)
                 for batch, which in feed.epoch(rows):
                     learn = partial(_learn, rule, rows[which])
-                    yield Delivered(batch.images, batch.labels, batch.ids, factors[which], learn, streamed=True)
+                    yield _delivered(batch, factors[which], learn)
 
         generator = batches()
         self._closing.append(generator.close)

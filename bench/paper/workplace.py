@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from fastload import __version__
@@ -46,6 +47,16 @@ class Options:
     deadline: Deadline
 
 
+def _class_numbers(file: PackedFile) -> np.ndarray:
+    """Return the labels of a file that the experiments can be done on. Raises DataError for any other."""
+    if file.storage != "raw" or file.shape is None or min(file.shape[:2]) < SIDE or file.shape[2] != 3:
+        raise DataError(f"{file.path}: the paper's experiments need raw colour images of at least 24×24")
+    labels = file.labels
+    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise DataError(f"{file.path}: the experiments need one class number, 0 or more, for each image")
+    return labels
+
+
 class Workplace:
     """Everything that the experiments share. Use it in a `with` block: it keeps two files open."""
 
@@ -58,12 +69,14 @@ class Workplace:
         try:
             self.full = self._stack.enter_context(PackedFile(options.full))
             self.test = self._stack.enter_context(PackedFile(options.test))
-            self._check()
+            self.labels = _class_numbers(self.full)
+            self.test_labels = _class_numbers(self.test)
+            label_map(self.test.classes, self.full.classes, source=self.test.path, target=self.full.path)
         except BaseException:
             self.close()
             raise
         self.scale = Scale.of(options.scale, len(self.full))
-        self.classes = max(len(self.full.classes), int(self.full.labels.max()) + 1)
+        self.classes = max(len(self.full.classes), int(self.labels.max()) + 1)
         self.seeds = tuple(range(options.seeds))
         found = machine(self.device)
         self.machine = describe(found)
@@ -72,14 +85,6 @@ class Workplace:
             "full": self.full.fingerprint, "test": self.test.fingerprint, "device": found.get("gpu", "cpu"),
             "fastload": __version__,
         }  # fmt: skip
-
-    def _check(self) -> None:
-        for file in (self.full, self.test):
-            if file.storage != "raw" or file.shape is None or min(file.shape[:2]) < SIDE or file.shape[2] != 3:
-                raise DataError(f"{file.path}: the paper's experiments need raw colour images of at least 24×24")
-            if file.labels.ndim != 1 or file.labels.dtype.kind not in "iu" or file.labels.min() < 0:
-                raise DataError(f"{file.path}: the experiments need one class number, 0 or more, for each image")
-        label_map(self.test.classes, self.full.classes, source=self.test.path, target=self.full.path)
 
     @property
     def few(self) -> tuple[int, ...]:

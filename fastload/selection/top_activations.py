@@ -166,7 +166,8 @@ class ListsPass:
 
 def _state(saved: Mapping[str, np.ndarray], name: str) -> TopKState:
     found = {field.name: saved[f"{name}.{field.name}"] for field in fields(TopKState)}
-    return TopKState(**found | {count: int(found[count]) for count in ("rows", "nonfinite")})
+    rows, nonfinite = int(found.pop("rows")), int(found.pop("nonfinite"))
+    return TopKState(**found, rows=rows, nonfinite=nonfinite)
 
 
 def list_length(request: Request, samples: Samples, dims: int) -> int:

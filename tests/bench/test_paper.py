@@ -18,6 +18,7 @@ from fastload.bench.__main__ import main
 from fastload.bench.advise import Advice
 from fastload.bench.measure import Deadline
 from fastload.bench.paper import budget, command, timed_training, training
+from fastload.bench.paper.chosen_rows_feed import ChosenRowsFeed
 from fastload.bench.paper.findings import Accuracies, Noise, all_of, better, compare
 from fastload.bench.paper.fresh_subsets import FreshFeed, FreshSubsets
 from fastload.bench.paper.infobatch import InfoBatch
@@ -26,7 +27,6 @@ from fastload.bench.paper.state import State
 from fastload.bench.paper.subsets import choose
 from fastload.bench.paper.throttle import Throttle
 from fastload.bench.paper.timed_training import INFOBATCH, RESIDENT, RS2, TWO_PHASE, TimedRun, train_for
-from fastload.bench.paper.told_feed import ToldFeed
 from fastload.bench.paper.trainee import Trainee, learning_rate
 from fastload.bench.paper.training import Run, train
 from fastload.bench.paper.workplace import Options, OutOfTime, Workplace
@@ -156,7 +156,7 @@ def test_a_throttle_never_lets_more_images_pass_than_its_rate_and_look_ahead():
 
 def test_a_told_feed_gives_the_rows_that_it_was_told_with_full_batches(few_cifar):
     with PackedFile(few_cifar) as full:
-        feed = ToldFeed(full, Augment(crop=24), Output(16, CPU), seed=1)
+        feed = ChosenRowsFeed(full, Augment(crop=24), Output(16, CPU), seed=1)
         for epoch, count in enumerate((50, 33, 7)):
             rows = np.random.default_rng(epoch).permutation(400)[:count]
             given = [(batch.ids.numpy(), which) for batch, which in feed.epoch(rows)]

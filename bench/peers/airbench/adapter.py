@@ -56,7 +56,8 @@ def augment(images, crop, tops, lefts, flips, brightness, contrast, dtype, cut=c
 def augment_randomly(images, crop, dtype, cut):
     """`augment` with parameters drawn for every image."""
     rooms = images.shape[2] - crop, images.shape[3] - crop
-    return augment(images, crop, *draw(len(images), rooms, images.device), dtype, cut)
+    tops, lefts, flips, brightness, contrast = draw(len(images), rooms, images.device)
+    return augment(images, crop, tops, lefts, flips, brightness, contrast, dtype, cut)
 
 
 def open_batches(case):

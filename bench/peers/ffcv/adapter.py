@@ -64,7 +64,7 @@ def open_batches(case):
     path = Path(case["folder"]) / f"{case['name']}.beton"
     if case["name"] == "jpeg":
         field = RGBImageField(write_mode="jpg", jpeg_quality=JPEG_QUALITY)
-        images = _Files(case["images"], case["labels"], case["offsets"])
+        images: _Files | _Images = _Files(case["images"], case["labels"], case["offsets"])
     else:
         field = RGBImageField(write_mode="raw")
         images = _Images(case["images"], case["labels"])

@@ -47,7 +47,8 @@ def draw(count, rooms, device):
 def augment_randomly(images, crop, dtype):
     """`augment` with parameters drawn for every image."""
     rooms = images.shape[1] - crop, images.shape[2] - crop
-    return augment(images, crop, *draw(len(images), rooms, images.device), dtype)
+    tops, lefts, flips, brightness, contrast = draw(len(images), rooms, images.device)
+    return augment(images, crop, tops, lefts, flips, brightness, contrast, dtype)
 
 
 def batch_of_bytes(stored, shape):

@@ -1,4 +1,4 @@
-"""A stream feed that is told each epoch's rows, for rivals that choose them as training goes on."""
+"""A stream feed whose rows are chosen anew for each epoch, for rivals that choose them as training goes on."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from fastload.order import FINE_TUNE
 from fastload.packed.file import PackedFile
 
 
-class _Told:
-    """An order like `Order` over rows that were told."""
+class _ChosenRows:
+    """An order like `Order` over the rows that were chosen for an epoch."""
 
     def __init__(self, seed: int) -> None:
         self.seed, self.phase = seed, FINE_TUNE
-        self.tell(np.zeros(1, np.int64), 0)
+        self.choose(np.zeros(1, np.int64), 0)
 
-    def tell(self, rows: np.ndarray, epoch: int) -> None:
-        self.told, self.epoch = rows, epoch
+    def choose(self, rows: np.ndarray, epoch: int) -> None:
+        self.chosen, self.epoch = rows, epoch
 
     def rows(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.told[start : start + count], np.full(count, self.epoch, np.int64)
+        return self.chosen[start : start + count], np.full(count, self.epoch, np.int64)
 
 
-class ToldFeed:
-    """Batches of rows that are told epoch by epoch, made ahead by threads within an epoch."""
+class ChosenRowsFeed:
+    """Batches of rows that are chosen epoch by epoch, made ahead by threads within an epoch."""
 
     def __init__(self, file: PackedFile, augment: Augment, output: Output, seed: int) -> None:
-        self._order, self._output, self._epoch = _Told(seed), output, 0
+        self._order, self._output, self._epoch = _ChosenRows(seed), output, 0
         order: Any = self._order  # the stream feeds ask an order for seed, phase and rows only
         self._feed = open_feed(file, augment, order, output)
 
     def epoch(self, rows: np.ndarray) -> Iterator[tuple[Batch, slice]]:
         """Yield full batches of `rows`, and which of them each one holds; a remainder is left out, unless it is all."""
-        self._order.tell(rows, self._epoch)
+        self._order.choose(rows, self._epoch)
         self._epoch += 1
         size = min(self._output.batch_size, len(rows))
         steps, feed = len(rows) // size, self._feed
