@@ -18,7 +18,7 @@ from fastload.bench import data, parts
 from fastload.bench.measure import Contestant, Result, Withdrawn, compare, race, seconds_of
 from fastload.bench.peers.install import Peer
 from fastload.bench.peers.process import PeerError, PeerProcess
-from fastload.common.processors import makers
+from fastload.common.processors import default_threads
 from fastload.packed.file import PackedFile
 
 PREPARE_SECONDS = 900.0
@@ -85,7 +85,7 @@ def resident(setting: parts.Setting, engines: Sequence[str], peers: Sequence[Pee
 
 def feed_threads() -> int:
     """Return how many threads a feed of ours takes by default."""
-    return makers()
+    return default_threads()
 
 
 def _race(setting: parts.Setting, case: Case, path: Path, engines: Sequence[str], peers: Sequence[Peer]) -> Outcome:

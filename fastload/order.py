@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -24,6 +24,28 @@ def shuffle_of(value: Any) -> Shuffle:
     if isinstance(value, str) and value == "block":
         return "block"
     raise UsageError(f'shuffle={value!r}; it is True, False or "block"')
+
+
+class RowOrder(Protocol):
+    """What a feed asks of an order: which rows of a file come at which positions, and in which epoch of the run.
+
+    `Order` is one. Others may choose rows as training goes on.
+    """
+
+    @property
+    def n(self) -> int:
+        """Rows in the file."""
+
+    @property
+    def seed(self) -> int:
+        """64-bit; decides the augmentation, with phase, epoch and sample id."""
+
+    @property
+    def phase(self) -> int:
+        """FAST, FINE_TUNE or AUTOENCODER."""
+
+    def rows(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows and epochs, int64 [count] each, of the positions start … start + count - 1."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +99,8 @@ class Order:
 
     def _permuted(self, n: int, mode: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         rows, epochs = np.empty(count, np.int64), np.empty(count, np.int64)
-        word = np.uint64
-        permute.rows_at(
-            word(start), word(n), word(self.seed), word(self.phase), mode,
-            word(self.block_rows), word(self.window_blocks), rows, epochs,
-        )  # fmt: skip
+        where = np.uint64(start), np.uint64(n), np.uint64(self.seed), np.uint64(self.phase)
+        permute.rows_at(*where, mode, np.uint64(self.block_rows), np.uint64(self.window_blocks), rows, epochs)
         return rows, epochs
 
 

@@ -30,7 +30,7 @@ def opened(file, workers=2):
     feed = open_feed(
         file, Augment(crop=24), Order(len(file), 0, 1), Output(BATCH, torch.device("cpu")), workers=workers
     )
-    feed._ahead.want = lambda start, count: True  # whatever the file system says of its cache
+    feed._read_ahead.want = lambda start, count: True  # whatever the file system says of its cache
     return feed
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +23,10 @@ class _ChosenRows:
     def choose(self, rows: np.ndarray, epoch: int) -> None:
         self.chosen, self.epoch = rows, epoch
 
+    @property
+    def n(self) -> int:
+        return len(self.chosen)
+
     def rows(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         return self.chosen[start : start + count], np.full(count, self.epoch, np.int64)
 
@@ -33,8 +36,7 @@ class ChosenRowsFeed:
 
     def __init__(self, file: PackedFile, augment: Augment, output: Output, seed: int) -> None:
         self._order, self._output, self._epoch = _ChosenRows(seed), output, 0
-        order: Any = self._order  # the stream feeds ask an order for seed, phase and rows only
-        self._feed = open_feed(file, augment, order, output)
+        self._feed = open_feed(file, augment, self._order, output)
 
     def epoch(self, rows: np.ndarray) -> Iterator[tuple[Batch, slice]]:
         """Yield full batches of `rows`, and which of them each one holds; a remainder is left out, unless it is all."""

@@ -6,7 +6,6 @@ Okanovic et al., "Repeated Random Sampling for Minimizing the Time-to-Accuracy o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from fastload.augment import Augment
 from fastload.common.memory import resident_room
 from fastload.errors import UsageError
 from fastload.feeds.feed import Batch, Output, open_feed
-from fastload.order import FINE_TUNE, Order
+from fastload.order import FINE_TUNE, Order, RowOrder
 from fastload.packed.file import PackedFile
 
 
@@ -66,7 +65,7 @@ class FreshFeed:
 
     def __init__(self, file: PackedFile, augment: Augment, subsets: FreshSubsets, output: Output) -> None:
         self.resident = file.shape is not None and file.nbytes <= resident_room(output.device)
-        order: Any = subsets.whole if self.resident else subsets
+        order: RowOrder = subsets.whole if self.resident else subsets
         self._feed = open_feed(file, augment, order, output, resident=self.resident)
         self.immediate, self.workers, self._subsets = self._feed.immediate, self._feed.workers, subsets
 

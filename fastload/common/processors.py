@@ -10,6 +10,6 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def makers() -> int:
-    """Return how many threads make batches by default: one a processor, 8 at most."""
+def default_threads() -> int:
+    """Return how many threads to start where the caller names no number: one a processor, 8 at most."""
     return min(8, processors())

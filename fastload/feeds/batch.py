@@ -32,7 +32,17 @@ def yielded(batch: Batch, with_ids: bool) -> tuple[torch.Tensor, ...]:
 
 @dataclass(frozen=True)
 class Output:
-    """How batches come out: `batch_size` images, device, dtype (float32, float16, bfloat16) and memory format."""
+    """How batches come out.
+
+    Arguments:
+        batch_size: images in a full batch, at least 1.
+        device: where they are wanted.
+        dtype: of the images: torch.float32, float16 or bfloat16.
+        memory_format: of the images: torch.contiguous_format or channels_last.
+        keep: idle output buffers that are kept on the CPU.
+
+    Raises UsageError for values out of range.
+    """
 
     batch_size: int
     device: torch.device
@@ -82,3 +92,8 @@ class Feed(Protocol):
 def label_tensor(labels: np.ndarray) -> torch.Tensor:
     """Return labels as they are yielded: integers as int64, others as they are."""
     return torch.from_numpy(labels.astype(np.int64) if labels.dtype.kind in "iu" else np.ascontiguousarray(labels))
+
+
+def labels_of_rows(labels: torch.Tensor | None, rows: np.ndarray) -> torch.Tensor | None:
+    """Return the labels of rows, int64 [b], out of those of the set; None where the set has none."""
+    return None if labels is None else labels[torch.from_numpy(rows)]

@@ -7,61 +7,41 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastload.augment import Augment, draw_parameters
-from fastload.common.memory import check_fits
+from fastload.augment import draw_parameters
 from fastload.errors import DataError
-from fastload.feeds.batch import Batch, Output
-from fastload.feeds.buffers import BufferRing
-from fastload.feeds.dali_engine import DaliEngine, SampleError
-from fastload.order import Order
-from fastload.packed.reader import ReadAhead, SampleReader
-from fastload.packed.set import Packed
+from fastload.feeds.batch import Batch, labels_of_rows
+from fastload.feeds.dali_engine import DaliEngine
+from fastload.feeds.dali_errors import SampleError
+from fastload.feeds.inputs import FeedInputs
 
 
 class DaliFeed:
-    """Batches by a DALI pipeline; a pipeline is not thread-safe: one worker.
-
-    Arguments:
-        labels: [N, ...], or None for batches without. ahead: of a streamed feed; None keeps the set on the device.
-    """
+    """Batches by a DALI pipeline, resident or streamed; a pipeline is not thread-safe: one worker."""
 
     immediate = False
     workers = 1
 
-    def __init__(
-        self,
-        file: Packed,
-        augment: Augment,
-        order: Order,
-        output: Output,
-        labels: torch.Tensor | None,
-        reader: SampleReader,
-        ahead: ReadAhead | None,
-    ) -> None:
-        self._augment, self._order, self._output = augment, order, output
+    def __init__(self, inputs: FeedInputs) -> None:
+        file, output = inputs.file, inputs.output
+        self._augment, self._order, self._output = inputs.augment, inputs.order, output
         self._path, self._name_of = file.path, file.name_of
-        self.resident = ahead is None
-        self._channels = 3 if file.shape is None else file.shape[2]
-        self._encoded = file.shape is None
+        self.resident, self._encoded = inputs.resident, file.shape is None
         self._on_cuda = output.device.type == "cuda"
-        self._labels, self._ids = labels, file.ids
-        self._reader, self._ahead = reader, ahead
+        self._labels, self._ids = inputs.labels, file.ids
+        self._reader, self._read_ahead = inputs.reader, inputs.read_ahead
         self._stored: torch.Tensor | None = None
-        if ahead is None:
-            check_fits(file.nbytes, output.device, str(file.path))
-            self._stored = torch.from_numpy(reader.images(np.arange(len(file)))).to(output.device)
-            reader.close()
-        self._ring = BufferRing(
-            output.batch_size,
-            (self._channels, *augment.size),
-            output.dtype,
-            output.channels_last,
-            output.keep,
-        )
+        if self.resident:
+            inputs.check_fits()
+            self._stored = torch.from_numpy(self._reader.images(np.arange(len(file)))).to(output.device)
+            self._reader.close()
+        self._image_shape, self._ring = inputs.image_shape, inputs.buffer_ring()
         self._engine = DaliEngine(
-            augment, shape=file.shape, batch_size=output.batch_size, device=output.device,
+            inputs.augment,
+            shape=file.shape,
+            batch_size=output.batch_size,
+            device=output.device,
             memory_format=output.memory_format,
-        )  # fmt: skip
+        )
 
     def make(self, start: int, count: int) -> Batch:
         rows, epochs = self._order.rows(start, count)
@@ -69,17 +49,17 @@ class DaliFeed:
         parameters = draw_parameters(self._augment, self._order.seed, self._order.phase, ids, epochs)
         device = self._output.device
         if self._on_cuda:
-            images = self._output.empty(count, (self._channels, *self._augment.size))
+            images = self._output.empty(count, self._image_shape)
         else:
             images, _ = self._ring.take(count)
         try:
-            if self._ahead is not None:
-                self._ahead.want(start, count)
+            if self._read_ahead is not None:
+                self._read_ahead.want(start, count)
             self._engine(self._samples(rows), parameters, images)
         except SampleError as error:
             row = int(rows[error.position])
             raise DataError(f"{self._path}: {self._name_of(row)} {error.problem}") from error
-        labels = None if self._labels is None else self._labels[torch.from_numpy(rows)]
+        labels = labels_of_rows(self._labels, rows)
         if not self._on_cuda:
             return Batch(images, labels, torch.from_numpy(ids))
         if labels is not None:

@@ -13,28 +13,27 @@ import torch
 
 from fastload.augment import Augment
 from fastload.common.device import resolve_device
-from fastload.common.processors import makers
+from fastload.common.processors import default_threads
 from fastload.errors import UsageError
 from fastload.feeds.batch import Batch, Feed, Output, label_tensor
 from fastload.feeds.dali_feed import DaliFeed
 from fastload.feeds.engine_choice import choose_engine
 from fastload.feeds.fused_feeds import FusedCpuFeed, FusedResidentFeed, FusedStreamFeed
+from fastload.feeds.inputs import FeedInputs
 from fastload.feeds.prefetch import Prefetcher
+from fastload.feeds.read_ahead import read_ahead_for
 from fastload.kernels import cuda_target
-from fastload.order import Order
-from fastload.packed.reader import ReadAhead, SampleReader
+from fastload.order import Order, RowOrder
+from fastload.packed.reader import SampleReader
 from fastload.packed.set import Packed
 
 __all__ = ["Batch", "Feed", "FeedRun", "Output", "label_tensor", "open_feed", "run_feed", "stream"]
-
-_AHEAD_BYTES = 64 << 20
-"""What the system is asked to read ahead of the batches, where it must come from a disk."""
 
 
 def open_feed(
     file: Packed,
     augment: Augment,
-    order: Order,
+    order: RowOrder,
     output: Output,
     *,
     engine: str = "auto",
@@ -46,33 +45,36 @@ def open_feed(
 
     Arguments:
         file: opened by the caller, who may close it once this has returned.
-        augment, order, output: what comes out. engine: "auto", "fused" or "dali".
-        resident: keep the whole file in device memory (raw storage only).
+        augment: what happens to each image.
+        order: which rows come at which positions.
+        output: how batches come out.
+        engine: "auto", "fused" or "dali".
+        resident: keep the whole file in the device's memory (raw storage only).
         workers: threads that make batches ahead; the processors, at most 8, by default.
         labels: [N, ...], in place of the file's own.
     """
     chosen = choose_engine(engine, file, augment)
     if resident and file.shape is None:
         raise UsageError(f"{file.path} holds encoded images; a resident set must be raw")
-    if workers is None:
-        workers = makers()
     found = file.labels if labels is None else labels
-    given = None if found is None else label_tensor(found)
     reader = SampleReader(file)
-    ahead = None if resident else _read_ahead(reader, order, file, output)
+    inputs = FeedInputs(
+        file,
+        augment,
+        order,
+        output,
+        labels=None if found is None else label_tensor(found),
+        reader=reader,
+        read_ahead=None if resident else read_ahead_for(order, reader, file, output.batch_size),
+        resident=resident,
+        workers=default_threads() if workers is None else workers,
+    )
     if chosen == "dali":
-        return DaliFeed(file, augment, order, output, given, reader, ahead)
+        return DaliFeed(inputs)
     if output.device.type == "cpu":
-        return FusedCpuFeed(file, augment, order, output, given, reader, ahead, workers)
+        return FusedCpuFeed(inputs)
     cuda_target.require()
-    if ahead is None:
-        return FusedResidentFeed(file, augment, order, output, given, reader)
-    return FusedStreamFeed(file, augment, order, output, given, reader, ahead, workers)
-
-
-def _read_ahead(reader: SampleReader, order: Order, file: Packed, output: Output) -> ReadAhead:
-    mean = max(1, file.nbytes // len(file))
-    return ReadAhead(reader, order, mean, max(_AHEAD_BYTES, 4 * output.batch_size * mean))
+    return FusedResidentFeed(inputs) if resident else FusedStreamFeed(inputs)
 
 
 def stream(
@@ -114,10 +116,10 @@ class FeedRun(Iterator[Batch]):
         self._locate, self._step, self._last = locate, first, last
         self._ahead: Prefetcher | None = None
         if not feed.immediate and first < last:
+            workers = feed.workers
             self._ahead = Prefetcher(
-                lambda step: feed.make(*locate(step)), first, last,
-                depth=feed.workers + 1, workers=feed.workers, device=device,
-            )  # fmt: skip
+                lambda step: feed.make(*locate(step)), first, last, depth=workers + 1, workers=workers, device=device
+            )
 
     def __next__(self) -> Batch:
         step, feed, ahead = self._step, self._feed, self._ahead

@@ -7,28 +7,27 @@ import queue
 import numpy as np
 import torch
 
-from fastload.augment import Augment
-from fastload.common.memory import check_fits, check_pinned, pinned_bytes
+from fastload.common.memory import check_pinned, pinned_bytes
 from fastload.errors import ClosedError
-from fastload.feeds.batch import Batch, Output
-from fastload.feeds.buffers import BufferRing
+from fastload.feeds.batch import Batch, labels_of_rows
 from fastload.feeds.fused_engine import FusedEngine, ResidentStore, whole_words
+from fastload.feeds.inputs import FeedInputs
 from fastload.order import Order
 from fastload.packed.guarded_map import GuardedMap
-from fastload.packed.reader import ReadAhead, SampleReader
-from fastload.packed.set import Packed
 
 
-def _engine(file: Packed, augment: Augment, order: Order, output: Output) -> FusedEngine:
+def _engine(inputs: FeedInputs) -> FusedEngine:
+    file, order, output = inputs.file, inputs.order, inputs.output
     assert file.shape is not None and file.strides is not None
     return FusedEngine(
-        augment, seed=order.seed, phase=order.phase, shape=file.shape, strides=file.strides,
-        dtype=output.dtype, channels_last=output.channels_last,
-    )  # fmt: skip
-
-
-def _of_rows(labels: torch.Tensor | None, rows: np.ndarray) -> torch.Tensor | None:
-    return None if labels is None else labels[torch.from_numpy(rows)]
+        inputs.augment,
+        seed=order.seed,
+        phase=order.phase,
+        shape=file.shape,
+        strides=file.strides,
+        dtype=output.dtype,
+        channels_last=output.channels_last,
+    )
 
 
 def _discard(batch: Batch) -> None:
@@ -40,39 +39,24 @@ class FusedCpuFeed:
 
     Blocks from a disk too: in a cold pass over them, with the reads asked for ahead, the map gave 1.3 to 1.7 GB/s and
     pread 0.9 to 1.1 (interleaved, two cores). Scattered samples from a disk are read: see `ReadAhead.want`.
-
-    Arguments:
-        labels: [N, ...], or None for batches without. ahead: of a streamed feed; None keeps the set in memory.
     """
 
     immediate = False
 
-    def __init__(
-        self,
-        file: Packed,
-        augment: Augment,
-        order: Order,
-        output: Output,
-        labels: torch.Tensor | None,
-        reader: SampleReader,
-        ahead: ReadAhead | None,
-        workers: int,
-    ) -> None:
-        assert file.shape is not None
-        self.workers, self.resident = workers, ahead is None
-        self._engine = _engine(file, augment, order, output)
-        self._order, self._reader, self._ahead = order, reader, ahead
-        self._labels, self._ids = labels, file.ids
+    def __init__(self, inputs: FeedInputs) -> None:
+        self.workers, self.resident = inputs.workers, inputs.resident
+        self._engine = _engine(inputs)
+        self._order, self._reader, self._read_ahead = inputs.order, inputs.reader, inputs.read_ahead
+        self._labels, self._ids = inputs.labels, inputs.file.ids
         self._data: np.ndarray | None = None
         self._mapped: GuardedMap | None = None
-        if ahead is None:
-            check_fits(file.nbytes, output.device, str(file.path))
-            self._data = reader.everything()
-            reader.close()
+        if self.resident:
+            inputs.check_fits()
+            self._data = self._reader.everything()
+            self._reader.close()
         else:
-            self._mapped = GuardedMap.open(reader.place)
-        shape = (file.shape[2], *augment.size)
-        self._ring = BufferRing(output.batch_size, shape, output.dtype, output.channels_last, output.keep)
+            self._mapped = GuardedMap.open(self._reader.place)
+        self._ring = inputs.buffer_ring()
         _discard(self.make(0, 1))  # compiles the kernels
 
     def make(self, start: int, count: int) -> Batch:
@@ -85,12 +69,12 @@ class FusedCpuFeed:
         if data is not None:
             self._engine.on_cpu(data, rows, ids, epochs, values)
         elif place is not None:
-            gather = self._ahead is None or self._ahead.want(start, count)
+            gather = self._read_ahead is None or self._read_ahead.want(start, count)
             failed = -1
             if not (gather and self._make_mapped(mapped, rows, ids, epochs, values)):
                 failed = self._engine.on_cpu_stream(place, rows, ids, epochs, values)
             self._reader.check(failed, rows)
-        return Batch(images, _of_rows(self._labels, rows), torch.from_numpy(ids))
+        return Batch(images, labels_of_rows(self._labels, rows), torch.from_numpy(ids))
 
     def _make_mapped(
         self, mapped: GuardedMap | None, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, values: np.ndarray
@@ -112,25 +96,17 @@ class FusedResidentFeed:
     workers = 0
     resident = True
 
-    def __init__(
-        self,
-        file: Packed,
-        augment: Augment,
-        order: Order,
-        output: Output,
-        labels: torch.Tensor | None,
-        reader: SampleReader,
-    ) -> None:
-        assert file.shape is not None
-        self._engine = _engine(file, augment, order, output)
-        self._order, self._output = order, output
-        self._shape = (file.shape[2], *augment.size)
+    def __init__(self, inputs: FeedInputs) -> None:
+        assert isinstance(inputs.order, Order)  # its kernel finds the rows by itself, in this order only
+        self._order, self._output = inputs.order, inputs.output
+        self._engine, self._image_shape = _engine(inputs), inputs.image_shape
+        file, labels, device = inputs.file, inputs.labels, inputs.output.device
         self._label_shape = None if labels is None else labels.shape[1:]
         stored = torch.empty((len(file), 0)) if labels is None else labels
-        check_fits(file.nbytes, output.device, str(file.path))
-        self._store: ResidentStore | None = ResidentStore(reader.everything(), stored, file.ids, output.device)
-        self._home = torch.cuda.current_stream(output.device)
-        reader.close()
+        inputs.check_fits()
+        self._store: ResidentStore | None = ResidentStore(inputs.reader.everything(), stored, file.ids, device)
+        self._home = torch.cuda.current_stream(device)
+        inputs.reader.close()
         _discard(self.make(0, 1))
 
     def make(self, start: int, count: int) -> Batch:
@@ -138,7 +114,7 @@ class FusedResidentFeed:
         if store is None:
             raise ClosedError()
         device = self._output.device
-        images = self._output.empty(count, self._shape)
+        images = self._output.empty(count, self._image_shape)
         labels = torch.empty((count, store.labels.shape[1]), dtype=store.labels.dtype, device=device)
         ids = torch.empty(count, dtype=torch.int64, device=device)
         stream = torch.cuda.current_stream(device)
@@ -158,31 +134,20 @@ class FusedStreamFeed:
     immediate = False
     resident = False
 
-    def __init__(
-        self,
-        file: Packed,
-        augment: Augment,
-        order: Order,
-        output: Output,
-        labels: torch.Tensor | None,
-        reader: SampleReader,
-        ahead: ReadAhead,
-        workers: int,
-    ) -> None:
-        assert file.shape is not None
-        self.workers = workers
-        self._engine = _engine(file, augment, order, output)
-        self._order, self._output = order, output
-        self._shape = (file.shape[2], *augment.size)
-        self._reader, self._ahead = reader, ahead
-        self._labels, self._ids = labels, file.ids
-        size = whole_words(self._reader.sample_bytes * output.batch_size)
-        check_pinned(workers * pinned_bytes(size), workers, output.batch_size)
+    def __init__(self, inputs: FeedInputs) -> None:
+        self.workers = workers = inputs.workers
+        self._order, self._output = inputs.order, inputs.output
+        self._engine, self._image_shape = _engine(inputs), inputs.image_shape
+        self._reader, self._read_ahead = inputs.reader, inputs.read_ahead
+        self._labels, self._ids = inputs.labels, inputs.file.ids
+        batch_size, device = self._output.batch_size, self._output.device
+        size = whole_words(self._reader.sample_bytes * batch_size)
+        check_pinned(workers * pinned_bytes(size), workers, batch_size)
         # One buffer a worker; its event says when the copy out of it is done.
         self._pinned: queue.SimpleQueue[tuple[torch.Tensor, torch.cuda.Event]] | None = queue.SimpleQueue()
         for _ in range(workers):
             self._pinned.put((torch.empty(size, dtype=torch.uint8, pin_memory=True), torch.cuda.Event(blocking=True)))
-        with torch.cuda.stream(torch.cuda.Stream(output.device)):
+        with torch.cuda.stream(torch.cuda.Stream(device)):
             _discard(self.make(0, 1))
             torch.cuda.current_stream().synchronize()
 
@@ -197,16 +162,17 @@ class FusedStreamFeed:
         try:
             copied.synchronize()  # returns at once for an event that was never recorded
             size = count * self._reader.sample_bytes
-            self._ahead.want(start, count)
+            if self._read_ahead is not None:
+                self._read_ahead.want(start, count)
             self._reader.read(rows, buffer.numpy()[:size])
             stored = buffer[: whole_words(size)].to(device, non_blocking=True)
             copied.record()
         finally:
             pinned.put((buffer, copied))
-        images = self._output.empty(count, self._shape)
+        images = self._output.empty(count, self._image_shape)
         ids_there = ids.pin_memory().to(device, non_blocking=True)
         epochs_there = torch.from_numpy(epochs).pin_memory().to(device, non_blocking=True)
-        labels = _of_rows(self._labels, rows)
+        labels = labels_of_rows(self._labels, rows)
         if labels is not None:
             labels = labels.pin_memory().to(device, non_blocking=True)
         self._engine.on_cuda_gathered(stored, ids_there, epochs_there, images)

@@ -19,7 +19,7 @@ from fastload.common.arguments import flag, seed64, whole
 from fastload.common.device import resolve_device
 from fastload.common.launcher import check_still_alone, ranks_of
 from fastload.common.memory import resident_room
-from fastload.common.processors import makers
+from fastload.common.processors import default_threads
 from fastload.errors import ClosedError, UsageError
 from fastload.feeds.batch import Feed, Output, yielded
 from fastload.feeds.evaluation import EvaluationLoader
@@ -129,7 +129,7 @@ class TwoPhaseLoader(DataLoaderView):
         self._rank, self._world_size = ranks_of(rank, world_size)
         self._taken_for_alone = rank is None and self._world_size == 1
         bar = bar_kind(progress)
-        depth = prefetch if prefetch is not None else max(2, makers())
+        depth = prefetch if prefetch is not None else max(2, default_threads())
         self._output = Output(batch_size, resolve_device(device), dtype, memory_format, keep=depth + 3)
         # What changes as the run goes on. A batch counts when `_state` is set, at once with its delivery.
         self._state = RunState(swapped_at=0 if self._swap == 0 else None)

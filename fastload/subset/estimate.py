@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastload.common.memory import available_memory, free_memory, pinned_bytes
-from fastload.common.processors import makers
+from fastload.common.processors import default_threads
 from fastload.common.processors import processors as processors
 from fastload.common.reproducible import reproducible
 from fastload.embedding.autoencoder import VIEW, Autoencoder
@@ -158,7 +158,7 @@ def _feed_memory(file: Packed, device: str, rows: int, image_bytes: int) -> int:
     On CUDA images are made there, out of pinned buffers, one a thread, of what is stored.
     """
     if device.startswith("cuda"):
-        return makers() * pinned_bytes(rows * -(-file.nbytes // len(file)))
+        return default_threads() * pinned_bytes(rows * -(-file.nbytes // len(file)))
     return rows * image_bytes
 
 

@@ -24,7 +24,9 @@ from fastload.errors import UsageError
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed (extra cuda13)")
 from fastload.common.dali_decoder import decoded_files
-from fastload.feeds.dali_engine import DaliEngine, SampleError, resized
+from fastload.feeds.crop_room import resized
+from fastload.feeds.dali_engine import DaliEngine
+from fastload.feeds.dali_errors import SampleError
 from fastload.feeds.file_heads import head_is_sound
 
 CPU = torch.device("cpu")
@@ -395,8 +397,9 @@ def test_the_graph_that_cuda_runs_on_encoded_images_gives_the_same_on_the_cpu(re
     for changed in (augment, augment.evaluation()):
         engine = DaliEngine(changed, shape=None, batch_size=16, device=CPU)
         expected = augmented(changed, files, None, engine=engine)
-        engine._finishes = False
-        engine._pipeline = engine._build()
+        engine._finish = None
+        engine._graph = dataclasses.replace(engine._graph, decodes_only=False)
+        engine._pipeline = engine._graph.build()
         error = abs(augmented(changed, files, None, engine=engine) - expected)
         # One level, times the contrast; the mean of the crop moves by less.
         assert error.max() <= (1.9 if resize else 1e-3)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from packs import write_pair
 
 from fastload import Augment, Swap, TwoPhaseLoader, UsageError
-from fastload.feeds import feed as feeds
+from fastload.feeds import read_ahead
+from fastload.feeds.read_ahead import ReadAhead
 from fastload.loop.swap import Plateau, planned_swap
-from fastload.packed.reader import ReadAhead
 
 BATCH = 16
 
@@ -351,7 +351,7 @@ def test_only_a_feed_that_reads_its_file_has_it_read_ahead(pair, monkeypatch, en
     if engine == "dali":
         pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     made = []
-    monkeypatch.setattr(feeds, "ReadAhead", lambda *arguments: made.append(arguments) or ReadAhead(*arguments))
+    monkeypatch.setattr(read_ahead, "ReadAhead", lambda *arguments: made.append(arguments) or ReadAhead(*arguments))
     with make(pair, swap=5, steps=10, engine=engine) as loader:  # both are resident
         assert len(list(loader)) == 10 and not made
     with make(pair, swap=5, steps=10, engine=engine, resident_budget=0) as loader:

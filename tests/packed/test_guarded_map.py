@@ -56,8 +56,8 @@ def only(monkeypatch, feed, way):
     """Let a stream feed make its batches from the map alone, or by reading alone."""
     if way == "pread":
         monkeypatch.setattr(feed, "_mapped", None)
-    elif feed._ahead is not None:  # whatever the file system says of its cache
-        monkeypatch.setattr(feed._ahead, "want", lambda start, count: True)
+    elif feed._read_ahead is not None:  # whatever the file system says of its cache
+        monkeypatch.setattr(feed._read_ahead, "want", lambda start, count: True)
     forbidden = {"map": "on_cpu_stream", "pread": "on_cpu_map"}[way]
     monkeypatch.setattr(feed._engine, forbidden, lambda *_: pytest.fail(f"{forbidden} was called"))
     return feed

@@ -13,10 +13,11 @@ from packs import noise_images, write_encoded, write_pair, write_raw
 from samples import encode
 
 from fastload import Augment, DataError, TwoPhaseLoader, UsageError, build_subset
+from fastload.feeds.read_ahead import ReadAhead
 from fastload.kernels.augment import advise_ranges
 from fastload.order import Order
 from fastload.packed.file import PackedFile
-from fastload.packed.reader import ReadAhead, SampleReader, is_cached
+from fastload.packed.reader import SampleReader, is_cached
 from fastload.packed.set import open_packed
 
 SIZES = (70, 1, 129)

@@ -22,11 +22,13 @@ from walled import walled
 from fastload.augment import Augment, kernel_settings
 from fastload.feeds.batch import Output, label_tensor
 from fastload.feeds.fused_feeds import FusedResidentFeed, FusedStreamFeed
+from fastload.feeds.inputs import FeedInputs
+from fastload.feeds.read_ahead import ReadAhead
 from fastload.kernels import augment as kernel
 from fastload.kernels.cuda_target import cuda
 from fastload.order import FAST, FINE_TUNE, Order
 from fastload.packed.file import PackedFile
-from fastload.packed.reader import ReadAhead, SampleReader
+from fastload.packed.reader import SampleReader
 
 SEED = 2**63 + 12_345
 KINDS = {"float32": kernel.FLOAT32, "float16": kernel.FLOAT16, "bfloat16": kernel.BFLOAT16}
@@ -177,12 +179,10 @@ def check_feed(kind, path, augment, order, *, start, count, dtype, last):
     layout = torch.channels_last if last else torch.contiguous_format
     output = Output(count, torch.device("cpu"), DTYPES[dtype], layout)
     with PackedFile(path) as file:
-        labels, reader = label_tensor(file.labels), SampleReader(file)
-        if kind is FusedResidentFeed:
-            feed = kind(file, augment, order, output, labels, reader)
-        else:
-            ahead = ReadAhead(reader, order, reader.sample_bytes, 1 << 20)
-            feed = kind(file, augment, order, output, labels, reader, ahead, 1)
+        resident, reader = kind is FusedResidentFeed, SampleReader(file)
+        read_ahead = None if resident else ReadAhead(reader, order, reader.sample_bytes, 1 << 20)
+        labels = label_tensor(file.labels)
+        feed = kind(FeedInputs(file, augment, order, output, labels, reader, read_ahead, resident, workers=1))
         images, labels, ids = feed.make(start, count)
         assert images.shape == (count, 3, *augment.size) and images.dtype == DTYPES[dtype]
         assert images.is_contiguous(memory_format=layout)

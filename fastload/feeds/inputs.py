@@ -1,0 +1,57 @@
+"""What a feed makes its batches from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fastload.augment import Augment
+from fastload.common.memory import check_fits
+from fastload.feeds.batch import Output
+from fastload.feeds.buffers import BufferRing
+from fastload.feeds.read_ahead import ReadAhead
+from fastload.order import RowOrder
+from fastload.packed.reader import SampleReader
+from fastload.packed.set import Packed
+
+
+@dataclass(frozen=True)
+class FeedInputs:
+    """What all feeds are made from; `open_feed` puts it together.
+
+    Arguments:
+        file: the packed set.
+        augment: what happens to each image.
+        order: which rows come at which positions.
+        output: how batches come out.
+        labels: [N, ...], or None for batches without.
+        reader: of the file's samples.
+        read_ahead: has a streamed file read ahead; None for a resident set, and where what comes is not known ahead.
+        resident: keep the whole set in the device's memory.
+        workers: threads that make batches, for feeds that can use several.
+    """
+
+    file: Packed
+    augment: Augment
+    order: RowOrder
+    output: Output
+    labels: torch.Tensor | None
+    reader: SampleReader
+    read_ahead: ReadAhead | None
+    resident: bool
+    workers: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of the images in a batch; encoded ones are decoded to RGB."""
+        return (3 if self.file.shape is None else self.file.shape[2], *self.augment.size)
+
+    def buffer_ring(self) -> BufferRing:
+        """Return output buffers for batches on the CPU."""
+        output = self.output
+        return BufferRing(output.batch_size, self.image_shape, output.dtype, output.channels_last, output.keep)
+
+    def check_fits(self) -> None:
+        """Raise UsageError unless the whole set fits into the device's memory."""
+        check_fits(self.file.nbytes, self.output.device, str(self.file.path))
