@@ -21,7 +21,7 @@ from fastload.command.verify import verify_file
 from fastload.common.replacing import replace_file
 from fastload.errors import FastloadError
 from fastload.packed.file import PackedWriter
-from fastload.subset.estimate import Needs
+from fastload.subset.estimate import Estimate
 
 COUNT, STEP, REMOUNT = 400, 4096, 32
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -75,7 +75,7 @@ def write_subset(out: Path, scratch: Path) -> None:
     full = scratch / "full.h5"
     if not full.exists():
         write_raw(full, scratch)
-    Needs.check = lambda *_: None  # it would refuse what its forecast finds no room for
+    Estimate.check = lambda *_: None  # it would refuse what its forecast finds no room for
     build_subset(full, out, strategy="random", size=COUNT - 1)
 
 

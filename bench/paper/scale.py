@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from fastload.errors import UsageError
-from fastload.subset.build import PAPER_BATCH, PAPER_STEPS
+from fastload.subset.settings import PAPER_BATCH, PAPER_STEPS
 
 STEPS, BATCH = 10_000, 1024
 """The paper's classifier: 10,000 steps of 1,024."""

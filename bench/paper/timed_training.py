@@ -23,7 +23,7 @@ from fastload.bench.paper.workplace import AUGMENT, Workplace
 from fastload.errors import UsageError
 from fastload.feeds.feed import Batch, Output, run_feed
 from fastload.loop.loader import TwoPhaseLoader
-from fastload.subset.build import parse_size
+from fastload.subset.size import parse_size
 
 FULL, RESIDENT, RS2, INFOBATCH = "full only", "everything resident", "RS2", "InfoBatch"
 TWO_PHASE = "two-phase"

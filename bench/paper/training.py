@@ -23,7 +23,7 @@ from fastload.feeds.feed import Output, run_feed
 from fastload.loop.loader import TwoPhaseLoader
 from fastload.order import FAST, FINE_TUNE, Order
 from fastload.packed.file import PackedFile
-from fastload.subset.build import parse_size
+from fastload.subset.size import parse_size
 
 _SAVE_SECONDS = 60.0
 _LAST = 0.05

@@ -190,19 +190,12 @@ def build_subset(
     quiet: Quiet = False,
 ) -> None:
     """Choose a small subset, by the samples' embeddings or at random, and write it as a packed file."""
+    given = {name: value for name, value in locals().items() if name not in ("json", "quiet")}
     from fastload.command.subset_terminal import TerminalListener, print_report
     from fastload.subset.build import build_subset as run
 
     with TerminalListener(quiet=quiet) as listener, _telling_of_interrupts():
-        report = run(
-            full, out, strategy=strategy, size=size, per_dimension=per_dimension, balance_classes=balance_classes,
-            equal_classes=equal_classes, include=include, exclude=exclude, keep_duplicates=keep_duplicates,
-            embeddings=embeddings, embedding_ids=embedding_ids, encoder=encoder, input_size=input_size,
-            encoder_normalize=encoder_normalize, embedding_size=embedding_size, epochs=epochs,
-            batch_size=batch_size, learning_rate=learning_rate,
-            preset=preset, resize=resize, images=images, labels=labels, seed=seed, device=device, engine=engine,
-            threads=threads, keep=keep, fresh=fresh, scores=scores, listener=listener,
-        )  # fmt: skip
+        report = run(**given, listener=listener)
     from fastload.common.launcher import launched
 
     if launched()[0] == 0:

@@ -40,7 +40,9 @@ from fastload.packed.file import PackedFile
 from fastload.packed.set import labels_of
 from fastload.packing.pack import pack
 from fastload.sources import open_source
-from fastload.subset.build import DEFAULT_EPOCHS, DEFAULT_SIZE, build_subset, parse_size
+from fastload.subset.build import build_subset
+from fastload.subset.settings import DEFAULT_EPOCHS, DEFAULT_SIZE
+from fastload.subset.size import parse_size
 
 FULL, TEST = "train.h5", "test.h5"
 RESIZE = 32

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from fastload.common.progress import progress_bar
 from fastload.common.terminal import tell
-from fastload.subset.build import Listener
-from fastload.subset.estimate import Needs
+from fastload.subset.estimate import Estimate
+from fastload.subset.listener import Listener
 from fastload.subset.report import STEP_TITLES, StepReport, SubsetReport, size_text
 
 _UNITS = {"train": "steps", "embed": "images", "analyse": "images", "filter": "images", "write": "images"}
@@ -30,7 +30,7 @@ class TerminalListener(Listener):
     def __exit__(self, *exception: object) -> None:
         self._bar.close()
 
-    def needs(self, needs: Needs) -> None:
+    def needs(self, needs: Estimate) -> None:
         """Print what will be needed."""
         steps = ", ".join(f"{STEP_TITLES[step]} {duration(seconds)}" for step, seconds in needs.seconds.items())
         reused = "".join(f", {STEP_TITLES[step]}: reused" for step in needs.reused)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import xxhash
 
-from fastload.common.arguments import seed64
 from fastload.common.device import resolve_device
 from fastload.common.reproducible import torch_threads
 from fastload.common.version import __version__
 from fastload.embedding.autoencoder import model_of
 from fastload.embedding.embed import embed_chunks
-from fastload.embedding.encoder import Encoder, autoencoder_encoder, chunk_rows, load_encoder
+from fastload.embedding.encoder import Encoder, autoencoder_encoder, chunk_rows
 from fastload.embedding.ranks import Follower
 from fastload.errors import DataError, UsageError
-from fastload.packed.set import Packed, Source, open_packed
+from fastload.packed.set import Packed
 
 
 def rank_device(device: str, world_size: int) -> str:
@@ -29,25 +29,37 @@ def rank_device(device: str, world_size: int) -> str:
 def data_state(file: Packed) -> dict[str, Any]:
     """Return what identifies the data and the code that embeds them, as JSON-able plain values."""
     return {
-        "fastload": __version__, "fingerprint": file.fingerprint, "samples": len(file),
+        "fastload": __version__,
+        "fingerprint": file.fingerprint,
+        "samples": len(file),
         "ids": xxhash.xxh3_128_hexdigest(file.ids.data),
-    }  # fmt: skip
+    }
 
 
-def follow(
-    ranks: Follower,
-    full: Source,
-    *,
-    images: str | None,
-    labels: str | None,
-    encoder: str | None,
-    input_size: int | None,
-    encoder_normalize: Any = None,
-    seed: int,
-    device: str,
-    engine: str,
-) -> dict[str, Any]:
+class ShareSettings(Protocol):
+    """What a rank's share depends on, beside what rank 0 sends."""
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def engine(self) -> str: ...
+
+    def open_full(self) -> Packed:
+        """Open the full set."""
+        ...
+
+    def load_encoder(self) -> Encoder | None:
+        """Return the user's own encoder, or None for the autoencoder."""
+        ...
+
+
+def embed_shares(ranks: Follower, settings: Callable[[], ShareSettings]) -> dict[str, Any]:
     """Embed this rank's share in each of rank 0's passes; return the state of its report.
+
+    Arguments:
+        ranks: this rank's part.
+        settings: called when rank 0, which has the same ones, has begun.
 
     Raises RankFailure where another rank failed, DataError for another full set than rank 0's, UsageError for another
     encoder.
@@ -55,13 +67,14 @@ def follow(
     header, payload = ranks.receive()
     if "report" in header:  # nothing was to be embedded
         return header["report"]
-    device = rank_device(device, ranks.world_size)
-    with open_packed(full, images=images, labels=labels) as file:
+    own = settings()
+    device = rank_device(own.device, ranks.world_size)
+    with own.open_full() as file:
         _check_same(file, header["data"])
         while "report" not in header:
             with torch_threads(header["threads"]):
-                model = _encoder(header, bytes(payload), encoder, input_size, seed64(seed), encoder_normalize)
-                _embed_share(ranks, file, model, header["first"], device=device, engine=engine)
+                encoder = _encoder(header, bytes(payload), own)
+                _embed_share(ranks, file, encoder, header["first"], device=device, engine=own.engine)
             header, payload = ranks.receive()
     return header["report"]
 
@@ -86,18 +99,16 @@ def _check_same(file: Packed, data: dict[str, Any]) -> None:
         raise DataError(f"{file.path}: is not the full set that rank 0 has ({told}); give all ranks the same one")
 
 
-def _encoder(
-    header: dict[str, Any], weights: bytes, spec: str | None, size: int | None, seed: int, normalize: Any
-) -> Encoder:
+def _encoder(header: dict[str, Any], weights: bytes, own: ShareSettings) -> Encoder:
     """Return rank 0's encoder: the autoencoder by its weights, one of the user's own by its name."""
     if weights:
         return autoencoder_encoder(model_of(weights, header["channels"], header["embedding_size"]))
-    if spec is None:
+    found = own.load_encoder()
+    if found is None:
         raise UsageError("rank 0 has an --encoder, and this rank none; give all ranks the same options")
-    found = load_encoder(spec, input_size=size, seed=seed, normalize=normalize)
     if found.identity != header["encoder"] or found.view.state() != header["view"]:
         raise UsageError(
-            f"--encoder {spec}: has other weights, code or --input-size than rank 0's, so the ranks' embeddings would "
-            "not belong together; let it load its weights from a file, or draw them from the seed"
+            f"--encoder {found.name}: has other weights, code or --input-size than rank 0's, so the ranks' embeddings "
+            "would not belong together; let it load its weights from a file, or draw them from the seed"
         )
     return found

@@ -9,19 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from fastload.embedding.chunks import Embeddings
-from fastload.embedding.own import find_rows, ids_of, read_list, sample_name
+from fastload.embedding.own import OwnEmbeddings, find_rows, ids_of, read_list, sample_name
 from fastload.errors import UsageError
-from fastload.packed.set import Packed
+from fastload.packed.set import Packed, labels_of
+from fastload.selection import Samples
 
 
 @dataclass(frozen=True)
 class Candidates:
     """Rows of a full set.
 
-    keep: bool [N], which rows may be chosen. included: int64, rows that are chosen first, in that order; not in `keep`.
-    excluded: int64, rows that were left out by name. duplicates: how many were left out as copies of others.
+    Arguments:
+        keep: bool [N], which rows may be chosen.
+        included: int64, rows that are chosen first, in that order; not in `keep`.
+        excluded: int64, rows that were left out by name.
+        duplicates: how many were left out as copies of others.
     """
 
     keep: np.ndarray
@@ -52,11 +57,6 @@ class Candidates:
             duplicates = int((keep & ~first).sum())
             keep &= first
         return cls(keep, included, excluded, duplicates)
-
-    @property
-    def all(self) -> bool:
-        """Whether every row may be chosen."""
-        return bool(self.keep.all())
 
 
 def _rows(file: Packed, name: str, given: Any) -> np.ndarray:
@@ -102,3 +102,52 @@ class KeptRows:
             if len(kept):
                 yield done, kept
             done += len(kept)
+
+
+@dataclass(frozen=True)
+class CandidateRows:
+    """The candidates among the rows of embeddings, which need not stand in the full set's order.
+
+    Arguments:
+        kept: bool [N], which rows of the embeddings may be chosen.
+        ids: int64 [n], of the samples at those rows.
+        labels: their labels, [n]; None where classes are not balanced.
+        samples: what a strategy is told of them.
+        hashes: what identifies them, by name, hex.
+    """
+
+    kept: np.ndarray
+    ids: np.ndarray
+    labels: np.ndarray | None
+    samples: Samples
+    hashes: dict[str, str]
+
+    @classmethod
+    def of(cls, file: Packed, candidates: Candidates, brought: OwnEmbeddings | None, balance: bool) -> CandidateRows:
+        """Find the candidates' rows.
+
+        Arguments:
+            file: the full set.
+            candidates: what may be chosen of it.
+            brought: the user's own embeddings; None for those in the full set's order.
+            balance: whether classes are balanced.
+        """
+        row_of = np.arange(len(file)) if brought is None else brought.row_of
+        kept = candidates.keep[row_of]
+        row_of = row_of[kept]
+        ids = file.ids[row_of]
+        hashes: dict[str, str] = {}
+        labels = None
+        if balance:
+            of_all = labels_of(file, "--balance-classes")
+            labels = of_all[row_of]
+            hashes["labels"] = _hash(of_all)
+        if brought is not None:
+            hashes["embedding_ids"] = _hash(ids)
+        if not kept.all():
+            hashes["candidates"] = _hash(np.concatenate([ids, file.ids[candidates.included]]))
+        return cls(kept, ids, labels, Samples.of(ids, labels), hashes)
+
+
+def _hash(array: np.ndarray) -> str:
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).data)

@@ -1,39 +1,22 @@
-"""What build-subset will need, before it starts: time from short trials and counted work, memory and disk by count."""
+"""What build-subset will need: its sum, what there is of it, and counted work, memory and disk."""
 
 from __future__ import annotations
 
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from fastload.common.memory import available_memory, free_memory, pinned_bytes
-from fastload.common.processors import default_threads
-from fastload.common.processors import processors as processors
-from fastload.common.reproducible import reproducible
-from fastload.embedding.autoencoder import VIEW, Autoencoder
-from fastload.embedding.embed import embed_chunk
-from fastload.embedding.encoder import Encoder
+from fastload.common.memory import available_memory, free_memory
 from fastload.embedding.rows import BUFFERS, CHUNK_BYTES
-from fastload.embedding.training import Trainer, Training
 from fastload.errors import DataError, UsageError
-from fastload.feeds.evaluation import EvaluationLoader
-from fastload.feeds.feed import stream
-from fastload.order import AUTOENCODER
-from fastload.packed.set import Packed
 from fastload.selection.exact import piece_rows
 from fastload.selection.kmeans import ITERATIONS
 
-TRIAL_SECONDS = 1.5
-_TRIAL_ROWS = 128
-_WEIGHT_COPIES = 3  # the weights, their gradients, the momentum
 _SPARE_DISK = 8 << 20  # HDF5's own structures, JSON, and what file systems round up
 ENTRY_BYTES = 12  # a list's entry: float32 value, int64 position
 SAMPLE_BYTES = 56  # ids, positions and classes, the permuted order and its reverse, what is chosen
@@ -43,11 +26,18 @@ BASE_MEMORY = 150 << 20  # an estimate: torch's and Numba's code that is loaded 
 
 
 @dataclass
-class Needs:
-    """What a run will need.
+class Estimate:
+    """What a run will need, and what there is.
 
-    `seconds`: for each step that is still to be done. `memory`, `device_memory`: bytes of its own. `disk`: bytes
-    in the folder of the output, the work folder included. `reused`: steps whose result is there already.
+    Arguments:
+        seconds: for each step that is still to be done.
+        memory: bytes of its own.
+        device_memory: bytes of its own on the device.
+        disk: bytes in the folder of the output, the work folder included.
+        memory_available: bytes; None while not known.
+        device_memory_free: bytes; None where there is no such device.
+        disk_free: bytes in the folder of the output.
+        reused: steps whose result is there already.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -58,6 +48,13 @@ class Needs:
     device_memory_free: int | None = None
     disk_free: int = 0
     reused: list[str] = field(default_factory=list)
+
+    def measure_free(self, folder: Path, device: str) -> None:
+        """Note what there is: disk in `folder`, memory, and the memory of `device`."""
+        self.disk_free = shutil.disk_usage(folder).free
+        self.memory_available = available_memory()
+        if device.startswith("cuda"):
+            self.device_memory_free = free_memory(torch.device(device))
 
     def check(self, folder: Path) -> None:
         """Raise DataError for a disk, UsageError for a memory that cannot hold it."""
@@ -82,135 +79,9 @@ def _mb(size: int) -> str:
     return f"{size / 1e6:,.0f} MB"
 
 
-def measure_free(needs: Needs, folder: Path, device: str) -> None:
-    """Note what there is: disk in `folder`, memory, and the device's memory."""
-    needs.disk_free = shutil.disk_usage(folder).free
-    needs.memory_available = available_memory()
-    if device.startswith("cuda"):
-        needs.device_memory_free = free_memory(torch.device(device))
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One timed part: seconds a step (or row), bytes of memory and of device memory; `columns` that came out."""
-
-    seconds: float
-    memory: int
-    device_memory: int
-    columns: int = 0
-
-
-def try_training(file: Packed, training: Training, *, device: str, engine: str) -> Trial:
-    """Time a few real training steps of a model that is thrown away: seconds a step."""
-    channels = file.shape[2] if file.shape is not None else 3
-    with torch.device("meta"):  # sizes without memory: what cannot fit must be refused before it is tried
-        model = Autoencoder(channels, training.embedding_size)
-        # Forward values are kept for the backward pass, which makes as many gradients.
-        activations = 2 * layer_bytes(model, torch.zeros(2, channels, *VIEW.size), sum) // 2 * training.batch_size
-    weights = _WEIGHT_COPIES * sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    feed = _feed_memory(file, device, training.batch_size, 8 * channels * math.prod(VIEW.size) * 4)
-    least = BASE_MEMORY + weights + feed + (0 if device.startswith("cuda") else activations)
-    Needs(memory=least, memory_available=available_memory(), disk=0).check(Path())
-    batches = stream(
-        file, VIEW, batch_size=training.batch_size, steps=1000, phase=AUTOENCODER, seed=training.seed,
-        device=device, engine=engine,
-    )  # fmt: skip
-
-    def run() -> Iterator[None]:
-        trainer = Trainer(channels, training, device)
-        for images, *_ in batches:
-            trainer.train_on(images)
-            yield
-
-    with reproducible(device):
-        seconds, device_memory = _timed(run(), device, "--batch-size")
-    batches.close()
-    return Trial(seconds, (0 if device_memory else activations) + feed + weights, device_memory)
-
-
-def try_embedding(file: Packed, encoder: Encoder, rows: int, *, device: str, engine: str) -> Trial:
-    """Time the encoder on some real images: seconds a row; memory for `rows` at once."""
-    if isinstance(encoder.model, nn.Module):
-        encoder.model.to(device)
-    size = min(_TRIAL_ROWS, rows, len(file))
-    batches = iter(EvaluationLoader(file, encoder.view, batch_size=size, device=device, engine=engine))
-    shapes: list[tuple[int, int]] = []
-
-    def run() -> Iterator[None]:
-        for images, *_ in batches:
-            shapes.append((embed_chunk(encoder, images).shape[1], images.shape[1]))
-            yield
-
-    with reproducible(device):
-        seconds, device_memory = _timed(run(), device, "--input-size")
-    batches.close()
-    columns, channels = shapes[0]
-    sample = torch.zeros(1, channels, *encoder.view.size, device=device)
-    largest = 3 * layer_bytes(encoder.model, sample, max) * rows if isinstance(encoder.model, nn.Module) else 0
-    feed = _feed_memory(file, device, rows, 4 * sample.numel() * 4)
-    device_memory = device_memory * rows // size
-    return Trial(seconds / size, (0 if device_memory else largest) + feed, device_memory, columns)
-
-
-def _feed_memory(file: Packed, device: str, rows: int, image_bytes: int) -> int:
-    """Return the bytes of host memory that a stream of batches of `rows` takes: `image_bytes` each on the CPU.
-
-    On CUDA images are made there, out of pinned buffers, one a thread, of what is stored.
-    """
-    if device.startswith("cuda"):
-        return default_threads() * pinned_bytes(rows * -(-file.nbytes // len(file)))
-    return rows * image_bytes
-
-
-def _timed(steps: Iterator[None], device: str, option: str) -> tuple[float, int]:
-    """Return seconds a step after a warm-up, and the peak of device memory in bytes (0 on the CPU)."""
-    cuda = device.startswith("cuda")
-
-    def wait() -> None:
-        if cuda:
-            torch.cuda.synchronize(device)
-
-    try:
-        if cuda:
-            torch.cuda.reset_peak_memory_stats(device)
-        before = time.monotonic()
-        for _ in range(2):
-            next(steps, None)
-        wait()
-        began, count = time.monotonic(), 0
-        while time.monotonic() - began < TRIAL_SECONDS and count < 50:
-            try:
-                next(steps)
-            except StopIteration:
-                break
-            count += 1
-        wait()
-        now = time.monotonic()
-        seconds = (now - began) / count if count else now - before
-        return seconds, int(torch.cuda.max_memory_allocated(device) * 1.2) if cuda else 0
-    except torch.OutOfMemoryError as error:
-        raise UsageError(f"{device} has not enough memory; choose a smaller {option}, or --device cpu") from error
-
-
-def layer_bytes(model: nn.Module, images: Tensor, combine: Callable[[list[int]], Any]) -> int:
-    """Return the sum or maximum, by `combine`, of the bytes that the model's layers put out on `images`."""
-    sizes: list[int] = []
-
-    def note(module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            sizes.append(output.numel() * output.element_size())
-
-    leaves = [module for module in model.modules() if not list(module.children())]
-    handles = [module.register_forward_hook(note) for module in leaves]
-    training = model.training
-    try:
-        with torch.inference_mode():
-            model.eval()(images)
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-    return int(combine(sizes)) if sizes else 0
+def check_memory(needed: int) -> None:
+    """Raise UsageError where so many bytes of memory are not available."""
+    Estimate(memory=needed, memory_available=available_memory(), disk=0).check(Path())
 
 
 def lists_memory(entries: int, threads: int) -> int:
@@ -228,7 +99,7 @@ def lists_disk(entries: int) -> int:
     return entries * ENTRY_BYTES
 
 
-def strategy_needs(strategy: str, rows: int, dims: int, entries: int, threads: int) -> tuple[float, int]:
+def estimate_strategy(strategy: str, rows: int, dims: int, entries: int, threads: int) -> tuple[float, int]:
     """Return the seconds and the bytes of memory of a strategy that looks at stored embeddings more than once.
 
     An estimate: counted work at the rate that a product of matrices reaches now, which other work on the machine can
@@ -237,7 +108,11 @@ def strategy_needs(strategy: str, rows: int, dims: int, entries: int, threads: i
     27 s, kmeans 115 s and 3 s. Memory counts pieces of rows six times over.
 
     Arguments:
-        rows, dims: of the embeddings. entries: of the lists of what the strategy ranks.
+        strategy: its name.
+        rows: of the embeddings.
+        dims: columns of the embeddings.
+        entries: of the lists of what the strategy ranks.
+        threads: that make the lists.
     """
     square = 8 * dims * dims
     memory = 6 * 8 * piece_rows(dims) * dims + lists_memory(entries, threads)
@@ -248,10 +123,10 @@ def strategy_needs(strategy: str, rows: int, dims: int, entries: int, threads: i
         clusters = min(rows, dims)
         flops, memory = 4.0 * ITERATIONS * rows * clusters * dims, memory + 4 * 8 * clusters * dims
     passes = ITERATIONS + 2 if strategy == "kmeans" else 3
-    return flops / _flops() + passes * rows * dims * _ELEMENT_SECONDS, memory
+    return flops / _flops_per_second() + passes * rows * dims * _ELEMENT_SECONDS, memory
 
 
-def _flops() -> float:
+def _flops_per_second() -> float:
     """Return how many floating-point operations a second products of float64 matrices reach here."""
     side, best = 384, math.inf
     matrix = np.ones((side, side))

@@ -20,12 +20,14 @@ from fastload.selection import Pass
 from fastload.subset.resumable_hash import ResumableHash
 
 
-class FusedPass:
+class StreamingPass:
     """A `Sink` of embeddings that keeps a strategy's pass and the embeddings' hash instead of the embeddings.
 
     Arguments:
-        path: the file to keep the state in. key: names the data and settings; a state of another key is not used.
-        count: rows in all. begin: makes the strategy's first pass over embeddings of a width.
+        path: the file to keep the state in.
+        key: names the data and settings; a state of another key is not used.
+        count: rows in all.
+        begin: makes the strategy's first pass over embeddings of a width.
         keep: bool [count], which rows the strategy sees; all, when None.
     """
 

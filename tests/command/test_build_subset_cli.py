@@ -17,7 +17,7 @@ from conftest import ROOT
 
 from fastload.command.cli import main
 from fastload.packed.file import PackedFile, PackedWriter
-from fastload.subset import estimate as needs
+from fastload.subset import trials
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
 QUICK = ("--epochs", "1", "--batch-size", "32", "--threads", "1")
@@ -30,7 +30,7 @@ def command(*words: object) -> list[str]:
 @pytest.fixture
 def run(capfd, monkeypatch):
     """Run the command in this process, where torch is loaded already; gives what a process of its own would."""
-    monkeypatch.setattr(needs, "TRIAL_SECONDS", 0.05)
+    monkeypatch.setattr(trials, "TRIAL_SECONDS", 0.05)
     monkeypatch.setenv("COLUMNS", "200")
 
     def call(*words: object) -> subprocess.CompletedProcess:

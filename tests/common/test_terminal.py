@@ -9,6 +9,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from screens import screen
 
 from fastload.common import progress, terminal
 from fastload.common.progress import progress_bar
@@ -18,21 +19,6 @@ ERROR = (
     "error: --full full.h5: holds encoded images, so give the --subset that `fastload build-subset full.h5 subset.h5` "
     "makes of it; see `fastload build-subset --help`"
 )
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def screen(monkeypatch: pytest.MonkeyPatch, kind: str = "xterm") -> Terminal:
-    """Make stdout and stderr one terminal of 80 columns (no fixture: pytest sets both anew before the test)."""
-    stream = Terminal()
-    for name in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, name, stream)
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERM", kind)
-    return stream
 
 
 def test_a_long_error_breaks_between_words_and_leaves_commands_whole(monkeypatch: pytest.MonkeyPatch) -> None:

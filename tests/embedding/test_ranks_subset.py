@@ -20,13 +20,14 @@ from conftest import ROOT
 from packs import noise_images, write_raw
 
 from fastload.embedding import ranks
-from fastload.embedding.follower import data_state, follow
+from fastload.embedding.follower import data_state, embed_shares
 from fastload.embedding.ranks import Follower, Line, RankFailure
 from fastload.embedding.stored import hash_rows
 from fastload.errors import DataError, UsageError
 from fastload.packed.file import PackedFile
 from fastload.subset import build as subset
-from fastload.subset import estimate as needs
+from fastload.subset import trials
+from fastload.subset.settings import Settings
 
 MODELS = """
 import os, signal, time
@@ -119,7 +120,7 @@ def test_two_ranks_write_the_very_file_of_one_process_and_rank_0_alone_speaks(fe
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert done.stderr.count("needs: time about") == done.stderr.count("embed: done, ") == 1
-    monkeypatch.setattr(needs, "TRIAL_SECONDS", 0.05)
+    monkeypatch.setattr(trials, "TRIAL_SECONDS", 0.05)
     alone = subset.build_subset(tmp_path / "full.h5", tmp_path / "one.h5", size="8.64%", epochs=0.3, keep=True)
     same = (tmp_path / "one.h5").read_bytes() == (tmp_path / "two.h5").read_bytes()
     assert same
@@ -305,9 +306,12 @@ def test_a_rank_with_other_data_or_another_encoder_than_rank_0_refuses(
     monkeypatch.chdir(place)
     with PackedFile(place / "full.h5") as file:
         leader.tell(ASKED | {"data": data_state(file) | changes})
-    settings = {"images": None, "labels": None, "input_size": 8 if encoder else None, "seed": 0}
+
+    def settings():
+        return Settings(place / "full.h5", place / "s.h5", encoder=encoder, input_size=8 if encoder else None)
+
     with pytest.raises((DataError, UsageError), match=message) as refused:
-        follow(first, place / "full.h5", encoder=encoder, device="cpu", engine="auto", **settings)
+        embed_shares(first, settings)
     assert str(first.failed(refused.value)) == f"rank 1: {refused.value}"
     with pytest.raises(RankFailure, match="rank 1: ") as heard:
         leader.chunk(2, 0)

@@ -13,7 +13,7 @@ from fastload.errors import DataError, UsageError
 from fastload.packed.file import PackedFile
 from fastload.selection import STRATEGIES, register
 from fastload.selection.random import random
-from fastload.subset import estimate as needs
+from fastload.subset import trials
 from fastload.subset.build import build_subset
 
 COUNT, DIMS = 60, 5
@@ -120,7 +120,7 @@ def test_kmeans_gives_its_own_scores_and_clusters(scores, vectors, tmp_path):
 
 
 def test_scores_of_a_kept_run_are_those_of_its_stored_embeddings(tmp_path, monkeypatch):
-    monkeypatch.setattr(needs, "TRIAL_SECONDS", 0.01)
+    monkeypatch.setattr(trials, "TRIAL_SECONDS", 0.01)
     settings = {"size": 20, "epochs": 1, "batch_size": 32, "embedding_size": 4, "threads": 1}
     path = write_raw(tmp_path / "large.h5", noise_images(COUNT, 28, 28), np.arange(COUNT) % 3)
     build_subset(path, tmp_path / "s.h5", keep=True, scores=tmp_path / "a.npz", **settings)

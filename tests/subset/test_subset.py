@@ -19,9 +19,10 @@ from fastload.command.subset_terminal import duration
 from fastload.errors import DataError, UsageError
 from fastload.packed.file import PackedFile, damaged_rows, fingerprint
 from fastload.subset import build as subset
-from fastload.subset import estimate as needs
-from fastload.subset.build import Listener, parse_size
-from fastload.subset.estimate import Needs
+from fastload.subset import estimate, trials
+from fastload.subset.estimate import Estimate
+from fastload.subset.listener import STEPS, Listener
+from fastload.subset.size import parse_size
 from fastload.subset.work_folder import WorkFolder
 
 SIZES = {"epochs": 1, "batch_size": 32}
@@ -36,11 +37,11 @@ class Heard(Listener):
     """Keeps what is said."""
 
     def __init__(self) -> None:
-        self.told: list[Needs] = []
+        self.told: list[Estimate] = []
         self.notes: list[str] = []
         self.how: dict[str, str] = {}
 
-    def needs(self, needs: Needs) -> None:
+    def needs(self, needs: Estimate) -> None:
         self.told.append(needs)
 
     def note(self, text: str) -> None:
@@ -52,7 +53,7 @@ class Heard(Listener):
 
 @pytest.fixture(autouse=True)
 def short_trials(monkeypatch):
-    monkeypatch.setattr(needs, "TRIAL_SECONDS", 0.05)
+    monkeypatch.setattr(trials, "TRIAL_SECONDS", 0.05)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_the_five_steps_give_exactly_the_size_asked_for_with_the_full_set_s_pixe
         assert json.loads(attributes["settings"]) == {"size": 35, "per_dimension": None, "balance_classes": False}
         assert len(attributes["embeddings"]) == 32 == len(report.embeddings_hash)
         assert chosen.source == {"kind": "subset", "of": {"kind": "test"}}
-    assert [step.step for step in report.steps] == list(heard.how) == list(subset.STEPS)
+    assert [step.step for step in report.steps] == list(heard.how) == list(STEPS)
     assert set(heard.how.values()) == {"done"}
     assert len(report.losses) == 1 and 0 < report.losses[0] < 1.2
     assert not (tmp_path / "s.h5.work").exists()
@@ -404,7 +405,7 @@ def test_a_run_stopped_in_any_step_leaves_no_output_and_goes_on_to_the_same_file
     assert not out.exists() and not list(tmp_path.glob(".*partial"))
     heard = Heard()
     build_subset(few_cifar, out, size=50, listener=heard, **SIZES)
-    before = subset.STEPS[: subset.STEPS.index(step)]
+    before = STEPS[: STEPS.index(step)]
     assert [name for name in ("train", "embed", "analyse") if heard.how[name] == "reused"] == [
         name for name in before if name in ("train", "embed", "analyse")
     ]
@@ -552,18 +553,18 @@ def test_what_does_not_fit_is_refused_before_it_starts_and_the_needs_are_told(fe
     assert told.memory_available is None or told.memory_available > 0
     # The last block's activations alone, twice.
     assert told.memory > 2 * 32 * (32 * 24 * 24) * 4
-    monkeypatch.setattr(needs.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": told.disk - 1}))
+    monkeypatch.setattr(estimate.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": told.disk - 1}))
     with pytest.raises(DataError, match=r"MB free, but the subset and its work folder need about \d+ MB"):
         build_subset(few_cifar, tmp_path / "t.h5", size=50, **SIZES)
     monkeypatch.undo()
-    monkeypatch.setattr(needs, "available_memory", lambda: 1 << 20)
+    monkeypatch.setattr(estimate, "available_memory", lambda: 1 << 20)
     with pytest.raises(UsageError, match=r"about \d+ MB of memory are needed, but 1 MB are available.*--batch-size"):
         build_subset(few_cifar, tmp_path / "t.h5", size=50, **SIZES)
     assert not (tmp_path / "t.h5").exists() and not (tmp_path / "t.h5.work").exists()
 
 
 def test_memory_needed_grows_with_the_batch_and_refuses_the_device_s_too():
-    told = Needs(disk=1, disk_free=2, device_memory=3 << 20, device_memory_free=2 << 20, memory_available=None)
+    told = Estimate(disk=1, disk_free=2, device_memory=3 << 20, device_memory_free=2 << 20, memory_available=None)
     with pytest.raises(UsageError, match=r"3 MB of the device's memory are needed, but 2 MB are free"):
         told.check(None)
 

@@ -133,7 +133,7 @@ def test_what_others_put_into_the_work_folder_stays_and_is_named(full, tmp_path,
     (work / "embeddings.npy").mkdir()
     (work / "embeddings.npy" / "deep").write_text("mine")
 
-    from fastload.subset.build import Listener
+    from fastload.subset.listener import Listener
 
     class Noting(Listener):
         def note(self, text):

@@ -18,10 +18,10 @@ from fastload.errors import DataError
 from fastload.packed.file import PackedFile
 from fastload.selection import STRATEGIES, Request, Samples, StrategyRow, select
 from fastload.subset import build as subset
-from fastload.subset import estimate as needs
-from fastload.subset.build import Listener
+from fastload.subset import trials
+from fastload.subset.listener import Listener
 from fastload.subset.report import measure_lists
-from fastload.subset.streaming_pass import FusedPass
+from fastload.subset.streaming_pass import StreamingPass
 from fastload.subset.work_folder import MARK
 
 ROWS = 2500
@@ -51,11 +51,11 @@ class Forgetful(torch.nn.Module):
 
 @pytest.fixture(autouse=True)
 def own_models(tmp_path, monkeypatch):
-    (tmp_path / "fused_models.py").write_text(MODELS)
+    (tmp_path / "streaming_models.py").write_text(MODELS)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(needs, "TRIAL_SECONDS", 0.05)
+    monkeypatch.setattr(trials, "TRIAL_SECONDS", 0.05)
     yield
-    sys.modules.pop("fused_models", None)
+    sys.modules.pop("streaming_models", None)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ class Watcher(Listener):
 
 
 def build(full, out, **arguments):
-    given = {"encoder": "fused_models:linear", "input_size": 8, "size": 300, "threads": 1}
+    given = {"encoder": "streaming_models:linear", "input_size": 8, "size": 300, "threads": 1}
     return subset.build_subset(full, out, **(given | arguments))
 
 
@@ -145,7 +145,7 @@ def test_an_interrupted_pass_goes_on_from_its_chunk_and_stores_no_embeddings(ful
 
 def test_lists_that_are_too_short_are_made_longer_in_another_pass_which_resumes_too(full, tmp_path):
     """All dimensions rank alike, so every list gives each sample: 300 samples need lists of 300, not 2·300/12."""
-    alike = {"encoder": "fused_models:all_dimensions_alike"}
+    alike = {"encoder": "streaming_models:all_dimensions_alike"}
     build(full, tmp_path / "stored.h5", keep=True, **alike)
     heard = Watcher()
     build(full, tmp_path / "a.h5", listener=heard, **alike)
@@ -162,7 +162,7 @@ def test_lists_that_are_too_short_are_made_longer_in_another_pass_which_resumes_
 
 def test_an_encoder_that_gives_other_embeddings_in_its_second_pass_is_an_error(full, tmp_path):
     with pytest.raises(DataError, match="other embeddings in its pass 2 than before; with --keep they are stored"):
-        build(full, tmp_path / "s.h5", encoder="fused_models:Forgetful")
+        build(full, tmp_path / "s.h5", encoder="streaming_models:Forgetful")
     assert not (tmp_path / "s.h5").exists()
 
 
@@ -246,7 +246,9 @@ def test_neither_chunks_nor_interruptions_change_lists_or_hash(data, tmp_path_fa
 
     def opened():
         request = Request(size, threads=data.draw(st.integers(1, 2)))
-        return FusedPass(path, "key", n, lambda d: STRATEGIES["top-activations"].streams(samples, request, d, report=k))
+        return StreamingPass(
+            path, "key", n, lambda d: STRATEGIES["top-activations"].streams(samples, request, d, report=k)
+        )
 
     passing = opened()
     while True:

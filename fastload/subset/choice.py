@@ -1,0 +1,84 @@
+"""What a run of build-subset is to choose: how many samples, and how its classes share them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fastload.errors import UsageError
+from fastload.packed.set import Packed, labels_of
+from fastload.packing.subset_pixels import sample_bytes
+from fastload.selection import strategy_row
+from fastload.subset.candidates import Candidates
+from fastload.subset.settings import DEFAULT_SIZE, Settings
+from fastload.subset.size import parse_size
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to choose: `size` samples or `per_dimension` for each dimension.
+
+    Arguments:
+        strategy: the name of a strategy.
+        size: samples in all; None with `per_dimension`.
+        per_dimension: samples of each dimension; None with `size`.
+        balance: how classes share them, as `Settings.balance`.
+        seed: 64-bit.
+    """
+
+    strategy: str
+    size: int | None
+    per_dimension: int | None
+    balance: str
+    seed: int
+
+    @classmethod
+    def of(cls, settings: Settings, file: Packed, shape: tuple[int, int, int]) -> Choice:
+        """Return what the settings ask for of a full set; `shape` is (H, W, C) of the subset's images.
+
+        Raises UsageError for labels that are no classes, and for an amount that the set does not have.
+        """
+        strategy, per_dimension = settings.strategy, settings.per_dimension
+        if settings.balance:
+            labels = labels_of(file, "--balance-classes")
+            if labels.ndim != 1 or labels.dtype.kind not in "iub":
+                raise UsageError(
+                    f"--balance-classes: the labels of {file.path} are {labels.dtype} of shape {labels.shape}; it "
+                    "needs one integer class a sample"
+                )
+        if per_dimension is not None:
+            if not 1 <= per_dimension <= len(file):
+                raise UsageError(
+                    f"--per-dimension {per_dimension}: choose from 1 to the {len(file):,} samples of {file.path}"
+                )
+            return cls(strategy, None, per_dimension, settings.balance, settings.seed)
+        size = DEFAULT_SIZE if settings.size is None else settings.size
+        wanted = parse_size(size, len(file), sample_bytes(file, shape))
+        return cls(strategy, wanted, None, settings.balance, settings.seed)
+
+    def check(self, candidates: Candidates) -> None:
+        """Raise UsageError where the samples that may be chosen are too few, or none are left to choose."""
+        left, named = int(candidates.keep.sum()), len(candidates.included)
+        if self.size is not None and self.size <= named:
+            raise UsageError(f"--size {self.size:,}: {named:,} are named by --include already; choose a larger size")
+        wanted = (self.size or 0) - named if self.size is not None else self.per_dimension or 1
+        if wanted > left:
+            raise UsageError(
+                f"{wanted:,} samples were asked for, but {left:,} are left to choose from "
+                f"({len(candidates.excluded):,} are excluded)"
+            )
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the strategy looks at embeddings."""
+        return strategy_row(self.strategy).needs_embeddings
+
+    @property
+    def streams(self) -> bool:
+        """Whether one pass over the embeddings serves the strategy, so that nobody need store them."""
+        return strategy_row(self.strategy).streams is not None
+
+    def state(self) -> dict[str, Any]:
+        """Return the amount as JSON-able plain values, as it stands in the subset's attributes."""
+        found = {"size": self.size, "per_dimension": self.per_dimension, "balance_classes": bool(self.balance)}
+        return found | ({"equal_classes": True} if self.balance == "equal" else {})
