@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 DISTRIBUTION = "torch-fastload"
 """Its name on PyPI, where `fastload` is somebody else's program; it is imported as `fastload`."""
 
-_TREE = Path(__file__).resolve().parent.parent
+_TREE = Path(__file__).resolve().parents[2]
 
 
 def install_command(extra: str = "") -> str:

@@ -192,7 +192,7 @@ def test_every_package_that_a_module_loads_at_once_is_a_dependency() -> None:
 
 def test_what_gpu_check_imports_first_is_all_that_its_tests_and_parts_load() -> None:
     """Or it would take its short way, without installing, and fail in the middle."""
-    tests = [path for path in (ROOT / "tests").glob("test_*.py") if "mark.gpu" in path.read_text()]
+    tests = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text()]
     files = [*(ROOT / "bench").glob("*.py"), *(ROOT / "kernels").glob("*.py"), *with_helpers(tests)]
     wanted = {package for package, _ in imported(files)}
     assert {"PIL", "hypothesis", "numba", "pytest", "torch"} <= wanted

@@ -515,7 +515,7 @@ def test_webdataset_splits_are_told_apart_by_folders_and_by_the_shards_names(tmp
     folder.mkdir()
     for name in ("set-train-0.tar", "set-train-1.tar", "set-val-0.tar"):
         shard(folder / name, range(3))
-    expect(UsageError, r"holds several splits: train \(2 archives\), val \(1 archives\)", folder)
+    expect(UsageError, r"holds several splits: train \(2 archives\), val \(1 archive\)", folder)
     assert len(open_source(folder, split="train")) == 6 and len(open_source(folder, split="validation")) == 3
     expect(UsageError, "has no split 'test'; its archives' names say train", folder, split="test")
 
