@@ -11,7 +11,7 @@ from conftest import ROOT
 from fastload.augment import Augment
 from fastload.order import Order
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FAQ = " ".join((ROOT / "docs/faq.md").read_text().split())
 RESULTS = (ROOT / "docs/results.md").read_text()
 
@@ -20,6 +20,12 @@ RESULTS = (ROOT / "docs/results.md").read_text()
 def test_links_lead_to_files_that_are_there(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    named = re.findall(r"`((?:fastload|kernels|bench|tests|tools|docs|examples)/[\w./-]*\.py)`", page.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 def test_figures_of_strategies_stand_in_the_results() -> None:
