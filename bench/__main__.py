@@ -83,8 +83,14 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "what", nargs="?", default="all", choices=[*WHAT, "all"], help="or peers, paper, advise (each with --help)"
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that all runs, measures nothing")
-    parser.add_argument("--json", nargs="?", const=Path(), type=Path, metavar="FILE",
-                        help="write the results there too; without a name, below bench/results")  # fmt: skip
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const=Path(),
+        type=Path,
+        metavar="FILE",
+        help="write the results there too; without a name, below bench/results",
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the results, with matplotlib")
     parser.add_argument(
         "--peers", default="all", metavar="NAMES", help="rivals: all (that are installed), none, NAME,…"

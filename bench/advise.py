@@ -103,9 +103,14 @@ def main(arguments: list[str]) -> int:
     tell(f"timing the stream and the resident feed in turn, for {options.seconds:g} s at most …", error=True)
     stream, resident = measure(options.full, options.subset, options.batch_size, options.crop, device, options.seconds)
     advice = Advice(
-        options.step_ms / 1e3, options.batch_size, stream, resident, options.split, options.steps,
+        options.step_ms / 1e3,
+        options.batch_size,
+        stream,
+        resident,
+        options.split,
+        options.steps,
         options.selection_seconds / options.runs,
-    )  # fmt: skip
+    )
     tell(advice.text())
     return 0
 
@@ -113,10 +118,16 @@ def main(arguments: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fastload.bench advise", description=__doc__.split("\n\n")[0])
     parser.add_argument("--full", type=Path, required=True, metavar="FULL.h5", help="the packed full set")
-    parser.add_argument("--subset", type=Path, metavar="SUBSET.h5",
-                        help="the subset; without one 8.64%% of a raw full set stand in")  # fmt: skip
-    parser.add_argument("--step-ms", type=float, required=True, metavar="T",
-                        help="your trainer's step, with its batch on the device already")  # fmt: skip
+    parser.add_argument(
+        "--subset", type=Path, metavar="SUBSET.h5", help="the subset; without one 8.64%% of a raw full set stand in"
+    )
+    parser.add_argument(
+        "--step-ms",
+        type=float,
+        required=True,
+        metavar="T",
+        help="your trainer's step, with its batch on the device already",
+    )
     parser.add_argument("--split", type=float, default=0.5, help="the share of the steps on the subset")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=10_000, help="of the run")
@@ -155,13 +166,18 @@ def measure(
         contestants = [
             stack.enter_context(
                 parts.feed_contestant(
-                    parts.Setting(device, False, Deadline(seconds)), path,
-                    Augment(crop=side, resize=side if encoded and not resident else None), batch, batches,
-                    name=name, engine="auto", resident=resident,
+                    parts.Setting(device, False, Deadline(seconds)),
+                    path,
+                    Augment(crop=side, resize=side if encoded and not resident else None),
+                    batch,
+                    batches,
+                    name=name,
+                    engine="auto",
+                    resident=resident,
                 )
             )
             for name, path, resident in (("stream", full, False), ("resident", subset, True))
-        ]  # fmt: skip
+        ]
         stream, resident = race(contestants, device, rounds=_ROUNDS, deadline=Deadline(seconds))
     return stream.median, resident.median
 

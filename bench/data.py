@@ -30,13 +30,19 @@ def write_subset(path: Path, full: Path, count: int) -> Path:
         assert file.shape is not None and file.labels is not None
         rows = np.linspace(0, len(file) - 1, count).astype(np.int64)
         table = SelectionTable(
-            np.zeros(count, np.int32), np.arange(count, dtype=np.int32), np.zeros(count, np.float32),
+            np.zeros(count, np.int32),
+            np.arange(count, dtype=np.int32),
+            np.zeros(count, np.float32),
             {"strategy": "spread", "full_fingerprint": file.fingerprint},
-        )  # fmt: skip
+        )
         with PackedWriter(
-            path, shape=(count, *file.shape), labels=file.labels[rows], ids=file.ids[rows],
-            source={"kind": "spread"}, selection=table,
-        ) as out:  # fmt: skip
+            path,
+            shape=(count, *file.shape),
+            labels=file.labels[rows],
+            ids=file.ids[rows],
+            source={"kind": "spread"},
+            selection=table,
+        ) as out:
             for place, row in enumerate(rows):
                 out.write(place, file.read(int(row)))
     return path

@@ -37,9 +37,16 @@ TESTS_SHARE = 0.5
 """Of the time, for the tests; what they leave goes to the parts."""
 
 IMPORTED = (
-    "hypothesis", "numba_cuda", "pytest", "PIL.Image", "rich.console", "fastload.kernels.topk", "fastload.loop.loader",
-    "fastload.subset.build", "zstandard",
-)  # fmt: skip
+    "hypothesis",
+    "numba_cuda",
+    "pytest",
+    "PIL.Image",
+    "rich.console",
+    "fastload.kernels.topk",
+    "fastload.loop.loader",
+    "fastload.subset.build",
+    "zstandard",
+)
 """What the tests and parts import beside this file, and other dependencies; DALI and scikit-learn may be missing."""
 
 LEAST_SECONDS = 10.0
@@ -58,9 +65,16 @@ def main(arguments: list[str] | None = None) -> int:
         return _run_one(options.one, device, options.quick, options.seconds, options.out)
     deadline = Deadline(60 * options.minutes)
     report: dict[str, Any] = {
-        "machine": machine(device), "versions": versions(), "quick": options.quick, "began": _now(),
-        "tests": {}, "results": [], "missing": [], "skipped_for_time": [], "failures": [],
-    }  # fmt: skip
+        "machine": machine(device),
+        "versions": versions(),
+        "quick": options.quick,
+        "began": _now(),
+        "tests": {},
+        "results": [],
+        "missing": [],
+        "skipped_for_time": [],
+        "failures": [],
+    }
     out = options.out or _default_path(report["machine"])
     print(f"{describe(report['machine'])}\nwriting {out}", flush=True)
     began = time.monotonic()
@@ -112,9 +126,19 @@ def _run_tests(report: dict[str, Any], seconds: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         lines = Path(folder) / "tests.jsonl"
         command = [
-            sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--continue-on-collection-errors",
-            "-p", "fastload.bench.gpu_test_report", "-p", "no:cacheprovider", *map(str, files),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "pytest",
+            "-m",
+            "gpu",
+            "-q",
+            "--continue-on-collection-errors",
+            "-p",
+            "fastload.bench.gpu_test_report",
+            "-p",
+            "no:cacheprovider",
+            *map(str, files),
+        ]
         code, tail = _call(command, seconds, {gpu_test_report.VARIABLE: str(lines)})
         note_tests(report, lines.read_text("utf-8") if lines.exists() else "", code, tail)
 
@@ -167,9 +191,19 @@ def _run_process(name: str, options: argparse.Namespace, report: dict[str, Any],
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "part.json"
         command = [
-            sys.executable, "-m", "fastload.bench.gpu_check", "--one", name, "--device", options.device,
-            "--seconds", f"{0.6 * seconds:.1f}", "--out", str(out), *(["--quick"] if options.quick else []),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "fastload.bench.gpu_check",
+            "--one",
+            name,
+            "--device",
+            options.device,
+            "--seconds",
+            f"{0.6 * seconds:.1f}",
+            "--out",
+            str(out),
+            *(["--quick"] if options.quick else []),
+        ]
         began = time.monotonic()
         code, tail = _call(command, seconds, {})
         found = json.loads(out.read_text("utf-8")) if out.exists() else None

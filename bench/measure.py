@@ -19,10 +19,21 @@ from fastload.common.device import driver_version
 from fastload.common.processors import processors
 
 PACKAGES = (
-    "torch", "numba", "numba-cuda", "llvmlite", "cuda-core", "cuda-bindings", "cuda-pathfinder",
-    "nvidia-nvvm", "nvidia-cuda-nvrtc", "nvidia-nvjitlink", "numpy", "h5py", "nvidia-dali-cuda130",
+    "torch",
+    "numba",
+    "numba-cuda",
+    "llvmlite",
+    "cuda-core",
+    "cuda-bindings",
+    "cuda-pathfinder",
+    "nvidia-nvvm",
+    "nvidia-cuda-nvrtc",
+    "nvidia-nvjitlink",
+    "numpy",
+    "h5py",
+    "nvidia-dali-cuda130",
     "nvidia-dali-cuda120",
-)  # fmt: skip
+)
 _REST = 0.1
 """Seconds for threads that work ahead to come to rest, or they would slow down the limit's measurement."""
 

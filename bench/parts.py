@@ -71,9 +71,17 @@ def packed_data(setting: Setting, write: Callable[[Path], Path]) -> Iterator[Pat
 
 @contextmanager
 def feed_contestant(
-    setting: Setting, path: Path, augment: Augment, batch: int, batches: int, *,
-    name: str, engine: str, resident: bool, dtype: torch.dtype = torch.float32,
-) -> Iterator[Contestant]:  # fmt: skip
+    setting: Setting,
+    path: Path,
+    augment: Augment,
+    batch: int,
+    batches: int,
+    *,
+    name: str,
+    engine: str,
+    resident: bool,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Contestant]:
     """A contestant that takes `batches` batches of a feed at each call; its limit copies as many outputs."""
     device = setting.device
     with PackedFile(path) as file:
@@ -98,9 +106,14 @@ def feed_contestant(
 
         stored = "encoded" if file.shape is None else "×".join(map(str, file.shape))
         details = {
-            "engine": engine, "batch": batch, "batches": batches, "stored": stored, "crop": list(augment.size),
-            "dtype": str(dtype).rpartition(".")[2], "images": len(file),
-        }  # fmt: skip
+            "engine": engine,
+            "batch": batch,
+            "batches": batches,
+            "stored": stored,
+            "crop": list(augment.size),
+            "dtype": str(dtype).rpartition(".")[2],
+            "images": len(file),
+        }
         try:
             yield Contestant(name, "images/s", batch * batches, run, copy, "copy of the output", drain, details)
         finally:
@@ -131,13 +144,18 @@ def resident(setting: Setting, engines: tuple[str, ...] = ("fused", "dali")) -> 
         running = [
             stack.enter_context(
                 feed_contestant(
-                    setting, path, augment, batch,
+                    setting,
+                    path,
+                    augment,
+                    batch,
                     setting.pick(1000 if engine == "fused" else 100, 3, on_cpu=20 if engine == "fused" else 4),
-                    name=f"resident, {engine}", engine=engine, resident=True,
+                    name=f"resident, {engine}",
+                    engine=engine,
+                    resident=True,
                 )
             )
             for engine in engines
-        ]  # fmt: skip
+        ]
         return with_batch_time(race(running, setting.device, rounds=setting.rounds, deadline=setting.deadline))
 
 
@@ -146,9 +164,16 @@ def resident_large(setting: Setting) -> list[Result]:
     batch, side, crop = setting.pick(256, 4, 64), setting.pick(256, 40), setting.pick(224, 32)
     with packed_data(setting, lambda path: data.write_noise(path, setting.pick(1024, 8, 256), side)) as path:
         feeding = feed_contestant(
-            setting, path, Augment(crop=fitting_crop(path, crop)), batch, setting.pick(200, 2, 4),
-            name=f"resident, fused, {crop}², float16", engine="fused", resident=True, dtype=torch.float16,
-        )  # fmt: skip
+            setting,
+            path,
+            Augment(crop=fitting_crop(path, crop)),
+            batch,
+            setting.pick(200, 2, 4),
+            name=f"resident, fused, {crop}², float16",
+            engine="fused",
+            resident=True,
+            dtype=torch.float16,
+        )
         with feeding as contestant:
             return with_batch_time(race([contestant], setting.device, rounds=setting.rounds, deadline=setting.deadline))
 
@@ -158,9 +183,14 @@ def stream_raw(setting: Setting, engines: tuple[str, ...] = ("fused", "dali")) -
     results = []
     for count, side, crop, batch, batches in (
         (setting.pick(50_000, 100), 32, 24, setting.pick(1024, 16), setting.pick(300, 3, 20)),
-        (setting.pick(2000, 12, 400), setting.pick(256, 40), setting.pick(224, 32), setting.pick(256, 4, 64),
-         setting.pick(30, 2, 3)),
-    ):  # fmt: skip
+        (
+            setting.pick(2000, 12, 400),
+            setting.pick(256, 40),
+            setting.pick(224, 32),
+            setting.pick(256, 4, 64),
+            setting.pick(30, 2, 3),
+        ),
+    ):
         with (
             packed_data(setting, partial(_noise, count, side)) as path,
             ExitStack() as stack,
@@ -169,12 +199,18 @@ def stream_raw(setting: Setting, engines: tuple[str, ...] = ("fused", "dali")) -
             running = [
                 stack.enter_context(
                     feed_contestant(
-                        setting, path, augment, batch, batches if engine == "fused" else max(2, batches // 5),
-                        name=f"stream, raw, {engine}, {augment.size[0]}²", engine=engine, resident=False,
+                        setting,
+                        path,
+                        augment,
+                        batch,
+                        batches if engine == "fused" else max(2, batches // 5),
+                        name=f"stream, raw, {engine}, {augment.size[0]}²",
+                        engine=engine,
+                        resident=False,
                     )
                 )
                 for engine in engines
-            ]  # fmt: skip
+            ]
             results += with_batch_time(race(running, setting.device, rounds=setting.rounds, deadline=setting.deadline))
         if setting.file is not None:
             break
@@ -188,9 +224,15 @@ def stream_encoded(setting: Setting) -> list[Result]:
     small, crop = setting.pick(256, 40), setting.pick(224, 32)
     with packed_data(setting, lambda path: data.write_encoded(path, setting.pick(1000, 8, 200), small + 40)) as path:
         feeding = feed_contestant(
-            setting, path, Augment(crop=crop, resize=small), batch, setting.pick(40, 2, 3),
-            name=f"stream, encoded, dali, {crop}²", engine="dali", resident=False,
-        )  # fmt: skip
+            setting,
+            path,
+            Augment(crop=crop, resize=small),
+            batch,
+            setting.pick(40, 2, 3),
+            name=f"stream, encoded, dali, {crop}²",
+            engine="dali",
+            resident=False,
+        )
         with feeding as contestant:
             return with_batch_time(race([contestant], setting.device, rounds=setting.rounds, deadline=setting.deadline))
 
@@ -236,9 +278,12 @@ def two_phase(setting: Setting) -> list[Result]:
         full = data.write_noise(Path(folder) / "full.h5", setting.pick(20_000, 64), 32)
         subset = data.write_subset(Path(folder) / "subset.h5", full, setting.pick(2000, 32))
         model = torch.nn.Sequential(
-            torch.nn.Conv2d(3, 32, 5, padding=2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(),
+            torch.nn.Conv2d(3, 32, 5, padding=2),
+            torch.nn.ReLU(),
+            torch.nn.AdaptiveAvgPool2d(4),
+            torch.nn.Flatten(),
             torch.nn.Linear(512, 10),
-        ).to(device)  # fmt: skip
+        ).to(device)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         taken = []
         with TwoPhaseLoader(
@@ -261,12 +306,16 @@ def two_phase(setting: Setting) -> list[Result]:
     usual = statistics.median(fast + fine)
     near = max(taken[swap - 1 : swap + 2])
     details = {
-        "batch": batch, "steps": steps, "swap": swap, "median_step_ms": round(1e3 * usual, 3),
+        "batch": batch,
+        "steps": steps,
+        "swap": swap,
+        "median_step_ms": round(1e3 * usual, 3),
         "fast_step_ms": round(1e3 * statistics.median(fast), 3),
         "fine_step_ms": round(1e3 * statistics.median(fine), 3),
-        "longest_step_at_swap_ms": round(1e3 * near, 3), "gap_at_swap_ms": round(1e3 * (near - usual), 3),
+        "longest_step_at_swap_ms": round(1e3 * near, 3),
+        "gap_at_swap_ms": round(1e3 * (near - usual), 3),
         "waited": {phase: round(values["waited"], 4) for phase, values in stats.items()},
-    }  # fmt: skip
+    }
     speed = batch / usual
     return [Result("two-phase loop", "images/s", speed, 0.0, [speed], details=details)]
 
@@ -288,9 +337,11 @@ def autoencoder(setting: Setting) -> list[Result]:
 
         with PackedFile(path) as file:
             train(
-                file, Training(steps, batch_size=batch, learning_rate=0.01), device=str(setting.device),
+                file,
+                Training(steps, batch_size=batch, learning_rate=0.01),
+                device=str(setting.device),
                 on_step=on_step,
-            )  # fmt: skip
+            )
     speeds = [block / (after - before) for before, after in pairwise(stamps)]
     median = statistics.median(speeds)
     spread = (max(speeds) - min(speeds)) / median

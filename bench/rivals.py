@@ -58,11 +58,27 @@ class Case:
 def cases(setting: parts.Setting) -> list[Case]:
     """Return CIFAR's shape and ImageNet's; the counts are whole batches, so that no rival drops any."""
     return [
-        Case("cifar", setting.pick(20_480, 64), 32, 24, setting.pick(1024, 16), torch.float32,
-             setting.pick(1000, 3, 100), setting.pick(100, 3, 10)),
-        Case("imagenet", setting.pick(2048, 8), setting.pick(256, 40), setting.pick(224, 32), setting.pick(256, 4),
-             torch.float16, setting.pick(200, 2, 8), setting.pick(40, 2, 2)),
-    ]  # fmt: skip
+        Case(
+            "cifar",
+            setting.pick(20_480, 64),
+            32,
+            24,
+            setting.pick(1024, 16),
+            torch.float32,
+            setting.pick(1000, 3, 100),
+            setting.pick(100, 3, 10),
+        ),
+        Case(
+            "imagenet",
+            setting.pick(2048, 8),
+            setting.pick(256, 40),
+            setting.pick(224, 32),
+            setting.pick(256, 4),
+            torch.float16,
+            setting.pick(200, 2, 8),
+            setting.pick(40, 2, 2),
+        ),
+    ]
 
 
 def resident(setting: parts.Setting, engines: Sequence[str], peers: Sequence[Peer]) -> Outcome:
@@ -96,17 +112,28 @@ def _race(setting: parts.Setting, case: Case, path: Path, engines: Sequence[str]
         running = [
             stack.enter_context(
                 parts.feed_contestant(
-                    setting, path, augment, case.batch, case.fused if engine == "fused" else case.dali,
-                    name=f"resident, {engine}{suffix}", engine=engine, resident=True, dtype=case.dtype,
+                    setting,
+                    path,
+                    augment,
+                    case.batch,
+                    case.fused if engine == "fused" else case.dali,
+                    name=f"resident, {engine}{suffix}",
+                    engine=engine,
+                    resident=True,
+                    dtype=case.dtype,
                 )
             )
             for engine in engines
-        ]  # fmt: skip
+        ]
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         request = export(path, folder) | {
-            "name": case.name, "crop": augment.size[0], "batch": case.batch, "device": setting.device.type,
-            "dtype": str(case.dtype).rpartition(".")[2], "threads": feed_threads(),
-        }  # fmt: skip
+            "name": case.name,
+            "crop": augment.size[0],
+            "batch": case.batch,
+            "device": setting.device.type,
+            "dtype": str(case.dtype).rpartition(".")[2],
+            "threads": feed_threads(),
+        }
         rivals = [stack.enter_context(Rival(peer, request, setting)) for peer in peers]
         running += [rival.contestant(f"resident, {rival.name}{suffix}") for rival in rivals if rival.failure is None]
         results = race(running, setting.device, rounds=setting.rounds, deadline=setting.deadline)

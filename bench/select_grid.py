@@ -140,8 +140,13 @@ def _in_memory(setting: Setting, grid: Grid, size: Size, order: str, rivals: boo
             # Ours takes so little time that what else the machine does would decide: some in a row count as one.
             repeats = setting.pick(10, 1) if name == "ours" else 1
             details = {
-                "rows": size.rows, "dims": size.dims, "k": k, "order": order, "dtype": "float32", "repeats": repeats
-            }  # fmt: skip
+                "rows": size.rows,
+                "dims": size.dims,
+                "k": k,
+                "order": order,
+                "dtype": "float32",
+                "repeats": repeats,
+            }
             label = f"select, {size}, {order}, k={k}: {name}"
             work, limit = _repeated(work, repeats), _repeated(matrix.sum, repeats)
             amount = repeats * size.bytes / 1e9
@@ -235,9 +240,7 @@ def _disk_contestant(setting: Setting, path: Path, size: Size, order: str, k: in
         return time.perf_counter() - began
 
     name = f"select, {size}, {order}, k={k}: ours"
-    return Contestant(
-        name, "GB/s", size.bytes / 1e9, measured, read, "sequential read", None, details, inside=True
-    )  # fmt: skip
+    return Contestant(name, "GB/s", size.bytes / 1e9, measured, read, "sequential read", None, details, inside=True)
 
 
 @contextmanager

@@ -113,9 +113,13 @@ def cached(setting: parts.Setting, engines: Sequence[str], peers: Sequence[Peer]
 
 def _request(setting: parts.Setting, name: str, augment: Augment, batch: int) -> dict[str, Any]:
     return {
-        "name": name, "crop": augment.size[0], "batch": batch, "device": setting.device.type, "dtype": "float32",
+        "name": name,
+        "crop": augment.size[0],
+        "batch": batch,
+        "device": setting.device.type,
+        "dtype": "float32",
         "threads": feed_threads(),
-    }  # fmt: skip
+    }
 
 
 # -- raw, on the disk ----------------------------------------------------------------------------------------------
@@ -241,10 +245,16 @@ def bare_decoder(
         images: Any = fn.decoders.image(files, device="mixed" if on_gpu else "cpu", output_type=types.DALIImageType.RGB)
         images = fn.resize(images, resize_shorter=small)
         pixels = fn.crop_mirror_normalize(
-            images, crop=(crop, crop), crop_pos_x=fn.random.uniform(range=(0, 1)), mirror=fn.random.coin_flip(),
-            crop_pos_y=fn.random.uniform(range=(0, 1)), mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375],
-            dtype=types.DALIDataType.FLOAT, output_layout="CHW",
-        )  # fmt: skip
+            images,
+            crop=(crop, crop),
+            crop_pos_x=fn.random.uniform(range=(0, 1)),
+            mirror=fn.random.coin_flip(),
+            crop_pos_y=fn.random.uniform(range=(0, 1)),
+            mean=[123.675, 116.28, 103.53],
+            std=[58.395, 57.12, 57.375],
+            dtype=types.DALIDataType.FLOAT,
+            output_layout="CHW",
+        )
         pipeline.set_outputs(pixels)
     pipeline.build()
     target = torch.zeros((batch, 3, crop, crop), device=setting.device)
@@ -264,9 +274,13 @@ def bare_decoder(
 
     does = "decode, resize, random crop and mirror, normalize by constants; files in memory, in order; no copy out"
     details = {
-        "batch": batch, "batches": batches, "images": len(samples), "threads": feed_threads(),
-        "prefetch_queue_depth": 2, "does": does,
-    }  # fmt: skip
+        "batch": batch,
+        "batches": batches,
+        "images": len(samples),
+        "threads": feed_threads(),
+        "prefetch_queue_depth": 2,
+        "does": does,
+    }
     name = f"stream, encoded, DALI's bare decoder, {crop}²"
     yield Contestant(name, "images/s", batch * batches, run, copy, "copy of the output", drain, details)
 

@@ -44,9 +44,13 @@ def swapping(setting: parts.Setting) -> Outcome:
 def loader_settings(setting: parts.Setting, steps: int) -> dict[str, Any]:
     """Return TwoPhaseLoader's arguments; the second phase streams, though the full set would fit the device."""
     settings: dict[str, Any] = {
-        "batch_size": setting.pick(1024, 8), "steps": steps, "swap": steps // 2, "augment": Augment(crop=24),
-        "device": str(setting.device), "seed": 0,
-    }  # fmt: skip
+        "batch_size": setting.pick(1024, 8),
+        "steps": steps,
+        "swap": steps // 2,
+        "augment": Augment(crop=24),
+        "device": str(setting.device),
+        "seed": 0,
+    }
     if "resident_budget" in inspect.signature(TwoPhaseLoader).parameters:
         settings["resident_budget"] = 0
     return settings
@@ -82,19 +86,27 @@ def _phases(setting: parts.Setting, full: Path, subset: Path) -> Outcome:
         usual = [statistics.median(run.gaps[swap + 1 :]) for run in rounds]
         at_swap = [run.gaps[swap] for run in rounds]
         details = {
-            "batch": setting.pick(1024, 8), "steps": steps, "swap": swap,
+            "batch": setting.pick(1024, 8),
+            "steps": steps,
+            "swap": swap,
             "median_gap_fast_ms": _ms(statistics.median(statistics.median(run.gaps[warm:swap]) for run in rounds)),
             "median_gap_stream_ms": _ms(statistics.median(usual)),
             "longest_gap_stream_ms": _ms(statistics.median(max(run.gaps[swap + 1 :]) for run in rounds)),
             "waited_at_swap_ms": _ms(statistics.median(run.waits[swap] for run in rounds)),
             "step_ms": _ms(statistics.median(statistics.median(run.steps) for run in rounds)),
-        }  # fmt: skip
+        }
         what = f"gap at the swap, {name}"
         limit = MOST_GAPS * 1e3 * statistics.median(usual)
         outcome.results.append(
-            result_of(what, "ms", [1e3 * gap for gap in at_swap], limit=limit, limit_name="twice the stream's gap",
-                      details=details)
-        )  # fmt: skip
+            result_of(
+                what,
+                "ms",
+                [1e3 * gap for gap in at_swap],
+                limit=limit,
+                limit_name="twice the stream's gap",
+                details=details,
+            )
+        )
         ratio = statistics.median(gap / other for gap, other in zip(at_swap, usual, strict=True))
         outcome.notes.append(verdict(f"{what}, in median gaps of the stream phase", ratio, most=MOST_GAPS))
     for phase, part in (("fast", slice(warm, swap)), ("stream", slice(swap, None))):
@@ -200,9 +212,14 @@ def _fresh(argument: str, variables: dict[str, str]) -> tuple[float, float]:
     environment = os.environ | variables
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
     done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, argument], env=environment, stdin=subprocess.DEVNULL, capture_output=True,
-        text=True, timeout=COLD_SECONDS, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", _SCRIPT, argument],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=COLD_SECONDS,
+        check=False,
+    )
     if done.returncode:
         raise RuntimeError(f"the process that times its first batch failed: {done.stderr.strip().splitlines()[-1]}")
     first, opened = json.loads(done.stdout)

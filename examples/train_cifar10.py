@@ -45,9 +45,16 @@ def main() -> None:
     average = averaged(model)
 
     loader = TwoPhaseLoader(
-        options.full, options.subset, batch_size=options.batch_size, steps=options.steps, swap=options.swap,
-        augment=Augment(crop=24), device=options.device, memory_format=torch.channels_last, seed=options.seed,
-    )  # fmt: skip
+        options.full,
+        options.subset,
+        batch_size=options.batch_size,
+        steps=options.steps,
+        swap=options.swap,
+        augment=Augment(crop=24),
+        device=options.device,
+        memory_format=torch.channels_last,
+        seed=options.seed,
+    )
     loader.on_swap(lambda loader: print(f"step {loader.step}: swap to the full set"))
     began = time.perf_counter()
     for images, labels in loader:

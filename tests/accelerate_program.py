@@ -20,9 +20,18 @@ def train(until, state=None):
     """Train up to the step `until`, from `state` on; return the ids seen, and save the state."""
     seen = []
     with TwoPhaseLoader(
-        full, subset, batch_size=2, steps=20, swap=8, steps_per_epoch=6, augment=Augment(crop=8), device="cpu",
-        with_ids=True, seed=3, resident_budget=0,
-    ) as loader:  # fmt: skip
+        full,
+        subset,
+        batch_size=2,
+        steps=20,
+        swap=8,
+        steps_per_epoch=6,
+        augment=Augment(crop=8),
+        device="cpu",
+        with_ids=True,
+        seed=3,
+        resident_budget=0,
+    ) as loader:
         model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         model, optimizer, loader = accelerator.prepare(model, optimizer, loader)

@@ -126,6 +126,8 @@ def replaced(path):
 
 
 if __name__ == "__main__":
-    {"truncations": lambda: truncations(sys.argv[2], int(sys.argv[3])),
-     "alien": lambda: alien(sys.argv[2], sys.argv[3]),
-     "replaced": lambda: replaced(sys.argv[2])}[sys.argv[1]]()  # fmt: skip
+    {
+        "truncations": lambda: truncations(sys.argv[2], int(sys.argv[3])),
+        "alien": lambda: alien(sys.argv[2], sys.argv[3]),
+        "replaced": lambda: replaced(sys.argv[2]),
+    }[sys.argv[1]]()

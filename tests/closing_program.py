@@ -26,9 +26,15 @@ def made(kind, who):
     swap = 2 if who == "callback" else 0 if kind == "encoded" else random_.choice([0, 3, 40, 100_000])
     files = (encoded, None) if kind == "encoded" else (full, subset)
     loader = TwoPhaseLoader(
-        *files, swap=swap, batch_size=16, steps=100_000, augment=Augment(crop=24), device="cpu",
-        engine="dali" if kind.endswith("dali") else "auto", resident_budget=random_.choice([0, None]),
-    )  # fmt: skip
+        *files,
+        swap=swap,
+        batch_size=16,
+        steps=100_000,
+        augment=Augment(crop=24),
+        device="cpu",
+        engine="dali" if kind.endswith("dali") else "auto",
+        resident_budget=random_.choice([0, None]),
+    )
     return loader, loader.evaluation(full, batch_size=4) if kind.startswith("evaluation") else loader
 
 

@@ -31,9 +31,12 @@ def make(folder: Path) -> None:
     files = [bytes(image.tobytes()[: 20 + row]) for row, image in enumerate(images)]
     names, classes = [f"{row % 3}/{row}.png" for row in range(COUNT)], ["a", "bé", "c"]
     attributes = {
-        "strategy": "top-activations", "settings": '{"size": 14}', "seed": np.uint64(3), "full_fingerprint": "0" * 32,
+        "strategy": "top-activations",
+        "settings": '{"size": 14}',
+        "seed": np.uint64(3),
+        "full_fingerprint": "0" * 32,
         "embeddings": "1" * 32,
-    }  # fmt: skip
+    }
     table = SelectionTable(np.zeros(COUNT), np.arange(COUNT), np.linspace(9, 1, COUNT), attributes)
     shapes = np.full((COUNT, 2), 4, np.int32)
     write_raw(folder / "raw.h5", images, labels, names=names, classes=classes)
@@ -84,9 +87,17 @@ def told(file: PackedFile) -> dict[str, object]:
     table = file.selection
     chosen = None if table is None else (table.dimension, table.rank, table.score, dict(table.attributes))
     rest = (
-        file.shape, file.ids, file.offsets, file.shapes, file.classes, chosen, file.source, file.created_with,
-        None if file.names is None else list(file.names), [file.name_of(row) for row in range(len(file))],
-    )  # fmt: skip
+        file.shape,
+        file.ids,
+        file.offsets,
+        file.shapes,
+        file.classes,
+        chosen,
+        file.source,
+        file.created_with,
+        None if file.names is None else list(file.names),
+        [file.name_of(row) for row in range(len(file))],
+    )
     images = [file.read(row) for row in range(len(file))]
     return {"storage": file.storage, "images": images, "labels": file.labels, "rest": rest}
 

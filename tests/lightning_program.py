@@ -31,17 +31,33 @@ class Module(lightning.LightningModule):
 
     def train_dataloader(self):  # called once the ranks know each other
         return TwoPhaseLoader(
-            full, subset, batch_size=2, steps=20, swap=8, steps_per_epoch=6, augment=Augment(crop=8), device="cpu",
-            with_ids=True, seed=3, resident_budget=0,
-        )  # fmt: skip
+            full,
+            subset,
+            batch_size=2,
+            steps=20,
+            swap=8,
+            steps_per_epoch=6,
+            augment=Augment(crop=8),
+            device="cpu",
+            with_ids=True,
+            seed=3,
+            resident_budget=0,
+        )
 
 
 def fit(steps, checkpoint=None, callbacks=()):
     module = Module()
     trainer = lightning.Trainer(
-        accelerator="cpu", devices=2, strategy="ddp", max_steps=steps, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=bool(callbacks), callbacks=list(callbacks),
-    )  # fmt: skip
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp",
+        max_steps=steps,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=bool(callbacks),
+        callbacks=list(callbacks),
+    )
     trainer.fit(module, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     trainer.train_dataloader.close()
     return module, trainer

@@ -43,10 +43,11 @@ def write_format_1(path: Path, images: np.ndarray, labels: np.ndarray, *, offset
             file["offsets"] = offsets
         file.attrs["fastload_format"] = 1
         text = {
-            "storage": "raw" if offsets is None else "encoded", "source": '{"kind": "test"}',
+            "storage": "raw" if offsets is None else "encoded",
+            "source": '{"kind": "test"}',
             "created_with": "fastload 0.0",
             "fingerprint": xxhash.xxh3_128_hexdigest(images.tobytes() + np.ascontiguousarray(labels).tobytes()),
-        }  # fmt: skip
+        }
         for name, value in text.items():
             file.attrs[name] = np.bytes_(value)
     return path

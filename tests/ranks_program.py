@@ -19,13 +19,22 @@ options = dict(word.split("=") for word in sys.argv[8:])
 dist.init_process_group("gloo")
 rank, world = dist.get_rank(), dist.get_world_size()
 policy = {
-    "never": Swap.never(), "plateau": Swap.on_plateau(patience=1, window=5), "after": Swap.after(seconds=0.4),
-}.get(swap) or int(swap)  # fmt: skip
+    "never": Swap.never(),
+    "plateau": Swap.on_plateau(patience=1, window=5),
+    "after": Swap.after(seconds=0.4),
+}.get(swap) or int(swap)
 length = {"seconds": float(options["seconds"])} if "seconds" in options else {"steps": int(steps)}
 loader = TwoPhaseLoader(
-    full, subset, batch_size=int(batch) // world, swap=policy, augment=Augment(crop=24), device="cpu", seed=5,
-    with_ids=True, **length,
-)  # fmt: skip
+    full,
+    subset,
+    batch_size=int(batch) // world,
+    swap=policy,
+    augment=Augment(crop=24),
+    device="cpu",
+    seed=5,
+    with_ids=True,
+    **length,
+)
 if "load" in options:
     loader.load_state_dict(json.loads(Path(options["load"]).read_text()))
 batches = []

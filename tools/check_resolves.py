@@ -79,9 +79,14 @@ def _resolve(arguments: list[str], text: str = "") -> subprocess.CompletedProces
         command += ["--output-file", str(Path(folder) / "resolved.txt")]
         try:
             return subprocess.run(
-                command, cwd=folder, input=text, text=True, capture_output=True, timeout=SECONDS,
+                command,
+                cwd=folder,
+                input=text,
+                text=True,
+                capture_output=True,
+                timeout=SECONDS,
                 env=own | {"UV_HTTP_RETRIES": "1", "UV_HTTP_TIMEOUT": "30"},
-            )  # fmt: skip
+            )
         except subprocess.TimeoutExpired:
             return subprocess.CompletedProcess(command, 124, "", f"no answer in {SECONDS} s")
 

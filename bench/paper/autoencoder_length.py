@@ -16,8 +16,11 @@ def autoencoder_length(place: Workplace) -> Findings:
     """Train on subsets alone (100/0) that autoencoders of each length chose."""
     lengths = [name for name, _ in place.scale.autoencoder]
     rows: list[Row] = []
-    found = Findings("autoencoder", "The autoencoder: does longer training choose better?",
-                     (*COLUMNS, "autoencoder's loss", "samples shared with the longest"))  # fmt: skip
+    found = Findings(
+        "autoencoder",
+        "The autoencoder: does longer training choose better?",
+        (*COLUMNS, "autoencoder's loss", "samples shared with the longest"),
+    )
     for length in lengths:
         seeds = place.seeds if length == lengths[-1] else place.few
         name = f"top-activations, {length}"
@@ -29,9 +32,15 @@ def autoencoder_length(place: Workplace) -> Findings:
     first, last = (row.accuracies if row.results else Accuracies(()) for row in (rows[0], rows[-1]))
     found.data = {"rows": [row.data() for row in rows]}
     found.verdicts = [
-        better(f"{lengths[-1]} of training choose better than {lengths[0]}", "trains for 40,000 steps, compares none",
-               last, first, noise, own=True)
-    ]  # fmt: skip
+        better(
+            f"{lengths[-1]} of training choose better than {lengths[0]}",
+            "trains for 40,000 steps, compares none",
+            last,
+            first,
+            noise,
+            own=True,
+        )
+    ]
     return found
 
 

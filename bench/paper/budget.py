@@ -63,17 +63,34 @@ def budget(place: Workplace) -> Findings:
     budgets = {"cheap": BUDGET * fastest, "dear": BUDGET * fastest * DEAR}
     contests = [one for setting in budgets for one in _setting(place, setting, budgets[setting], pace)]
     names = [*(f"R = {runs}" for runs in SHARED_BY), "free"]
-    found.columns = ("data", "rival", "runs", *(f"accuracy, {name}" for name in names), "the paper", "steps",
-                     "images", "distinct samples seen", "loss at the end", "left out")  # fmt: skip
+    found.columns = (
+        "data",
+        "rival",
+        "runs",
+        *(f"accuracy, {name}" for name in names),
+        "the paper",
+        "steps",
+        "images",
+        "distinct samples seen",
+        "loss at the end",
+        "left out",
+    )
     found.rows = [_texts(place, one, names) for one in contests]
     found.data = {
-        "pace": pace, "budgets": budgets, "stream_rate": pace / DEAR,
+        "pace": pace,
+        "budgets": budgets,
+        "stream_rate": pace / DEAR,
         "contests": [
-            {"setting": one.setting, "name": one.name, "selection_seconds": one.selection,
-             "accuracy_by_sharing": one.by_sharing, "runs": [vars(result) for result in one.results]}
+            {
+                "setting": one.setting,
+                "name": one.name,
+                "selection_seconds": one.selection,
+                "accuracy_by_sharing": one.by_sharing,
+                "runs": [vars(result) for result in one.results],
+            }
             for one in contests
         ],
-    }  # fmt: skip
+    }
     # A contest is a row of runs too; its spread, of one run often, is the main table's.
     known = measure_noise(place, [])
     own = Noise.of((one.accuracies("free") for one in contests), len(place.test))
@@ -102,9 +119,13 @@ def _setting(place: Workplace, setting: str, budget: float, pace: float) -> list
     rate = pace / DEAR if setting == "dear" else None
     contests = []
     for rival, strategy in (
-        (TWO_PHASE, "top-activations"), (TWO_PHASE, "random"), (FULL, None), (RESIDENT, None), (RS2, None),
+        (TWO_PHASE, "top-activations"),
+        (TWO_PHASE, "random"),
+        (FULL, None),
+        (RESIDENT, None),
+        (RS2, None),
         (INFOBATCH, None),
-    ):  # fmt: skip
+    ):
         name = rival if strategy is None else f"{rival}, {strategy}"
         contest = Contest(setting, name, 0.0)
         contests.append(contest)
@@ -122,9 +143,7 @@ def _setting(place: Workplace, setting: str, budget: float, pace: float) -> list
     return contests
 
 
-def _run(
-    place: Workplace, rival: str, seed: int, budget: float, rate: float | None, subset: Subset | None
-) -> TimedRun:  # fmt: skip
+def _run(place: Workplace, rival: str, seed: int, budget: float, rate: float | None, subset: Subset | None) -> TimedRun:
     seconds = 0.0 if subset is None else subset.seconds
     marks = sorted({left for runs in SHARED_BY if (left := budget - seconds / runs) > 0} | {budget})
     swap = 0 if subset is None else round(_FAST * place.scale.steps)
@@ -149,12 +168,17 @@ def _texts(place: Workplace, one: Contest, names: list[str]) -> tuple[str, ...]:
     ends = [result.curve[-1][1] for result in one.results if result.curve]
     pruned = [result.pruned for result in one.results if result.pruned is not None]
     return (
-        one.setting, one.name, str(len(one.results)),
+        one.setting,
+        one.name,
+        str(len(one.results)),
         *(one.accuracies(name).text() if one.accuracies(name) else "no time left to train" for name in names),
-        PAPER.get((one.setting, one.name), "–"), f"{steps:,.0f}", f"{steps * place.scale.batch:,.0f}",
+        PAPER.get((one.setting, one.name), "–"),
+        f"{steps:,.0f}",
+        f"{steps * place.scale.batch:,.0f}",
         f"{statistics.mean(result.distinct for result in one.results):,.0f}",
-        f"{statistics.mean(ends):.2f}" if ends else "–", f"{statistics.mean(pruned):.0%}" if pruned else "–",
-    )  # fmt: skip
+        f"{statistics.mean(ends):.2f}" if ends else "–",
+        f"{statistics.mean(pruned):.0%}" if pruned else "–",
+    )
 
 
 def _verdicts(contests: list[Contest], noise: Noise) -> list[Verdict]:
@@ -168,13 +192,20 @@ def _verdicts(contests: list[Contest], noise: Noise) -> list[Verdict]:
             ours, full = by_name[setting, chosen], by_name[setting, FULL].accuracies("free")
             if ours.results and full and not ours.accuracies(sharing):
                 verdict = Verdict(
-                    f"{claim}: {setting} data, {sharing}", "63.5 % against 10.4 %",
-                    f"no time left to train: the selection alone takes {seconds_text(ours.selection)}", "not repeated",
+                    f"{claim}: {setting} data, {sharing}",
+                    "63.5 % against 10.4 %",
+                    f"no time left to train: the selection alone takes {seconds_text(ours.selection)}",
+                    "not repeated",
                     RULE,
-                )  # fmt: skip
+                )
             else:
-                verdict = better(f"{claim}: {setting} data, {sharing}", "63.5 % against 10.4 %",
-                                 ours.accuracies(sharing), full, noise)  # fmt: skip
+                verdict = better(
+                    f"{claim}: {setting} data, {sharing}",
+                    "63.5 % against 10.4 %",
+                    ours.accuracies(sharing),
+                    full,
+                    noise,
+                )
             singles.append(verdict)
     together = all_of([one.verdict for one in singles])
     on = ", ".join(one.claim.rpartition(": ")[2] for one in singles if one.verdict == "repeated") or "nothing"
@@ -182,10 +213,16 @@ def _verdicts(contests: list[Contest], noise: Noise) -> list[Verdict]:
         singles.append(Verdict(claim, "63.5 % against 10.4 %", f"repeated with: {on}", together, RULE))
     infobatch = by_name["dear", INFOBATCH]
     rivals = [
-        better(f"two phases with embeddings come further than {name}: dear data, free", "not compared",
-               by_name["dear", chosen].accuracies("free"), by_name["dear", name].accuracies("free"), noise, own=True)
+        better(
+            f"two phases with embeddings come further than {name}: dear data, free",
+            "not compared",
+            by_name["dear", chosen].accuracies("free"),
+            by_name["dear", name].accuracies("free"),
+            noise,
+            own=True,
+        )
         for name in (f"{TWO_PHASE}, random", RESIDENT, RS2, INFOBATCH)
-    ]  # fmt: skip
+    ]
     if infobatch.results and not any(result.pruned for result in infobatch.results):
         text = f"{rivals[-1].ours}; it left nothing out in this time, so it was full-only training"
         rivals[-1] = dataclasses.replace(rivals[-1], ours=text, verdict=UNTESTED)

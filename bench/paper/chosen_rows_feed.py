@@ -45,9 +45,13 @@ class ChosenRowsFeed:
         size = min(self._output.batch_size, len(rows))
         steps, feed = len(rows) // size, self._feed
         ahead = Prefetcher(
-            lambda step: feed.make(step * size, size), 0, steps,
-            depth=feed.workers + 1, workers=feed.workers, device=self._output.device,
-        )  # fmt: skip
+            lambda step: feed.make(step * size, size),
+            0,
+            steps,
+            depth=feed.workers + 1,
+            workers=feed.workers,
+            device=self._output.device,
+        )
         try:
             for step in range(steps):
                 yield ahead.get(step), slice(step * size, (step + 1) * size)

@@ -30,9 +30,13 @@ from fastload.common.replacing import replace_file
 from fastload.errors import UsageError
 
 EXPERIMENTS: dict[str, Callable[[Workplace], Findings]] = {
-    "figure3": figure3, "figure4": figure4, "budget": budget, "autoencoder": autoencoder_length, "recipe": recipe,
+    "figure3": figure3,
+    "figure4": figure4,
+    "budget": budget,
+    "autoencoder": autoencoder_length,
+    "recipe": recipe,
     "smaller": smaller_claims,
-}  # fmt: skip
+}
 
 TIME_IS_UP = 4
 """The exit code where --minutes ended before the experiments did: the same command goes on."""
@@ -46,10 +50,15 @@ def main(arguments: list[str]) -> int:
         plot.require_matplotlib()
     positive("--minutes", options.minutes)
     settings = Options(
-        full=options.full, test=options.test, folder=options.folder, device=resolve_device(options.device),
-        scale=options.scale, seeds=whole("--seeds", options.seeds, 1), seconds=60 * options.minutes,
+        full=options.full,
+        test=options.test,
+        folder=options.folder,
+        device=resolve_device(options.device),
+        scale=options.scale,
+        seeds=whole("--seeds", options.seeds, 1),
+        seconds=60 * options.minutes,
         deadline=Deadline(60 * options.minutes),
-    )  # fmt: skip
+    )
     with Workplace(settings, say=lambda text: print(text, flush=True)) as place:
         place.say(f"{place.machine}; scale {options.scale:g}: {place.scale.steps:,} steps of {place.scale.batch:,}")
         findings = []
@@ -70,12 +79,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fastload.bench paper", description=__doc__)
     parser.add_argument("--full", type=Path, required=True, metavar="FULL.h5", help="the packed training set, raw")
     parser.add_argument("--test", type=Path, required=True, metavar="TEST.h5", help="the packed test set, raw")
-    parser.add_argument("--scale", type=float, default=DEFAULT,
-                        help="1 is the paper's; by default 0.0035, under 20 minutes on two cores")  # fmt: skip
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=DEFAULT,
+        help="1 is the paper's; by default 0.0035, under 20 minutes on two cores",
+    )
     parser.add_argument("--seeds", type=int, default=2, help="runs of each row of the main table; half for the others")
     parser.add_argument("--only", metavar="NAME,…", help=f"some of {', '.join(EXPERIMENTS)}")
-    parser.add_argument("--folder", type=Path, default=Path("paper-experiments"),
-                        help="what is done already, and the results; the same command goes on there")  # fmt: skip
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("paper-experiments"),
+        help="what is done already, and the results; the same command goes on there",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this time; exit code 4")
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw the results there, with matplotlib")
@@ -116,10 +133,16 @@ def _tell(place: Workplace, findings: list[Findings], options: argparse.Namespac
     text = report.markdown(findings, head, pictures)
     replace_file(folder / "results.md", text.encode())
     facts = {
-        "command": command, "date": date.today().isoformat(), "machine": place.machine, "versions": found,
-        "scale": options.scale, "steps": place.scale.steps, "batch": place.scale.batch, "seeds": list(place.seeds),
+        "command": command,
+        "date": date.today().isoformat(),
+        "machine": place.machine,
+        "versions": found,
+        "scale": options.scale,
+        "steps": place.scale.steps,
+        "batch": place.scale.batch,
+        "seeds": list(place.seeds),
         "unfinished": place.unfinished,
-    }  # fmt: skip
+    }
     report.write_json(folder / "results.json", findings, facts)
     place.say("\n" + text)
     place.say(f"written to {folder / 'results.md'} and {folder / 'results.json'}")

@@ -20,8 +20,11 @@ _BATCH = 500
 
 def figure3(place: Workplace) -> Findings:
     """Draw the first test image of each of eight classes, and measure the reproductions of the whole test set."""
-    found = Findings("figure3", "Figure 3: what the autoencoder sees, embeds and gives back",
-                     ("autoencoder trained for", "mean squared error, test set", "activations above 0"))  # fmt: skip
+    found = Findings(
+        "figure3",
+        "Figure 3: what the autoencoder sees, embeds and gives back",
+        ("autoencoder trained for", "mean squared error, test set", "activations above 0"),
+    )
     for length, _ in place.scale.autoencoder:
         encoded = place.attempt(f"figure3, {length}", partial(encode, place, length))
         if encoded is None:

@@ -31,9 +31,11 @@ FULL, FITTED, RS2 = "full only", "full only, decaying rate", "RS2"
 _NEAR = 0.02
 
 PAPER = {
-    (FULL, 0.0): "83.3 %", ("top-activations", 1.0): "63.9 %", ("random", 1.0): "57.6 %",
+    (FULL, 0.0): "83.3 %",
+    ("top-activations", 1.0): "63.9 %",
+    ("random", 1.0): "57.6 %",
     **{("top-activations", share): "nearly as full only" for share in (0.25, 0.5, 0.75)},
-}  # fmt: skip
+}
 """What the paper reports, means of two runs, for a sample's name and split."""
 
 
@@ -57,18 +59,24 @@ class Row:
         if not self.results:
             return (self.name, split, "0", "not yet", paper, *["not yet"] * 3)
         return (
-            self.name, split, str(len(self.results)), self.accuracies.text(), paper,
+            self.name,
+            split,
+            str(len(self.results)),
+            self.accuracies.text(),
+            paper,
             f"{statistics.mean(one.distinct for one in self.results):,.0f}",
             seconds_text(self.selection) if self.selection else "–",
             seconds_text(statistics.mean(one.seconds for one in self.results)),
-        )  # fmt: skip
+        )
 
     def data(self) -> dict[str, object]:
         """Return everything as plain values."""
         return {
-            "name": self.name, "share": self.share, "selection_seconds": self.selection,
+            "name": self.name,
+            "share": self.share,
+            "selection_seconds": self.selection,
             "runs": [vars(one) for one in self.results],
-        }  # fmt: skip
+        }
 
 
 def full_only(place: Workplace, seeds: Sequence[int], schedule: str = "constant") -> Row:
@@ -92,9 +100,16 @@ def fresh(place: Workplace, seeds: Sequence[int], schedule: str = "constant") ->
 
 
 def splits(
-    place: Workplace, strategy: str, shares: Sequence[float], seeds: Sequence[int], *, size: str = SIZE,
-    schedule: str = "constant", length: str | None = None, name: str | None = None,
-) -> list[Row]:  # fmt: skip
+    place: Workplace,
+    strategy: str,
+    shares: Sequence[float],
+    seeds: Sequence[int],
+    *,
+    size: str = SIZE,
+    schedule: str = "constant",
+    length: str | None = None,
+    name: str | None = None,
+) -> list[Row]:
     """Train in two phases at several splits; a random subset is drawn anew for each seed.
 
     The run with the longest fast phase comes first, and the others go on from its states.
@@ -130,15 +145,22 @@ def figure4(place: Workplace) -> Findings:
     found = Findings("figure4", "Figure 4: accuracy over splits", COLUMNS, [row.texts() for row in rows])
     found.data = {"rows": [row.data() for row in rows], "spread_between_runs": noise.spread}
     found.verdicts = [
-        _full(place, full), _subset_only(chosen[-1], drawn[-1], noise), _nearly_equal(full, chosen, noise),
+        _full(place, full),
+        _subset_only(chosen[-1], drawn[-1], noise),
+        _nearly_equal(full, chosen, noise),
         *(
             better(
-                f"the suggestion {row.name} chooses better than top activations (100/0)", "suggested, without figures",
-                row.accuracies, chosen[-1].accuracies, noise, own=True,
+                f"the suggestion {row.name} chooses better than top activations (100/0)",
+                "suggested, without figures",
+                row.accuracies,
+                chosen[-1].accuracies,
+                noise,
+                own=True,
             )
-            for row in suggested if row.share == 1.0
+            for row in suggested
+            if row.share == 1.0
         ),
-    ]  # fmt: skip
+    ]
     found.notes = [
         "Selection: seconds of everything that choosing the subset took, the autoencoder's training included.",
         "Every split has the same number of steps. RS2 draws a fresh random subset of the same size every epoch.",
@@ -171,9 +193,12 @@ def _full(place: Workplace, full: Row) -> Verdict:
 
 def _subset_only(chosen: Row, drawn: Row, noise: Noise) -> Verdict:
     return better(
-        "trained on the subset alone (100/0), embeddings choose better than at random", "63.9 % against 57.6 %",
-        chosen.accuracies, drawn.accuracies, noise,
-    )  # fmt: skip
+        "trained on the subset alone (100/0), embeddings choose better than at random",
+        "63.9 % against 57.6 %",
+        chosen.accuracies,
+        drawn.accuracies,
+        noise,
+    )
 
 
 def _nearly_equal(full: Row, chosen: Sequence[Row], noise: Noise) -> Verdict:
@@ -185,7 +210,8 @@ def _nearly_equal(full: Row, chosen: Sequence[Row], noise: Noise) -> Verdict:
         return Verdict(claim, "nearly equal", "not yet", UNTESTED, rule)
     ours = ", ".join(f"{split_name(row.share or 0)}: {row.accuracies.text()}" for row in [full, *early])
     worse = [
-        row for row in early
+        row
+        for row in early
         if full.accuracies.mean - row.accuracies.mean > _NEAR and compare(full.accuracies, row.accuracies, noise) > 0
-    ]  # fmt: skip
+    ]
     return Verdict(claim, "nearly equal", ours, NOT_REPEATED if worse else REPEATED, rule)

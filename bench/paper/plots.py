@@ -11,9 +11,13 @@ from fastload.bench.paper.findings import Findings
 
 _COLOURS = {"top-activations": "tab:blue", "random": "tab:orange", "RS2": "tab:green", "full only": "black"}
 _CONTEST_COLOURS = {
-    "two-phase, top-activations": "tab:blue", "two-phase, random": "tab:orange", "full only": "black",
-    "everything resident": "tab:red", "RS2": "tab:green", "InfoBatch": "tab:purple",
-}  # fmt: skip
+    "two-phase, top-activations": "tab:blue",
+    "two-phase, random": "tab:orange",
+    "full only": "black",
+    "everything resident": "tab:red",
+    "RS2": "tab:green",
+    "InfoBatch": "tab:purple",
+}
 
 
 def draw(found: Findings, path: Path, title: str) -> bool:
@@ -48,8 +52,12 @@ def _figure4(figure: Any, data: dict[str, Any]) -> None:
     for name in ("top-activations", "random"):
         of_full = [row for row in rows if row["name"] == "full only"]
         line = of_full + [row for row in rows if row["name"] == name]
-        axes.plot([100 * row["share"] for row in line], [statistics.mean(_per_cent(row)) for row in line],
-                  color=_COLOURS[name], label=name)  # fmt: skip
+        axes.plot(
+            [100 * row["share"] for row in line],
+            [statistics.mean(_per_cent(row)) for row in line],
+            color=_COLOURS[name],
+            label=name,
+        )
         for row in line:
             axes.scatter([100 * row["share"]] * len(row["runs"]), _per_cent(row), s=9, color=_COLOURS[name])
     for row in rows:
@@ -60,8 +68,15 @@ def _figure4(figure: Any, data: dict[str, Any]) -> None:
     for name, marker in markers.items():
         line = [row for row in rows if row["name"] == name]
         if line:
-            axes.scatter([100 * row["share"] for row in line], [statistics.mean(_per_cent(row)) for row in line],
-                         marker=marker, facecolors="none", edgecolors="tab:purple", label=name, zorder=3)  # fmt: skip
+            axes.scatter(
+                [100 * row["share"] for row in line],
+                [statistics.mean(_per_cent(row)) for row in line],
+                marker=marker,
+                facecolors="none",
+                edgecolors="tab:purple",
+                label=name,
+                zorder=3,
+            )
     axes.set_xlabel("share of the steps on the subset, %")
     axes.set_ylabel("test accuracy, %")
     axes.legend(fontsize=7)
@@ -112,5 +127,9 @@ def _rows(figure: Any, data: dict[str, Any]) -> None:
 
 
 _DRAWERS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
-    "figure4": _figure4, "budget": _budget, "autoencoder": _rows, "recipe": _rows, "smaller": _rows,
-}  # fmt: skip
+    "figure4": _figure4,
+    "budget": _budget,
+    "autoencoder": _rows,
+    "recipe": _rows,
+    "smaller": _rows,
+}

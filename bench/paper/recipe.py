@@ -35,20 +35,37 @@ def recipe(place: Workplace) -> Findings:
     found.rows = [row.texts() for row in rows.values()]
     found.data = {"rows": [{"schedule": key[0], **row.data()} for key, row in rows.items()]}
     found.verdicts = [
-        _by_schedule("trained on the subset alone, embeddings choose better than at random", rows, noise,
-                     ("top-activations", 1.0), ("random", 1.0)),
-        _by_schedule("half of the steps on the subset are not worse than the full set only", rows, noise,
-                     ("top-activations", 0.5), ("full", 0.0), or_equal=True),
-    ]  # fmt: skip
-    found.notes = [f"The decaying rate falls in a straight line from 0.1 to 0. Rule: {RULE}; "
-                   "“depends” where the two rates disagree."]  # fmt: skip
+        _by_schedule(
+            "trained on the subset alone, embeddings choose better than at random",
+            rows,
+            noise,
+            ("top-activations", 1.0),
+            ("random", 1.0),
+        ),
+        _by_schedule(
+            "half of the steps on the subset are not worse than the full set only",
+            rows,
+            noise,
+            ("top-activations", 0.5),
+            ("full", 0.0),
+            or_equal=True,
+        ),
+    ]
+    found.notes = [
+        f"The decaying rate falls in a straight line from 0.1 to 0. Rule: {RULE}; "
+        "“depends” where the two rates disagree."
+    ]
     return found
 
 
 def _by_schedule(
-    claim: str, rows: dict[tuple[str, str, float | None], Row], noise: Noise, first: tuple[str, float],
-    second: tuple[str, float], or_equal: bool = False,
-) -> Verdict:  # fmt: skip
+    claim: str,
+    rows: dict[tuple[str, str, float | None], Row],
+    noise: Noise,
+    first: tuple[str, float],
+    second: tuple[str, float],
+    or_equal: bool = False,
+) -> Verdict:
     """Return the verdict on a claim that is tested with each schedule."""
     verdicts, texts = [], []
     for schedule in SCHEDULES:

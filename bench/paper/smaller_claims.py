@@ -17,9 +17,10 @@ def smaller_claims(place: Workplace) -> Findings:
     """Train on subsets of 86.4 %, and on those of 8.64 % with more seeds."""
     full = full_only(place, place.few)
     large = [
-        row for strategy in ("top-activations", "random")
+        row
+        for strategy in ("top-activations", "random")
         for row in splits(place, strategy, _SHARES, place.few, size=LARGE, name=f"{strategy}, {LARGE}")
-    ]  # fmt: skip
+    ]
     (chosen,) = splits(place, "top-activations", (1.0,), place.many)
     (drawn,) = splits(place, "random", (1.0,), place.many)
     rows = [full, *large, chosen, drawn]
@@ -40,9 +41,10 @@ def _alike(full: Row, large: list[Row], noise: Noise) -> Verdict:
     if not full.results or not all(row.results for row in large):
         return Verdict(claim, "alike", "not yet", UNTESTED, rule)
     worse = [
-        row for row in large
+        row
+        for row in large
         if full.accuracies.mean - row.accuracies.mean > _ALIKE and compare(full.accuracies, row.accuracies, noise) > 0
-    ]  # fmt: skip
+    ]
     ours = ", ".join(f"{row.name} {split_name(row.share or 0)}: {row.accuracies.text()}" for row in [full, *large])
     return Verdict(claim, "alike", ours, NOT_REPEATED if worse else REPEATED, rule)
 

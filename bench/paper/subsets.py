@@ -65,9 +65,13 @@ def encode(place: Workplace, length: str | None = None) -> Encoded:
 
     def trained_on() -> Trained:
         return train(
-            place.full, training, device=str(place.device), key=key_of(common), checkpoint=checkpoint,
+            place.full,
+            training,
+            device=str(place.device),
+            key=key_of(common),
+            checkpoint=checkpoint,
             should_stop=lambda: place.deadline.left == 0,
-        )  # fmt: skip
+        )
 
     try:
         trained = trained_on()
@@ -77,9 +81,12 @@ def encode(place: Workplace, length: str | None = None) -> Encoded:
         save_model(model, trained.model)
         began = time.perf_counter()
         embed(
-            place.full, autoencoder_encoder(trained.model), vectors, device=str(place.device),
+            place.full,
+            autoencoder_encoder(trained.model),
+            vectors,
+            device=str(place.device),
             should_stop=lambda: place.deadline.left == 0,
-        )  # fmt: skip
+        )
     except KeyboardInterrupt:
         if place.deadline.left:
             raise
@@ -98,9 +105,7 @@ def saved_model(encoded: Encoded) -> Autoencoder:
     return model
 
 
-def choose(
-    place: Workplace, strategy: str, *, size: str = SIZE, seed: int = 0, length: str | None = None
-) -> Subset:  # fmt: skip
+def choose(place: Workplace, strategy: str, *, size: str = SIZE, seed: int = 0, length: str | None = None) -> Subset:
     """Return the subset that a strategy chooses, from the embeddings of an autoencoder of that length.
 
     Arguments:
@@ -110,18 +115,27 @@ def choose(
     """
     encoded = None if strategy == "random" else encode(place, length)
     settings = {
-        **place.identity, "strategy": strategy, "size": size, "seed": seed,
+        **place.identity,
+        "strategy": strategy,
+        "size": size,
+        "seed": seed,
         "embeddings": None if encoded is None else encoded.embeddings.name,
-    }  # fmt: skip
+    }
     path = place.state.file(f"{strategy}-{key_of(settings)}.h5")
     found = place.state.find("subset", settings)
     if found is None or not path.exists():
         place.check_time()
         began = time.perf_counter()
         build_subset(
-            place.full.path, path, strategy=strategy, size=size, seed=seed, device=str(place.device), fresh=True,
+            place.full.path,
+            path,
+            strategy=strategy,
+            size=size,
+            seed=seed,
+            device=str(place.device),
+            fresh=True,
             embeddings=None if encoded is None else encoded.embeddings,
-        )  # fmt: skip
+        )
         found = {"seconds": time.perf_counter() - began}
         place.state.record("subset", settings, found)
     seconds = found["seconds"] + (0.0 if encoded is None else encoded.seconds)

@@ -15,9 +15,12 @@ class Throttle:
     """
 
     def __init__(
-        self, rate: float, ahead: int, clock: Callable[[], float] = time.perf_counter,
+        self,
+        rate: float,
+        ahead: int,
+        clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], object] = time.sleep,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._rate, self._ahead, self._clock, self._sleep = rate, ahead, clock, sleep
         self._due = clock()
 

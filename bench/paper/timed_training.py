@@ -56,10 +56,16 @@ class TimedRun:
     def settings(self, place: Workplace) -> dict[str, Any]:
         """Return all that decides the result."""
         return {
-            **place.identity, "batch": place.scale.batch, "rival": self.rival, "seed": self.seed,
-            "budget": self.budget, "rate": self.rate, "marks": list(self.marks),
-            "subset": None if self.subset is None else self.subset.fingerprint, "swap": self.swap,
-        }  # fmt: skip
+            **place.identity,
+            "batch": place.scale.batch,
+            "rival": self.rival,
+            "seed": self.seed,
+            "budget": self.budget,
+            "rate": self.rate,
+            "marks": list(self.marks),
+            "subset": None if self.subset is None else self.subset.fingerprint,
+            "swap": self.swap,
+        }
 
 
 @dataclass(frozen=True)
@@ -169,9 +175,13 @@ def _thinned(curve: list[tuple[float, float]]) -> list[list[float]]:
 
 
 def _flush(
-    pending: list[tuple[torch.Tensor, torch.Tensor]], curve: list[tuple[float, float]], now: float, seen: np.ndarray,
-    place: Workplace, by_id: np.ndarray,
-) -> None:  # fmt: skip
+    pending: list[tuple[torch.Tensor, torch.Tensor]],
+    curve: list[tuple[float, float]],
+    now: float,
+    seen: np.ndarray,
+    place: Workplace,
+    by_id: np.ndarray,
+) -> None:
     """Note the losses and the samples of the steps that are done."""
     if not pending:
         return
@@ -226,9 +236,17 @@ class _Source:
         swap = _ENDLESS if whole else run.swap
         subset = place.full.path if whole else run.subset.path if run.subset is not None and swap else None
         loader = TwoPhaseLoader(
-            None if whole else place.full.path, subset, batch_size=place.scale.batch, steps=_ENDLESS, swap=swap,
-            augment=AUGMENT, device=place.device, memory_format=torch.channels_last, seed=run.seed, with_ids=True,
-        )  # fmt: skip
+            None if whole else place.full.path,
+            subset,
+            batch_size=place.scale.batch,
+            steps=_ENDLESS,
+            swap=swap,
+            augment=AUGMENT,
+            device=place.device,
+            memory_format=torch.channels_last,
+            seed=run.seed,
+            with_ids=True,
+        )
         self._closing.append(loader.close)
 
         def batches() -> Iterator[Delivered]:

@@ -43,10 +43,15 @@ class Run:
     def settings(self, place: Workplace) -> dict[str, Any]:
         """Return all that decides the result."""
         return {
-            **place.identity, "steps": place.scale.steps, "batch": place.scale.batch, "seed": self.seed,
+            **place.identity,
+            "steps": place.scale.steps,
+            "batch": place.scale.batch,
+            "seed": self.seed,
             "subset": self.subset.fingerprint if self.subset is not None and self.swap else None,
-            "swap": self.swap, "schedule": self.schedule, "fresh": self.fresh,
-        }  # fmt: skip
+            "swap": self.swap,
+            "schedule": self.schedule,
+            "fresh": self.fresh,
+        }
 
     def beginning(self, place: Workplace, step: int) -> str:
         """Return the key of the state after so many steps on the subset, which all later swaps share."""
@@ -147,9 +152,16 @@ def _batches(place: Workplace, run: Run, first: int) -> Iterator[Iterator[tuple[
             stream.close()
         return
     with TwoPhaseLoader(
-        place.full.path, run.subset.path if run.subset is not None and run.swap else None, batch_size=batch,
-        steps=steps, swap=run.swap, augment=AUGMENT, device=place.device, memory_format=last, seed=run.seed,
-    ) as loader:  # fmt: skip
+        place.full.path,
+        run.subset.path if run.subset is not None and run.swap else None,
+        batch_size=batch,
+        steps=steps,
+        swap=run.swap,
+        augment=AUGMENT,
+        device=place.device,
+        memory_format=last,
+        seed=run.seed,
+    ) as loader:
         loader.load_state_dict(loader.state_dict() | {"step": first})
         yield iter(loader)
 

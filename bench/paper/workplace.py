@@ -82,9 +82,11 @@ class Workplace:
         self.machine = describe(found)
         # What decides a result, beside an experiment's own settings.
         self.identity: dict[str, Any] = {
-            "full": self.full.fingerprint, "test": self.test.fingerprint, "device": found.get("gpu", "cpu"),
+            "full": self.full.fingerprint,
+            "test": self.test.fingerprint,
+            "device": found.get("gpu", "cpu"),
             "fastload": __version__,
-        }  # fmt: skip
+        }
 
     @property
     def few(self) -> tuple[int, ...]:
@@ -99,9 +101,13 @@ class Workplace:
     def evaluation(self) -> EvaluationLoader:
         """Return a loader of the whole test set."""
         return EvaluationLoader(
-            self.test, AUGMENT, batch_size=_EVALUATION_BATCH, device=self.device, memory_format=torch.channels_last,
+            self.test,
+            AUGMENT,
+            batch_size=_EVALUATION_BATCH,
+            device=self.device,
+            memory_format=torch.channels_last,
             classes=self.full.classes,
-        )  # fmt: skip
+        )
 
     def attempt(self, what: str, work: Callable[[], T]) -> T | None:
         """Return what `work` gives; None, noting it as unfinished, where the time is not enough."""

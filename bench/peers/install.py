@@ -173,9 +173,14 @@ def install(peer: Peer) -> float:
 def _call(name: str, command: Sequence[str], hint: str = "") -> None:
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PIP_SECONDS, check=False,
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PIP_SECONDS,
+            check=False,
             env=environment(Path(command[0])),
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired as error:
         raise PeerError(f"{name}: {command[2]} took longer than {PIP_SECONDS / 60:.0f} minutes") from error
     if done.returncode:

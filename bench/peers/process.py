@@ -42,9 +42,13 @@ class PeerProcess:
         command = [str(python), "-P", str(WORKER), str(adapter)]
         try:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
-                env=environment(python), process_group=0,
-            )  # fmt: skip
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env=environment(python),
+                process_group=0,
+            )
         except OSError as error:
             self._errors.close()
             raise PeerError(f"{name}: {python} cannot be started ({error.strerror}); install it again") from error

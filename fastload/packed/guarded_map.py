@@ -22,8 +22,13 @@ _libc = ctypes.CDLL(None)
 _mmap, _munmap = _libc.mmap, _libc.munmap
 _mmap.restype = ctypes.c_ssize_t
 _mmap.argtypes = (
-    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64,
-)  # fmt: skip
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int64,
+)
 _munmap.argtypes = ctypes.c_void_p, ctypes.c_size_t
 
 
@@ -118,9 +123,11 @@ class GuardedMap:
         slots = guard.slots
         when_dropped(
             mapped,
-            partial(operator.setitem, slots, (slot, 1), 0), partial(operator.setitem, slots, (slot, 0), 0),
-            partial(_munmap, reserved, size + _FOLIO), partial(guard.free.append, slot),
-        )  # fmt: skip
+            partial(operator.setitem, slots, (slot, 1), 0),
+            partial(operator.setitem, slots, (slot, 0), 0),
+            partial(_munmap, reserved, size + _FOLIO),
+            partial(guard.free.append, slot),
+        )
         for descriptor, offset, length, at in zip(files[0], offsets, sizes, places, strict=True):
             there, flags = address + int(at), kernel.MAP_SHARED | kernel.MAP_FIXED
             if _mmap(there, int(length), kernel.PROT_READ, flags, int(descriptor), int(offset)) != there:

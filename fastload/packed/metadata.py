@@ -72,8 +72,12 @@ def read_foreign(path: Path, file: h5py.File, images: str, labels: str) -> Metad
 
 
 _SELECTION_TYPES: dict[str, Any] = {
-    "strategy": str, "settings": str, "full_fingerprint": str, "embeddings": str, "seed": int,
-}  # fmt: skip
+    "strategy": str,
+    "settings": str,
+    "full_fingerprint": str,
+    "embeddings": str,
+    "seed": int,
+}
 _NAMES: dict[Any, str] = {str: "text", int: "a whole number", str | int | float: "text or a number"}
 
 

@@ -186,20 +186,35 @@ class PackedWriter:
         selection = None if self.selection is None else _typed(self.selection)
         classes = [name.encode() for name in self.classes]
         attributes = {
-            "fastload_format": FORMAT, "storage": storage, "source": json.dumps(self.source, sort_keys=True),
-            "created_with": created_with, "fingerprint": self._fingerprint(labels),
+            "fastload_format": FORMAT,
+            "storage": storage,
+            "source": json.dumps(self.source, sort_keys=True),
+            "created_with": created_with,
+            "fingerprint": self._fingerprint(labels),
             "checksum": checksum(
-                storage=storage, source=self.source, created_with=created_with, images=self._extent, labels=labels,
-                classes=self.classes, ids=self.ids, offsets=self.offsets, shapes=shapes, names=names,
+                storage=storage,
+                source=self.source,
+                created_with=created_with,
+                images=self._extent,
+                labels=labels,
+                classes=self.classes,
+                ids=self.ids,
+                offsets=self.offsets,
+                shapes=shapes,
+                names=names,
                 selection=selection,
             ),
-        }  # fmt: skip
+        }
         datasets: dict[str, np.ndarray | None] = {
-            "offsets": self.offsets, "shapes": shapes,
+            "offsets": self.offsets,
+            "shapes": shapes,
             "classes": np.array(classes, h5py.string_dtype("utf-8", max([1, *map(len, classes)]))),
-            "labels": labels, "names": None if names is None else names[0],
-            "name_offsets": None if names is None else names[1], "ids": self.ids, "digests": self._digests,
-        }  # fmt: skip
+            "labels": labels,
+            "names": None if names is None else names[0],
+            "name_offsets": None if names is None else names[1],
+            "ids": self.ids,
+            "digests": self._digests,
+        }
         pieces: list[tuple[int, Any]] = []
         with self._layout.continued() as file:
             set_attributes(file, attributes)

@@ -154,7 +154,7 @@ def _limits(
     return (
         np.where(far, np.maximum(minimum, lower - room), minimum),
         np.where(far, np.minimum(maximum, upper + room), maximum),
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,19 @@ def random(embeddings: Embeddings | None, samples: Samples, request: Request) ->
     )
     ids = samples.sorted_ids[position]
     report = {
-        "strategy": "random", "size": request.size, "seed": request.seed, "samples": len(samples),
-        "distinct": request.size, "balanced": samples.classes is not None,
-        "per_class_counts": samples.counts_by_class(ids), "passes": 0,
-    }  # fmt: skip
+        "strategy": "random",
+        "size": request.size,
+        "seed": request.seed,
+        "samples": len(samples),
+        "distinct": request.size,
+        "balanced": samples.classes is not None,
+        "per_class_counts": samples.counts_by_class(ids),
+        "passes": 0,
+    }
     return Selection(
-        ids, np.full(request.size, -1, np.int32), np.arange(request.size, dtype=np.int32),
-        np.zeros(request.size, np.float32), report,
-    )  # fmt: skip
+        ids,
+        np.full(request.size, -1, np.int32),
+        np.arange(request.size, dtype=np.int32),
+        np.zeros(request.size, np.float32),
+        report,
+    )

@@ -207,7 +207,10 @@ def choose(state: TopKState, samples: Samples, request: Request) -> Selection | 
     position, dimension, rank, score, passed_over = chosen
     ids = samples.sorted_ids[position]
     return Selection(
-        ids, dimension.astype(np.int32), rank.astype(np.int32), score.astype(np.float32),
+        ids,
+        dimension.astype(np.int32),
+        rank.astype(np.int32),
+        score.astype(np.float32),
         {
             **_settings(request, samples),
             "dimensions": int(state.values.shape[1]),
@@ -219,15 +222,18 @@ def choose(state: TopKState, samples: Samples, request: Request) -> Selection | 
             "per_class_counts": samples.counts_by_class(ids),
             "list_length": int(state.values.shape[2]),
         },
-    )  # fmt: skip
+    )
 
 
 def _settings(request: Request, samples: Samples) -> dict[str, Any]:
     amount = {"size": request.size} if request.size is not None else {"per_dimension": request.per_dimension}
     return {
-        "strategy": "top-activations", **amount, "seed": request.seed, "samples": len(samples),
+        "strategy": "top-activations",
+        **amount,
+        "seed": request.seed,
+        "samples": len(samples),
         "balanced": samples.classes is not None,
-    }  # fmt: skip
+    }
 
 
 def _union(state: TopKState, eligible: np.ndarray) -> _Choice:

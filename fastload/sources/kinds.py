@@ -33,11 +33,29 @@ _KNOWN = frozenset(_PLAIN.split()) | OTHER_PICTURES | PICTURE_SUFFIXES
 # What systems and programs leave behind, lower case. Of a folder of such a name nothing is looked at.
 _SYSTEM = frozenset(
     (
-        "__macosx", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "lost+found",
-        "system volume information", "$recycle.bin", "recycler", "recycled", "found.000", "thumbs.db", "ehthumbs.db",
-        "ehthumbs_vista.db", "desktop.ini", "icon\r", "network trash folder", "temporary items", "__pycache__",
+        "__macosx",
+        "@eadir",
+        "@tmp",
+        "@recycle",
+        "@recently-snapshot",
+        "#recycle",
+        "#snapshot",
+        "lost+found",
+        "system volume information",
+        "$recycle.bin",
+        "recycler",
+        "recycled",
+        "found.000",
+        "thumbs.db",
+        "ehthumbs.db",
+        "ehthumbs_vista.db",
+        "desktop.ini",
+        "icon\r",
+        "network trash folder",
+        "temporary items",
+        "__pycache__",
     )
-)  # fmt: skip
+)
 
 
 def is_system(name: str) -> bool:

@@ -60,10 +60,17 @@ def test_bad_arguments_are_one_line_and_an_exit_code(tmp_path, capsys):
 def test_rounds_are_interleaved_and_what_was_made_ahead_is_taken_untimed():
     calls = []
     contestants = [
-        Contestant(name, "x/s", 2.0, lambda n=name: calls.append(n), lambda n=name: calls.append("limit " + n), "l",
-                   lambda n=name: calls.append("before " + n))
+        Contestant(
+            name,
+            "x/s",
+            2.0,
+            lambda n=name: calls.append(n),
+            lambda n=name: calls.append("limit " + n),
+            "l",
+            lambda n=name: calls.append("before " + n),
+        )
         for name in "ab"
-    ]  # fmt: skip
+    ]
     first, second = race(contestants, CPU, rounds=3)
     one_round = ["limit a", "before a", "a", "limit b", "before b", "b"]
     assert calls == one_round * 4 and len(first.rounds) == len(second.rounds) == 3

@@ -19,8 +19,12 @@ def test_without_a_gpu_it_says_so_in_one_line_and_exits_3(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     ran = subprocess.run(
         [sys.executable, "-m", "fastload.bench.gpu_check", "--out", str(tmp_path / "out.json")],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert ran.returncode == 3, ran.stderr
     assert len(ran.stdout.splitlines()) == 1 and "no GPU" in ran.stdout
     assert not list(tmp_path.iterdir())

@@ -69,9 +69,18 @@ def started(peer: Peer, **options: Any) -> PeerProcess:
 
 def request(folder: Path, batch: int = 4, rows: int = 8) -> dict[str, Any]:
     return {
-        "name": "cifar", "folder": str(folder), "batch": batch, "rows": rows, "device": "cpu", "dtype": "float32",
-        "channels": 3, "crop": 2, "images": "", "labels": "", "threads": 1,
-    }  # fmt: skip
+        "name": "cifar",
+        "folder": str(folder),
+        "batch": batch,
+        "rows": rows,
+        "device": "cpu",
+        "dtype": "float32",
+        "channels": 3,
+        "crop": 2,
+        "images": "",
+        "labels": "",
+        "threads": 1,
+    }
 
 
 def quick() -> Setting:
@@ -134,10 +143,13 @@ def test_a_paused_worker_does_nothing_until_it_is_asked(tmp_path):
         ("import sys; print('a\\nout of luck', file=sys.stderr); os._exit(3)", "exit code 3): out of luck"),
         ("os.kill(os.getpid(), 11)", "SIGSEGV"),
         ("time.sleep(60)", "stub: no answer within 0.5 s"),
-        ("import gc, io; [f.write('rubbish\\n') for f in gc.get_objects() if isinstance(f, io.TextIOWrapper)"
-         " and f.fileno() > 2 and f.writable()]", "stub: answered 'rubbish', which is no reply"),
+        (
+            "import gc, io; [f.write('rubbish\\n') for f in gc.get_objects() if isinstance(f, io.TextIOWrapper)"
+            " and f.fileno() > 2 and f.writable()]",
+            "stub: answered 'rubbish', which is no reply",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_worker_that_fails_dies_hangs_or_babbles_is_named_with_its_last_error_and_ended(tmp_path, line, words):
     process = started(stub(tmp_path, failing(line)))
     process.ask({"do": "prepare", "case": request(tmp_path)}, 30)
@@ -347,10 +359,15 @@ def test_airbench_and_dataloader_do_our_work_with_given_parameters():
     )
     airbench = adapter("airbench")
     arguments = (
-        torch.from_numpy(images).permute(0, 3, 1, 2), crop, torch.from_numpy(tops), torch.from_numpy(lefts),
-        torch.from_numpy(flips), torch.tensor(brightness, dtype=torch.float32),
-        torch.tensor(contrast, dtype=torch.float32), torch.float32,
-    )  # fmt: skip
+        torch.from_numpy(images).permute(0, 3, 1, 2),
+        crop,
+        torch.from_numpy(tops),
+        torch.from_numpy(lefts),
+        torch.from_numpy(flips),
+        torch.tensor(brightness, dtype=torch.float32),
+        torch.tensor(contrast, dtype=torch.float32),
+        torch.float32,
+    )
     batched = [airbench.augment(*arguments, cut) for cut in (airbench.crop_by_shift, airbench.crop_by_image)]
     augment = adapter("dataloader").augment
     one_by_one = []
@@ -369,8 +386,11 @@ def test_their_batches_are_standardized_random_and_cover_an_epoch(tmp_path, name
     np.save(tmp_path / "images.npy", noise_images(64, 12, 12))
     np.save(tmp_path / "labels.npy", np.arange(64))
     case = request(tmp_path, batch=16) | {
-        "images": str(tmp_path / "images.npy"), "labels": str(tmp_path / "labels.npy"), "crop": 8, "dtype": dtype,
-    }  # fmt: skip
+        "images": str(tmp_path / "images.npy"),
+        "labels": str(tmp_path / "labels.npy"),
+        "crop": 8,
+        "dtype": dtype,
+    }
     threads = torch.get_num_threads()
     batches = adapter(name).open_batches(case)
     try:

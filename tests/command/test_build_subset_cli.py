@@ -141,9 +141,13 @@ def test_ctrl_c_or_a_kill_in_training_loses_nothing(run, few_cifar, tmp_path, si
     out, whole = tmp_path / "s.h5", tmp_path / "whole.h5"
     assert run(few_cifar, whole, *LONG).returncode == 0
     process = subprocess.Popen(
-        command(few_cifar, out, *LONG), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT,
+        command(few_cifar, out, *LONG),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=ENVIRONMENT,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+    )
     wait_for(tmp_path / "s.h5.work" / "training.safetensors", process)
     process.send_signal(sign)
     _, said = process.communicate(timeout=60)
@@ -194,8 +198,11 @@ def test_a_disk_that_fills_up_is_one_line_and_what_is_done_is_kept(run, few_cifa
     )
     done = subprocess.run(
         [sys.executable, "-c", limited, "build-subset", str(tmp_path / "full.h5"), str(out), *words],
-        capture_output=True, text=True, env=ENVIRONMENT, timeout=120,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=120,
+    )
     assert done.returncode == 1
     assert place in one_line(done) and "cannot be written" in one_line(done)
     assert not out.exists() and not list(tmp_path.glob(".*partial"))

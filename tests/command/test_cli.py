@@ -106,9 +106,14 @@ def test_inspect_folds_many_classes_and_tells_of_a_subset(tmp_path: Path, capsys
         {"strategy": "top-activations", "settings": '{"size": 30}'},
     )
     with PackedWriter(
-        tmp_path / "s.h5", sizes=np.full(30, 7), labels=np.arange(30), classes=[f"c{i}" for i in range(30)],
-        source={}, selection=table, ids=np.arange(30)[::-1] * 2,
-    ) as writer:  # fmt: skip
+        tmp_path / "s.h5",
+        sizes=np.full(30, 7),
+        labels=np.arange(30),
+        classes=[f"c{i}" for i in range(30)],
+        source={},
+        selection=table,
+        ids=np.arange(30)[::-1] * 2,
+    ) as writer:
         for row in range(30):
             writer.write(row, b"7 bytes")
     out = run(capsys, "inspect", tmp_path / "s.h5")[1]

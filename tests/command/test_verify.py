@@ -217,9 +217,13 @@ def test_resized_decoded_sharded_and_own_full_sets_are_compared_too(made, tmp_pa
         shards.append(write_raw(tmp_path / f"shard-{number}.h5", pixels, np.arange(half) % 4))
     own = {"images": "x", "labels": "y"}
     for full, settings, names in (
-        (made[0], {"resize": 8}, {}), (encoded, {}, {}), (encoded, {"resize": 12}, {}),
-        (tmp_path / "own.h5", own, own), (shards, {}, {}), (str(tmp_path / "shard-*.h5"), {}, {}),
-    ):  # fmt: skip
+        (made[0], {"resize": 8}, {}),
+        (encoded, {}, {}),
+        (encoded, {"resize": 12}, {}),
+        (tmp_path / "own.h5", own, own),
+        (shards, {}, {}),
+        (str(tmp_path / "shard-*.h5"), {}, {}),
+    ):
         out = build(made, tmp_path / "s.h5", full=full, **settings)
         assert verify_file(out, full=full, progress=False, **names).problems == []
         with h5py.File(out) as file:
@@ -249,10 +253,14 @@ def named(tmp_path):
 @pytest.mark.parametrize(
     ("dataset", "row", "value"),
     [
-        ("ids", 3, 7), ("classes", 1, b"ce"), ("shapes", 2, [9, 8]), ("names", 5, ord("X")), ("name_offsets", 1, 6),
+        ("ids", 3, 7),
+        ("classes", 1, b"ce"),
+        ("shapes", 2, [9, 8]),
+        ("names", 5, ord("X")),
+        ("name_offsets", 1, 6),
         ("offsets", 1, 2),
     ],
-)  # fmt: skip
+)
 def test_a_change_of_what_no_digest_covers_is_found(named, capsys, dataset, row, value):
     assert main(["verify", str(named)]) == 0
     assert "all 6 samples and all that it says of them are as they were written" in capsys.readouterr().out
@@ -299,9 +307,13 @@ def test_of_a_file_of_format_1_it_is_said_what_was_not_covered(tmp_path, capsys)
 
 
 STRANGE = {
-    "strategy": np.arange(3), "settings": 5, "full_fingerprint": np.zeros(2), "seed": np.bytes_(b"one"),
-    "embeddings": 1.5, "whatever": np.arange(2),
-}  # fmt: skip
+    "strategy": np.arange(3),
+    "settings": 5,
+    "full_fingerprint": np.zeros(2),
+    "seed": np.bytes_(b"one"),
+    "embeddings": 1.5,
+    "whatever": np.arange(2),
+}
 
 
 @pytest.mark.parametrize("name", STRANGE)

@@ -21,14 +21,37 @@ SOURCE = [(np.full((4, 4, 3), shade, np.uint8), shade % 2) for shade in range(6)
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("encoded", "no"), ("skip_broken", "no"), ("skip_broken", 1), ("unlabelled", "false"), ("unlabelled", None),
-        ("progress", "no"), ("progress", 0), ("seed", True), ("seed", 1.0), ("seed", -1), ("seed", 2**64),
-        ("resize", True), ("resize", 8.0), ("resize", "8"), ("channels", True), ("channels", 3.0), ("channels", "3"),
-        ("channels", torch.tensor(True)), ("workers", True), ("workers", 2.0), ("workers", 0), ("max_pixels", True),
-        ("max_pixels", 1e6), ("class_level", True), ("class_level", 1.0), ("order", 1), ("order", "random"),
-        ("split", 3), ("classes_from", 3),
+        ("encoded", "no"),
+        ("skip_broken", "no"),
+        ("skip_broken", 1),
+        ("unlabelled", "false"),
+        ("unlabelled", None),
+        ("progress", "no"),
+        ("progress", 0),
+        ("seed", True),
+        ("seed", 1.0),
+        ("seed", -1),
+        ("seed", 2**64),
+        ("resize", True),
+        ("resize", 8.0),
+        ("resize", "8"),
+        ("channels", True),
+        ("channels", 3.0),
+        ("channels", "3"),
+        ("channels", torch.tensor(True)),
+        ("workers", True),
+        ("workers", 2.0),
+        ("workers", 0),
+        ("max_pixels", True),
+        ("max_pixels", 1e6),
+        ("class_level", True),
+        ("class_level", 1.0),
+        ("order", 1),
+        ("order", "random"),
+        ("split", 3),
+        ("classes_from", 3),
     ],
-)  # fmt: skip
+)
 def test_pack_refuses_arguments_of_another_kind_by_name(tmp_path, name, value):
     with pytest.raises(UsageError, match=name):
         fastload.pack(SOURCE, tmp_path / "out.h5", **{name: value})
@@ -37,9 +60,14 @@ def test_pack_refuses_arguments_of_another_kind_by_name(tmp_path, name, value):
 
 def test_numbers_and_truth_values_of_numpy_and_torch_are_plain_ones(tmp_path):
     summary = fastload.pack(
-        SOURCE, tmp_path / "out.h5", workers=np.int64(1), channels=torch.tensor(3), seed=np.uint64(7),
-        skip_broken=np.False_, progress=np.bool_(False),
-    )  # fmt: skip
+        SOURCE,
+        tmp_path / "out.h5",
+        workers=np.int64(1),
+        channels=torch.tensor(3),
+        seed=np.uint64(7),
+        skip_broken=np.False_,
+        progress=np.bool_(False),
+    )
     assert summary.shape == (4, 4, 3)
 
 
@@ -64,11 +92,15 @@ def test_other_calls_refuse_arguments_of_another_kind_by_name(tmp_path):
 @pytest.mark.parametrize(
     "words",
     [
-        ["select", "--minutes", "nan"], ["select", "--minutes", "-1"], ["select", "--k", "2.5"], ["select", "--k", "0"],
-        ["advise", "--full", "f.h5", "--step-ms", "nan"], ["advise", "--full", "f.h5", "--step-ms", "1", "--crop", "0"],
+        ["select", "--minutes", "nan"],
+        ["select", "--minutes", "-1"],
+        ["select", "--k", "2.5"],
+        ["select", "--k", "0"],
+        ["advise", "--full", "f.h5", "--step-ms", "nan"],
+        ["advise", "--full", "f.h5", "--step-ms", "1", "--crop", "0"],
         ["paper", "--full", "f.h5", "--test", "t.h5", "--minutes", "nan"],
     ],
-)  # fmt: skip
+)
 def test_numbers_that_mean_nothing_are_refused_by_the_benchmarks(words, capsys):
     assert bench([*words, "--device", "cpu"]) == 2
     told = capsys.readouterr().err.splitlines()

@@ -55,9 +55,13 @@ def installed(tmp_path):
 def run(program: str, site: Path, **variables: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1", "NUMBA_CACHE_DIR": ""}
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment | variables, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", program],
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
         cwd=site,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -74,9 +74,13 @@ def test_a_resident_set_ends_with_a_whole_word_of_its_own(count):
 
 @settings(deadline=None, max_examples=200)
 @given(
-    dims=st.integers(1, 3000), k=st.integers(1, topk.MAX_K_CUDA), groups=st.integers(1, 20),
-    rows=st.integers(1, 10**7), processors=st.integers(1, 200), data=st.data(),
-)  # fmt: skip
+    dims=st.integers(1, 3000),
+    k=st.integers(1, topk.MAX_K_CUDA),
+    groups=st.integers(1, 20),
+    rows=st.integers(1, 10**7),
+    processors=st.integers(1, 200),
+    data=st.data(),
+)
 def test_no_chunk_of_rows_takes_more_lists_than_were_forecast(dims, k, groups, rows, processors, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, rows), min_size=groups - 1, max_size=groups - 1)))
     bounds = np.array([0, *cuts, rows], np.int64)

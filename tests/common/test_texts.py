@@ -37,9 +37,12 @@ def test_figures_of_strategies_stand_in_the_results() -> None:
             first[row[1], row[2]] = row[4]
     readme = (ROOT / "README.md").read_text()
     for key, text in {
-        ("top-activations", "100/0"): "50.8 ± 1.4 %", ("random", "100/0"): "56.1 ± 0.8 %",
-        ("penalized", "100/0"): "54.5 %", ("pca", "100/0"): "55.4 %", ("top-activations", "25/75"): "55.1",
-    }.items():  # fmt: skip
+        ("top-activations", "100/0"): "50.8 ± 1.4 %",
+        ("random", "100/0"): "56.1 ± 0.8 %",
+        ("penalized", "100/0"): "54.5 %",
+        ("pca", "100/0"): "55.4 %",
+        ("top-activations", "25/75"): "55.1",
+    }.items():
         assert first[key].startswith(text) and text.rstrip(" %") in FAQ
     assert first["RS2", "–"].startswith("55.8") and "55.8 %" in readme and "50.8 % and 56.1 %" in readme
 

@@ -176,9 +176,17 @@ def to_verify(full: Path, change) -> None:
 
 
 WAYS = [
-    from_the_map, with_pread, with_dali, by_a_plain_stream, for_evaluation, sample_by_sample, of_a_set, into_memory,
-    when_resuming, to_verify,
-]  # fmt: skip
+    from_the_map,
+    with_pread,
+    with_dali,
+    by_a_plain_stream,
+    for_evaluation,
+    sample_by_sample,
+    of_a_set,
+    into_memory,
+    when_resuming,
+    to_verify,
+]
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -40,8 +40,11 @@ def tried(folder: Path, first: int) -> list[str]:
         words = [folder, SEED, first, FILES, WORKERS]
         process = subprocess.Popen(
             [sys.executable, ROOT / "tests" / "fuzz_program.py", "run", *map(str, words)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
         lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=_pass_on, args=(process.stdout, lines), daemon=True).start()
         at, how, begun = first, "", False

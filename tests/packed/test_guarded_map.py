@@ -72,8 +72,12 @@ def run(*words):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["..", os.environ.get("PYTHONPATH", "")])}
     return subprocess.run(
         [sys.executable, str(PROGRAM), *map(str, words)],
-        capture_output=True, text=True, timeout=300, cwd=PROGRAM.parent, env=environment,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=PROGRAM.parent,
+        env=environment,
+    )
 
 
 def test_files_truncated_at_random_moments_are_errors_that_name_a_lost_row_never_a_signal(full):
@@ -153,14 +157,21 @@ def test_places_beyond_two_gigabytes_are_reached(tmp_path):
         file.write(images.tobytes())
         file.flush()
         place = (
-            np.array([file.fileno()], np.int32), np.array([4096]), np.array([0, begin - 4096 + rows * sample]),
-        )  # fmt: skip
+            np.array([file.fileno()], np.int32),
+            np.array([4096]),
+            np.array([0, begin - 4096 + rows * sample]),
+        )
         mapped = GuardedMap.open(place)
         from_map, from_memory = np.empty((2, rows, sample), np.float32)
         arguments = (
-            (sample, 96, 3, 1), (32, 32, 3), np.arange(rows), np.arange(rows), np.uint64(1), np.uint64(0),
+            (sample, 96, 3, 1),
+            (32, 32, 3),
+            np.arange(rows),
+            np.arange(rows),
+            np.uint64(1),
+            np.uint64(0),
             (32, 32, True, 0.5, np.float32(-63), np.float32(126), np.float32(0.2), np.float32(1.6), True, 1),
-        )  # fmt: skip
+        )
         first = (begin - 4096) // sample
         kernel.augment_parts(*mapped.place, mapped.data, np.arange(first, first + rows), *arguments, from_map, False, 0)
         assert mapped.intact()
@@ -292,10 +303,15 @@ def test_each_file_of_a_map_stands_where_a_large_page_of_it_could_be_mapped_whol
         reader.close()
 
 
-@pytest.mark.parametrize(("shuffle", "cached", "way"), [
-    (True, True, "on_cpu_map"), (True, False, "on_cpu_stream"), ("block", False, "on_cpu_map"),
-    (False, False, "on_cpu_map"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("shuffle", "cached", "way"),
+    [
+        (True, True, "on_cpu_map"),
+        (True, False, "on_cpu_stream"),
+        ("block", False, "on_cpu_map"),
+        (False, False, "on_cpu_map"),
+    ],
+)
 def test_scattered_samples_that_lie_on_a_disk_are_read_and_all_else_is_gathered(
     full, monkeypatch, shuffle, cached, way
 ):

@@ -201,13 +201,15 @@ def by_the_page(path: Path) -> str:
             for key, value in plain.get("settings", {}).items()
         }
         header = {
-            "storage": file.attrs["storage"].decode(), "source": json.loads(file.attrs["source"]),
-            "created_with": file.attrs["created_with"].decode(), "images": list(file["images"].shape),
+            "storage": file.attrs["storage"].decode(),
+            "source": json.loads(file.attrs["source"]),
+            "created_with": file.attrs["created_with"].decode(),
+            "images": list(file["images"].shape),
             "labels": [labels.dtype.str, list(labels.shape)] if labels is not None else None,
             "classes": [name.decode() for name in file["classes"][()]],
             "selection": text if selection else None,
             "datasets": [[name, array.dtype.str, list(array.shape)] for name, array in datasets],
-        }  # fmt: skip
+        }
     return xxhash.xxh3_128_hexdigest(
         json.dumps(header, sort_keys=True).encode() + b"".join(array.tobytes() for _, array in datasets)
     )
@@ -623,9 +625,10 @@ def test_a_file_with_holes_cannot_claim_more_than_memory_holds(tmp_path: Path) -
         early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
         for name, kind, shape in (
-            ("images", h5py.h5t.STD_U8LE, (count, 1, 1, 1)), ("labels", h5py.h5t.STD_U8LE, (count,)),
+            ("images", h5py.h5t.STD_U8LE, (count, 1, 1, 1)),
+            ("labels", h5py.h5t.STD_U8LE, (count,)),
             ("ids", h5py.h5t.STD_I64LE, (count,)),
-        ):  # fmt: skip
+        ):
             h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape), early)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(DataError, match=r"dataset 'ids' has shape .* may take 1,073,741,824"):

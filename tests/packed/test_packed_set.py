@@ -50,9 +50,14 @@ def one(images, labels, tmp_path_factory):
 
 def batches(full, **changes):
     settings = {
-        "batch_size": 32, "steps": 15, "swap": 0, "augment": Augment(crop=24), "device": "cpu", "with_ids": True,
+        "batch_size": 32,
+        "steps": 15,
+        "swap": 0,
+        "augment": Augment(crop=24),
+        "device": "cpu",
+        "with_ids": True,
         "seed": 5,
-    }  # fmt: skip
+    }
     with TwoPhaseLoader(full, **(settings | changes)) as loader:
         return list(loader)
 

@@ -233,10 +233,16 @@ def test_without_dali_it_says_how_to_install_it(tmp_path: Path, monkeypatch: pyt
 def test_whatever_is_kept_of_randomly_damaged_files_is_read_alike(tmp_path: Path) -> None:
     rng = np.random.default_rng(9)
     sound = [
-        JPEG, PNG, encode(PIXELS, "JPEG", progressive=True), encode(PIXELS, "JPEG", subsampling=0, quality=60),
-        encode(PIXELS, "JPEG", restart_marker_rows=1), jpeg_with(JPEG, exif(6), jpeg_xmp(3)), raw_profile(PIXELS, 6),
-        encode(Image.fromarray(PIXELS).convert("P"), "PNG"), encode(Image.fromarray(PIXELS).convert("L"), "PNG"),
-    ]  # fmt: skip
+        JPEG,
+        PNG,
+        encode(PIXELS, "JPEG", progressive=True),
+        encode(PIXELS, "JPEG", subsampling=0, quality=60),
+        encode(PIXELS, "JPEG", restart_marker_rows=1),
+        jpeg_with(JPEG, exif(6), jpeg_xmp(3)),
+        raw_profile(PIXELS, 6),
+        encode(Image.fromarray(PIXELS).convert("P"), "PNG"),
+        encode(Image.fromarray(PIXELS).convert("L"), "PNG"),
+    ]
     files = [damaged(sound[i % len(sound)], rng) for i in range(400)]
     with EncodedCheck() as check:
         found = list(check(files))

@@ -256,11 +256,15 @@ def test_encoded_files_say_how_large_their_upright_images_are(tmp_path: Path, ou
 def test_every_kind_of_broken_sample_is_skipped_and_listed_in_one_run(tmp_path: Path, out: Path) -> None:
     sound = {f"a/{i}.png": encode(picture(seed=i)) for i in range(3)}
     broken = {
-        "b/cut.jpg": cut_jpeg(PIXELS, 0.5, quality=95), "b/short.png": short_png(PIXELS, 12), "b/empty.jpg": b"",
-        "b/size.png": encode(noise(8, 8)), "b/text.png": b"<html>",
+        "b/cut.jpg": cut_jpeg(PIXELS, 0.5, quality=95),
+        "b/short.png": short_png(PIXELS, 12),
+        "b/empty.jpg": b"",
+        "b/size.png": encode(noise(8, 8)),
+        "b/text.png": b"<html>",
         "b/deep.tif": encode(Image.new("F", (32, 24)), "TIFF"),
-        "b/heic.jpg": b"\0\0\0\x20ftypheic" + bytes(40), "b/unreadable.png": encode(PIXELS),
-    }  # fmt: skip
+        "b/heic.jpg": b"\0\0\0\x20ftypheic" + bytes(40),
+        "b/unreadable.png": encode(PIXELS),
+    }
     folder = put(tmp_path / "s", {**sound, **broken})
     if os.geteuid():
         (folder / "b/unreadable.png").chmod(0)
@@ -283,12 +287,19 @@ def test_items_of_a_dataset_that_cannot_be_had_are_skipped_and_listed(out: Path)
 
     items = Items(
         [
-            {"image": None, "label": 0}, {"image": PIXELS, "label": 1}, {"label": 0}, {"image": PIXELS, "label": None},
-            {"image": PIXELS / 255, "label": 0}, {"image": encode(PIXELS)[:-50], "label": 0}, 3, None,
-            {"image": PIXELS[:9], "label": 0}, {"image": PIXELS, "label": [1, 2]},
+            {"image": None, "label": 0},
+            {"image": PIXELS, "label": 1},
+            {"label": 0},
+            {"image": PIXELS, "label": None},
+            {"image": PIXELS / 255, "label": 0},
+            {"image": encode(PIXELS)[:-50], "label": 0},
+            3,
+            None,
+            {"image": PIXELS[:9], "label": 0},
+            {"image": PIXELS, "label": [1, 2]},
             {"image": {"bytes": encode(PIXELS)}, "label": 2},
         ]
-    )  # fmt: skip
+    )
     summary = pack(items, out, skip_broken=True)
     assert [text.split(":")[0] for text in summary.skipped] == [f"item {i}" for i in (0, 2, 3, 4, 5, 6, 7, 8, 9)]
     with PackedFile(out) as file:

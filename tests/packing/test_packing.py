@@ -450,7 +450,12 @@ def test_numbers_of_numpy_give_the_same_file_as_plain_ones(tmp_path):
     items = [(np.full((8, 8, 3), i, np.uint8), i) for i in range(5)]
     for name, number in (("plain", int), ("numpy", np.int64)):
         fastload.pack(
-            items, tmp_path / name, order="shuffled", seed=number(3), resize=number(6), workers=number(1),
+            items,
+            tmp_path / name,
+            order="shuffled",
+            seed=number(3),
+            resize=number(6),
+            workers=number(1),
             progress=False,
-        )  # fmt: skip
+        )
     assert (tmp_path / "plain").read_bytes() == (tmp_path / "numpy").read_bytes()

@@ -79,8 +79,11 @@ def test_every_strategy_gives_distinct_ids_prefixes_and_the_same_answer_twice(st
     assert len(chosen) == size == len(set(chosen.ids.tolist()))
     assert set(chosen.ids.tolist()) <= set(ids.tolist())
     assert [getattr(chosen, a).dtype for a in ("ids", "dimension", "rank", "score")] == [
-        np.int64, np.int32, np.int32, np.float32,
-    ]  # fmt: skip
+        np.int64,
+        np.int32,
+        np.int32,
+        np.float32,
+    ]
     json.dumps(chosen.report)
     # The same samples in other rows, other chunks, another number of threads.
     order = rng.permutation(len(x))
@@ -246,11 +249,22 @@ def test_arrays_of_all_sorts_give_the_same_choice(tmp_path):
         f.create_dataset("plain", data=x)
         f.create_dataset("chunked", data=x.astype(np.float16), chunks=(7, 9), compression="gzip")
         for source in (
-            np.load(tmp_path / "x.npy", mmap_mode="r"), f["plain"], f["chunked"], x.astype(np.float64),
-            x.astype(">f4"), x.astype(np.int16), np.asfortranarray(x), x[::-1][::-1], as_embeddings(x, 11),
-            as_embeddings(f["chunked"], 1), x.tolist(), torch.from_numpy(x).double(), torch.from_numpy(x).half(),
-            torch.from_numpy(x).requires_grad_(), np.ma.masked_invalid(x),
-        ):  # fmt: skip
+            np.load(tmp_path / "x.npy", mmap_mode="r"),
+            f["plain"],
+            f["chunked"],
+            x.astype(np.float64),
+            x.astype(">f4"),
+            x.astype(np.int16),
+            np.asfortranarray(x),
+            x[::-1][::-1],
+            as_embeddings(x, 11),
+            as_embeddings(f["chunked"], 1),
+            x.tolist(),
+            torch.from_numpy(x).double(),
+            torch.from_numpy(x).half(),
+            torch.from_numpy(x).requires_grad_(),
+            np.ma.masked_invalid(x),
+        ):
             assert_same(select("top-activations", source, ids, size=50), expected)
 
 
@@ -323,7 +337,7 @@ class Short(Chunked):
         (lambda: select("kmeans", X.view(np.uint16), IDS, size=5), DataError, "bfloat16's bits"),
         (lambda: select("top-activations", X.astype(float) * 1e300, IDS, size=1), DataError, "infinity in 50 of 50"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_served_is_one_line_that_says_why(call, error, words):
     with pytest.raises(error) as caught:
         call()

@@ -99,13 +99,32 @@ def test_folder_tar_and_zip_agree_on_every_layout(tmp_path: Path, there: str, op
 @pytest.mark.parametrize(
     "name, split",
     [
-        ("train", "train"), ("Training", "train"), ("seg_train", "train"), ("train2017", "train"), ("TRAIN", "train"),
-        ("training_set", "train"), ("asl_alphabet_train", "train"), ("trainset", "train"), ("TrainImages", "train"),
-        ("bounding_box_test", "test"), ("test1", "test"), ("val", "val"), ("valid", "val"), ("validation_data", "val"),
-        ("dev", "val"), ("unlabeled", "unlabeled"), ("seg_pred", "pred"), ("cats", None), ("latest", None),
-        ("strain", None), ("interval", None), ("001.ak47", None), ("invalid", None), ("", None),
+        ("train", "train"),
+        ("Training", "train"),
+        ("seg_train", "train"),
+        ("train2017", "train"),
+        ("TRAIN", "train"),
+        ("training_set", "train"),
+        ("asl_alphabet_train", "train"),
+        ("trainset", "train"),
+        ("TrainImages", "train"),
+        ("bounding_box_test", "test"),
+        ("test1", "test"),
+        ("val", "val"),
+        ("valid", "val"),
+        ("validation_data", "val"),
+        ("dev", "val"),
+        ("unlabeled", "unlabeled"),
+        ("seg_pred", "pred"),
+        ("cats", None),
+        ("latest", None),
+        ("strain", None),
+        ("interval", None),
+        ("001.ak47", None),
+        ("invalid", None),
+        ("", None),
     ],
-)  # fmt: skip
+)
 def test_the_word_for_a_split_is_found_in_names_and_nowhere_else(name: str, split: str | None) -> None:
     assert split_word(name) == split
 
@@ -155,8 +174,12 @@ def test_what_is_passed_over_is_counted_by_kind_but_for_other_splits() -> None:
     members = listing("train/{a,b}/{0,1}.jpg", "val/{a,b}/0.jpg", "val/x.txt", "train/a/{x,y}.txt", "train/b/z.heic")
     members += listing("train/.DS_Store", "@eaDir/{0,1}.jpg", "docs/figure.png", "train/LICENSE")
     assert find_classes("here", members, split="train").passed_over == {
-        ".txt": 2, "system files": 2, ".heic": 1, "images elsewhere": 1, "no suffix": 1,
-    }  # fmt: skip
+        ".txt": 2,
+        "system files": 2,
+        ".heic": 1,
+        "images elsewhere": 1,
+        "no suffix": 1,
+    }
 
 
 def test_names_are_without_the_folders_around_everything(tmp_path: Path) -> None:

@@ -302,7 +302,7 @@ COPIES = (
         (COPIES, "makes more bytes than it has"),
     ],
     ids=["steps", "table", "length", "copies"],
-)  # fmt: skip
+)
 def test_a_pickle_that_asks_for_more_memory_than_it_has_bytes_is_refused(data: bytes, words: str) -> None:
     with pytest.raises(DataError, match=words):
         safe_pickle.load(data, "here")

@@ -71,9 +71,14 @@ def open_batches(case):
     writer = DatasetWriter(str(path), {"image": field, "label": IntField()}, num_workers=case["threads"])
     writer.from_indexed_dataset(images)
     loader = Loader(
-        str(path), batch_size=case["batch"], num_workers=case["threads"], os_cache=True, order=OrderOption.RANDOM,
-        drop_last=True, pipelines={"image": _pipeline(case), "label": [IntDecoder(), ToTensor(), Squeeze()]},
-    )  # fmt: skip
+        str(path),
+        batch_size=case["batch"],
+        num_workers=case["threads"],
+        os_cache=True,
+        order=OrderOption.RANDOM,
+        drop_last=True,
+        pipelines={"image": _pipeline(case), "label": [IntDecoder(), ToTensor(), Squeeze()]},
+    )
     return _epochs(loader)
 
 

@@ -38,12 +38,20 @@ def open_batches(case):
     folder = str(Path(case["folder"]) / "litdata")
     sample = Sample(case)
     litdata.optimize(
-        fn=sample, inputs=list(range(len(sample.images))), output_dir=folder, chunk_bytes=CHUNK, num_workers=1,
-        start_method="fork", verbose=False,
-    )  # fmt: skip
+        fn=sample,
+        inputs=list(range(len(sample.images))),
+        output_dir=folder,
+        chunk_bytes=CHUNK,
+        num_workers=1,
+        start_method="fork",
+        verbose=False,
+    )
     dataset = litdata.StreamingDataset(folder, shuffle=True, drop_last=True, batch_decode=DECODED_TOGETHER)
     loader = litdata.StreamingDataLoader(
-        dataset, batch_size=case["batch"], collate_fn=Collate(case, sample.images.shape[1:]), drop_last=True,
+        dataset,
+        batch_size=case["batch"],
+        collate_fn=Collate(case, sample.images.shape[1:]),
+        drop_last=True,
         **loader_settings(case),
-    )  # fmt: skip
+    )
     return endless(loader, case)

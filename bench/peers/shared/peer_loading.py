@@ -12,9 +12,11 @@ MADE_AHEAD = WORKERS * PREFETCH
 def loader_settings(case):
     """Return what torch's documentation advises: workers that persist, batches ahead, pinned memory on CUDA."""
     return {
-        "num_workers": WORKERS, "prefetch_factor": PREFETCH, "persistent_workers": True,
+        "num_workers": WORKERS,
+        "prefetch_factor": PREFETCH,
+        "persistent_workers": True,
         "pin_memory": case["device"] != "cpu",
-    }  # fmt: skip
+    }
 
 
 class Collate:

@@ -27,7 +27,10 @@ def open_batches(case):
     clean_stale_shared_memory()  # a run that was killed leaves some, and the next one does not start
     dataset = StreamingDataset(local=folder, shuffle=True, batch_size=case["batch"])
     loader = StreamingDataLoader(
-        dataset, batch_size=case["batch"], collate_fn=Collate(case, images.shape[1:]), drop_last=True,
+        dataset,
+        batch_size=case["batch"],
+        collate_fn=Collate(case, images.shape[1:]),
+        drop_last=True,
         **loader_settings(case),
-    )  # fmt: skip
+    )
     return endless(loader, case)
