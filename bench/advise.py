@@ -34,8 +34,12 @@ class Advice:
     """What the rule says.
 
     Arguments:
-        step: seconds of the trainer's step, data at hand. batch: images a step. stream, resident: feed rates, images/s.
-        split: share of the steps on the subset. steps: of the run. selection: seconds, divided by the runs that share
+        step: seconds of the trainer's step, data at hand.
+        batch: images a step.
+        stream, resident: feed rates, images/s.
+        split: share of the steps on the subset.
+        steps: of the run.
+        selection: seconds, divided by the runs that share
             the subset.
     """
 

@@ -23,7 +23,10 @@ class FreshSubsets:
     """An order like `Order`, whose epoch e is the first `size` places of the full set's e-th permutation.
 
     Arguments:
-        n: rows of the full set. size: of each epoch's subset, at most n. seed: 64-bit. phase: of the augmentation.
+        n: rows of the full set.
+        size: of each epoch's subset, at most n.
+        seed: 64-bit.
+        phase: of the augmentation.
     """
 
     n: int

@@ -20,7 +20,10 @@ class InfoBatch:
     once. In the last share δ of the training nothing is left out or multiplied.
 
     Arguments:
-        samples: how many there are. seed: of what is drawn. ratio: r. annealing: δ.
+        samples: how many there are.
+        seed: of what is drawn.
+        ratio: r.
+        annealing: δ.
     """
 
     def __init__(self, samples: int, seed: int = 0, ratio: float = RATIO, annealing: float = ANNEALING) -> None:

@@ -16,7 +16,8 @@ def markdown(findings: Sequence[Findings], head: Sequence[str], pictures: Mappin
     """Return the experiments as markdown: what was run, then each one's table, picture, verdicts and notes.
 
     Arguments:
-        head: lines that say what was run, where and when. pictures: by experiment, relative to where the text will be.
+        head: lines that say what was run, where and when.
+        pictures: by experiment, relative to where the text will be.
     """
     parts = ["## The paper's experiments", "\n".join(head)]
     for one in findings:

@@ -10,7 +10,8 @@ class Throttle:
     """Lets batches pass at `rate` images/s at most, with `ahead` images of look-ahead, as a prefetching stream has.
 
     Arguments:
-        rate: images/s. ahead: what may stand ready when the trainer was slower than the stream for a while.
+        rate: images/s.
+        ahead: what may stand ready when the trainer was slower than the stream for a while.
         clock, sleep: for tests.
     """
 

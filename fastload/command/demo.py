@@ -102,9 +102,12 @@ def run_demo(
         data, test: sources for `pack`, in place of the digits; `test` may be left out where `data` has splits train
             and test, or train and val. Images are packed at 32×32.
         out: an empty or new folder that keeps all files; without it they are in a temporary one, gone at the end.
-        size: of the subsets. epochs: of training the autoencoder.
+        size: of the subsets.
+        epochs: of training the autoencoder.
         steps, batch_size: of each training; 60 of 64 for the digits, 300 of 256 for `data`.
-        swap: a share of the steps (float) or a step (int). seed: 64-bit. device: "cpu", "cuda" or "cuda:N".
+        swap: a share of the steps (float) or a step (int).
+        seed: 64-bit.
+        device: "cpu", "cuda" or "cuda:N".
         console: where to print; stdout by default.
 
     Raises UsageError and DataError as `pack`, `build_subset` and TwoPhaseLoader do.

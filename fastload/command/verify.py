@@ -32,7 +32,9 @@ class VerifyReport:
     """What `verify_file` found; `str()` is for people.
 
     Attributes:
-        path: the file. images: how many it holds. subset: whether it is one.
+        path: the file.
+        images: how many it holds.
+        subset: whether it is one.
         damaged: (row, id, class) of each sample whose bytes do not have their digest.
         fingerprint_matches: whether images and labels together are what was written.
         checksum_matches: whether all the rest is: ids, names, shapes, offsets, classes, selection, source; None for a

@@ -17,7 +17,8 @@ class Folder:
     """A folder, held open: what its path leads to later makes no difference.
 
     Arguments:
-        path: the folder. follow: whether the path itself may be a link.
+        path: the folder.
+        follow: whether the path itself may be a link.
 
     Raises OSError: NotADirectoryError for a link that may not be followed, as for a file.
     """

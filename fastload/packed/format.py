@@ -54,8 +54,11 @@ def checksum(
     That is over a JSON object of the short values, and then the datasets' bytes, as docs/format.md says.
 
     Arguments:
-        images: the dataset's shape. labels: of which only type and shape count here.
-        ids: int64 [N]. offsets: int64 [N + 1]. shapes: int32 [N, 2].
+        images: the dataset's shape.
+        labels: of which only type and shape count here.
+        ids: int64 [N].
+        offsets: int64 [N + 1].
+        shapes: int32 [N, 2].
         names: uint8 [bytes] and int64 [N + 1].
     """
     datasets: list[tuple[str, np.ndarray]] = [("ids", ids)]

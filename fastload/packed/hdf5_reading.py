@@ -100,7 +100,9 @@ def checked_dataset(path: Path, group: h5py.Group, name: str, dtype: Any = None)
     """Return a dataset that lies in this very file, has this dtype, and claims no more than the file can hold.
 
     Arguments:
-        path: the file's name, for messages. group: where to look. name: may hold slashes.
+        path: the file's name, for messages.
+        group: where to look.
+        name: may hold slashes.
         dtype: what it must be; anything when None.
 
     Raises DataError for links, external or virtual storage, another dtype, an impossible size.

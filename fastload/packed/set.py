@@ -23,7 +23,8 @@ class PackedSet:
     """Packed files opened as one set; has what feeds and loaders ask of a `PackedFile`, row after row, file by file.
 
     Arguments:
-        paths: the files, in order; at least one. images, labels: as for PackedFile, of every file.
+        paths: the files, in order; at least one.
+        images, labels: as for PackedFile, of every file.
 
     `ids` are the files' own where no id comes twice. Where files were packed apart, so that each begins at 0, a file's
     ids are raised by what the files before it have taken. `fingerprint` is of the files' fingerprints, in order.

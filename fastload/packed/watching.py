@@ -58,7 +58,8 @@ class Watches:
     """The watches of a set's files, for who reads them batch by batch.
 
     Arguments:
-        watches: one a file. descriptors: through which each is read.
+        watches: one a file.
+        descriptors: through which each is read.
     """
 
     def __init__(self, watches: Sequence[Watch], descriptors: Sequence[int]) -> None:

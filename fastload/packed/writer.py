@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -16,12 +15,12 @@ import numpy as np
 import xxhash
 
 from fastload.common.replacing import Replacement, target_of
-from fastload.common.version import __version__
 from fastload.errors import DataError, FastloadError, UsageError
-from fastload.packed.format import ALIGNMENT, CHUNK, FORMAT, SelectionTable, checksum, digest
-from fastload.packed.hdf5_layout import Layout, place_dataset, set_attributes
+from fastload.packed.format import ALIGNMENT, CHUNK, SelectionTable, digest
+from fastload.packed.hdf5_layout import Layout, place_dataset
 from fastload.packed.labels import as_ids, as_labels
 from fastload.packed.names import stored_names
+from fastload.packed.tables import Tables
 
 
 class PackedWriter:
@@ -168,7 +167,8 @@ class PackedWriter:
         missing = np.flatnonzero(~self._written)
         if len(missing):
             raise ValueError(f"{len(missing)} rows were never written, the first is {missing[0]}")
-        pieces = self._lay_out(self._checked_labels(), self._checked_shapes())
+        tables = self._tables()
+        pieces = tables.lay_out(self._layout, self._fingerprint(tables.labels))
         out = self._out
         out.reserve(self._layout.size)
         for position, data in pieces:
@@ -179,52 +179,20 @@ class PackedWriter:
         out.publish()
         self._file = None
 
-    def _lay_out(self, labels: np.ndarray | None, shapes: np.ndarray | None) -> list[tuple[int, Any]]:
-        """Return all but the images: (position, bytes)."""
-        storage, created_with = "raw" if self.shape is not None else "encoded", f"fastload {__version__}"
-        names = None if self.names is None else stored_names(self.names)
-        selection = None if self.selection is None else _typed(self.selection)
-        classes = [name.encode() for name in self.classes]
-        attributes = {
-            "fastload_format": FORMAT,
-            "storage": storage,
-            "source": json.dumps(self.source, sort_keys=True),
-            "created_with": created_with,
-            "fingerprint": self._fingerprint(labels),
-            "checksum": checksum(
-                storage=storage,
-                source=self.source,
-                created_with=created_with,
-                images=self._extent,
-                labels=labels,
-                classes=self.classes,
-                ids=self.ids,
-                offsets=self.offsets,
-                shapes=shapes,
-                names=names,
-                selection=selection,
-            ),
-        }
-        datasets: dict[str, np.ndarray | None] = {
-            "offsets": self.offsets,
-            "shapes": shapes,
-            "classes": np.array(classes, h5py.string_dtype("utf-8", max([1, *map(len, classes)]))),
-            "labels": labels,
-            "names": None if names is None else names[0],
-            "name_offsets": None if names is None else names[1],
-            "ids": self.ids,
-            "digests": self._digests,
-        }
-        pieces: list[tuple[int, Any]] = []
-        with self._layout.continued() as file:
-            set_attributes(file, attributes)
-            pieces += _placed(file, datasets)
-            if selection is not None:
-                group = file.create_group("selection")
-                set_attributes(group, selection.attributes)
-                columns = {name: getattr(selection, name) for name in ("dimension", "rank", "score")}
-                pieces += _placed(group, columns)
-        return pieces + self._layout.pieces
+    def _tables(self) -> Tables:
+        return Tables(
+            storage="raw" if self.shape is not None else "encoded",
+            source=self.source,
+            classes=self.classes,
+            images=self._extent,
+            labels=self._checked_labels(),
+            ids=self.ids,
+            digests=self._digests,
+            offsets=self.offsets,
+            shapes=self._checked_shapes(),
+            names=None if self.names is None else stored_names(self.names),
+            selection=self.selection,
+        )
 
     def _fingerprint(self, labels: np.ndarray | None) -> str:
         hasher = xxhash.xxh3_128()
@@ -267,8 +235,7 @@ class PackedWriter:
             ids=self.ids[keep],
             classes=self.classes,
             source=self.source,
-            selection=table
-            and SelectionTable(table.dimension[keep], table.rank[keep], table.score[keep], table.attributes),
+            selection=None if table is None else _rows_of(table, keep),
             names=None if self.names is None else [self.names[row] for row in keep.tolist()],
             shapes=None if self.shapes is None else self.shapes[keep],
         )
@@ -292,25 +259,8 @@ class PackedWriter:
         return error
 
 
-def _placed(group: h5py.Group, datasets: Mapping[str, np.ndarray | None]) -> list[tuple[int, Any]]:
-    """Make the datasets that there are; return where their bytes go, and the bytes."""
-    pieces = []
-    for name, array in datasets.items():
-        if array is not None:
-            position = place_dataset(group, name, array.shape, array.dtype)
-            if array.size:
-                pieces.append((position, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data))
-    return pieces
-
-
-def _typed(table: SelectionTable) -> SelectionTable:
-    """Return a selection as it is stored."""
-    return SelectionTable(
-        np.ascontiguousarray(table.dimension, np.int32),
-        np.ascontiguousarray(table.rank, np.int32),
-        np.ascontiguousarray(table.score, np.float32),
-        table.attributes,
-    )
+def _rows_of(table: SelectionTable, keep: np.ndarray) -> SelectionTable:
+    return SelectionTable(table.dimension[keep], table.rank[keep], table.score[keep], table.attributes)
 
 
 def check_target(path: Path) -> None:

@@ -71,7 +71,8 @@ class PackJob:
     """One packing: every index of the source goes through `_store`, in a worker, to its row.
 
     Arguments:
-        source: what is packed. name: what messages call it.
+        source: what is packed.
+        name: what messages call it.
         out: the file to write.
         options: how samples are stored.
         check: for encoded storage, what decides which files are kept; None stores pixels.

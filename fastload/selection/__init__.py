@@ -137,7 +137,9 @@ def select(
         labels: [n], each row's class, to give each class its share of `size` (with `per_dimension`, the best so many of
             each dimension and class); None to leave classes alone.
         equal: with labels, all classes give the same number; one that is too small gives all it has.
-        seed: decides what is drawn at random. device: "cpu" or "cuda". threads: for the CPU, all cores by default.
+        seed: decides what is drawn at random.
+        device: "cpu" or "cuda".
+        threads: for the CPU, all cores by default.
         progress: called with (rows done, rows in all); a repeated pass starts over.
         overlap: tell in the report's "lists" how much the dimensions' lists of their strongest samples share.
 

@@ -83,9 +83,11 @@ class ListsPass:
     """One pass: the strongest samples of each dimension (and class) so far; see `Pass`.
 
     Arguments:
-        samples, request: as for a strategy. dims: the embeddings' width.
+        samples, request: as for a strategy.
+        dims: the embeddings' width.
         report: how many of each dimension's strongest samples, of all classes, `strongest` returns.
-        length: of the lists; by default that of a first pass. passes: how many there were, with this one.
+        length: of the lists; by default that of a first pass.
+        passes: how many there were, with this one.
     """
 
     def __init__(

@@ -36,7 +36,9 @@ class DamagedMember(DataError):
     """One member that cannot be read though all around it can: a broken sample, and named where it is anything else.
 
     Arguments:
-        where: the archive. name: the member's. reason: why, to be read after its name.
+        where: the archive.
+        name: the member's.
+        reason: why, to be read after its name.
     """
 
     def __init__(self, where: object, name: str, reason: str) -> None:
