@@ -36,11 +36,11 @@ class Advice:
     Arguments:
         step: seconds of the trainer's step, data at hand.
         batch: images a step.
-        stream, resident: feed rates, images/s.
+        stream: rate of the stream feed, images/s.
+        resident: rate of the resident feed, images/s.
         split: share of the steps on the subset.
         steps: of the run.
-        selection: seconds, divided by the runs that share
-            the subset.
+        selection: seconds, divided by the runs that share the subset.
     """
 
     step: float

@@ -40,17 +40,17 @@ class FreshSubsets:
 
     def rows(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return rows and epochs, int64 [count] each, of the positions start … start + count - 1."""
-        parts = [self.whole.rows(*run) for run in self.runs(start, count)]
+        parts = [self.full_order.rows(*run) for run in self.runs(start, count)]
         rows, epochs = (np.concatenate(part) for part in zip(*parts, strict=True))
         return rows, epochs
 
     @property
-    def whole(self) -> Order:
+    def full_order(self) -> Order:
         """The order of the full set, whose epochs begin with the subsets."""
         return Order(self.n, self.seed, self.phase)
 
     def runs(self, start: int, count: int) -> list[tuple[int, int]]:
-        """Return where the positions start … start + count - 1 stand in `whole`: (first, count) of each epoch's."""
+        """Return where the positions start … start + count - 1 stand in `full_order`: (first, count) by epoch."""
         found = []
         while count:
             epoch, offset = divmod(start, self.size)
@@ -68,7 +68,7 @@ class FreshFeed:
 
     def __init__(self, file: PackedFile, augment: Augment, subsets: FreshSubsets, output: Output) -> None:
         self.resident = file.shape is not None and file.nbytes <= resident_room(output.device)
-        order: RowOrder = subsets.whole if self.resident else subsets
+        order: RowOrder = subsets.full_order if self.resident else subsets
         self._feed = open_feed(file, augment, order, output, resident=self.resident)
         self.immediate, self.workers, self._subsets = self._feed.immediate, self._feed.workers, subsets
 

@@ -143,10 +143,10 @@ def _train_for(place: Workplace, run: TimedRun) -> Timed:
     curve: list[tuple[float, float]] = []
     pending: list[tuple[torch.Tensor, torch.Tensor]] = []
     clock_of: list[_Clock] = []
-    source = _Source(place, run, lambda: clock_of[0].read() / run.budget if clock_of else 0.0)
+    rival = _RivalBatches(place, run, lambda: clock_of[0].read() / run.budget if clock_of else 0.0)
     steps = 0
     try:
-        batches = source.batches()
+        batches = rival.batches()
         clock = _Clock(device)
         clock_of.append(clock)
         for batch in batches:
@@ -164,8 +164,8 @@ def _train_for(place: Workplace, run: TimedRun) -> Timed:
             if batch.learn is not None:
                 batch.learn(losses)
     finally:
-        source.close()
-    return Timed(accuracies, steps, int(seen.sum()), _thinned(curve), source.pruned)
+        rival.close()
+    return Timed(accuracies, steps, int(seen.sum()), _thinned(curve), rival.pruned)
 
 
 def _thinned(curve: list[tuple[float, float]]) -> list[list[float]]:
@@ -195,7 +195,7 @@ def _learn(rule: InfoBatch, rows: np.ndarray, losses: torch.Tensor) -> None:
     rule.learn(rows, losses.cpu().numpy())
 
 
-class _Source:
+class _RivalBatches:
     """A rival's batches without end; where data is dear, those of the full set's stream come late."""
 
     def __init__(self, place: Workplace, run: TimedRun, progress: Callable[[], float]) -> None:
@@ -232,11 +232,11 @@ class _Source:
     def _loaded(self) -> Iterator[Delivered]:
         """Full only, everything resident, two-phase: TwoPhaseLoader as it is."""
         run, place = self._run, self._place
-        whole = run.rival == RESIDENT
-        swap = _ENDLESS if whole else run.swap
-        subset = place.full.path if whole else run.subset.path if run.subset is not None and swap else None
+        resident = run.rival == RESIDENT
+        swap = _ENDLESS if resident else run.swap
+        subset = place.full.path if resident else run.subset.path if run.subset is not None and swap else None
         loader = TwoPhaseLoader(
-            None if whole else place.full.path,
+            None if resident else place.full.path,
             subset,
             batch_size=place.scale.batch,
             steps=_ENDLESS,
@@ -252,7 +252,7 @@ class _Source:
         def batches() -> Iterator[Delivered]:
             for images, labels, ids in loader:
                 # What is to be resident comes through the stream once: training goes on meanwhile.
-                first_epoch = whole and loader.step * place.scale.batch <= len(place.full)
+                first_epoch = resident and loader.step * place.scale.batch <= len(place.full)
                 yield Delivered(images, labels, ids, streamed=first_epoch or loader.phase == "fine-tune")
 
         return batches()

@@ -102,11 +102,24 @@ def pack(
     with warnings.catch_warnings(), silent_libraries():
         warnings.simplefilter("ignore", LeftOutWarning)  # the summary says it
         summary = run(
-            source, out, split=split, order="shuffled" if order is Order.shuffled else "source", seed=seed,
-            resize=resize, channels=channels_of(channels), encoded=encoded, max_pixels=max_pixels, workers=workers,
-            skip_broken=skip_broken, classes_from=classes_from, images=images, labels=labels, class_level=class_level,
-            unlabelled=unlabelled, progress=not quiet,
-        )  # fmt: skip
+            source,
+            out,
+            split=split,
+            order="shuffled" if order is Order.shuffled else "source",
+            seed=seed,
+            resize=resize,
+            channels=channels_of(channels),
+            encoded=encoded,
+            max_pixels=max_pixels,
+            workers=workers,
+            skip_broken=skip_broken,
+            classes_from=classes_from,
+            images=images,
+            labels=labels,
+            class_level=class_level,
+            unlabelled=unlabelled,
+            progress=not quiet,
+        )
     if not quiet:
         terminal.tell(str(summary))
     for text in summary.left_out if quiet else ():
@@ -263,9 +276,17 @@ def demo(
     from fastload.command.demo import parse_swap, run_demo
 
     run_demo(
-        data=data, test=test, out=out, size=size, steps=steps, batch_size=batch_size, epochs=epochs,
-        swap=parse_swap(swap), seed=seed, device=device,
-    )  # fmt: skip
+        data=data,
+        test=test,
+        out=out,
+        size=size,
+        steps=steps,
+        batch_size=batch_size,
+        epochs=epochs,
+        swap=parse_swap(swap),
+        seed=seed,
+        device=device,
+    )
 
 
 @contextlib.contextmanager

@@ -120,8 +120,12 @@ def run_demo(
         batch_size=whole("batch_size", batch_size) if batch_size is not None else 256 if own else 64,
         # A mirrored digit is no digit.
         augment=Augment(crop=SIDE) if own else Augment(crop=SIDE, flip=0.0),
-        size=size, epochs=epochs, swap=swap, seed=seed, device=str(resolve_device(device)),
-    )  # fmt: skip
+        size=size,
+        epochs=epochs,
+        swap=swap,
+        seed=seed,
+        device=str(resolve_device(device)),
+    )
     if settings.steps < 1 or settings.batch_size < 2:
         raise UsageError(f"--steps {settings.steps} of {settings.batch_size}: at least 1 step of 2 images is needed")
     # Refused now, not after packing.
@@ -241,16 +245,31 @@ class _Demo:
         given, out = self.settings, f"{strategy}.h5"
         epochs = None if strategy == "random" else given.epochs
         self.show.command(
-            "fastload", "build-subset", FULL, out, "--strategy", strategy, "--size", given.size,
-            *(["--epochs", f"{epochs:g}"] if epochs else []), "--seed", given.seed,
+            "fastload",
+            "build-subset",
+            FULL,
+            out,
+            "--strategy",
+            strategy,
+            "--size",
+            given.size,
+            *(["--epochs", f"{epochs:g}"] if epochs else []),
+            "--seed",
+            given.seed,
             *(["--device", given.device] if given.device != "cpu" else []),
-        )  # fmt: skip
+        )
         began = time.perf_counter()
         with TerminalListener() as listener:
             report = build_subset(
-                self.folder / FULL, self.folder / out, strategy=strategy, size=given.size, epochs=epochs,
-                seed=given.seed, device=given.device, listener=listener,
-            )  # fmt: skip
+                self.folder / FULL,
+                self.folder / out,
+                strategy=strategy,
+                size=given.size,
+                epochs=epochs,
+                seed=given.seed,
+                device=given.device,
+                listener=listener,
+            )
         seconds = time.perf_counter() - began
         self.show.text(f"{report.chosen:,} of {report.total:,} samples in {duration(seconds)}")
         return seconds
@@ -274,10 +293,16 @@ class _Demo:
             model = paper_classifier(classes).to(given.device)
         optimizer, average = paper_optimizer(model), averaged(model)
         loader = TwoPhaseLoader(
-            self.folder / FULL, self.folder / subset if subset else None, batch_size=given.batch_size,
-            steps=given.steps, swap=given.swap if subset else 0, augment=given.augment, device=given.device,
-            memory_format=torch.channels_last, seed=given.seed,
-        )  # fmt: skip
+            self.folder / FULL,
+            self.folder / subset if subset else None,
+            batch_size=given.batch_size,
+            steps=given.steps,
+            swap=given.swap if subset else 0,
+            augment=given.augment,
+            device=given.device,
+            memory_format=torch.channels_last,
+            seed=given.seed,
+        )
         with loader, progress_bar(f"training, {name}", given.steps, unit="steps") as advance:
             swaps: list[float] = []
             loader.on_swap(lambda loader: swaps.append(self._clock()))

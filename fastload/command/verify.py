@@ -19,7 +19,7 @@ from fastload.errors import DataError, UsageError
 from fastload.packed.file import PackedFile, checksum, digest, fingerprint
 from fastload.packed.labels import label_faults
 from fastload.packed.metadata import full_set_fingerprint
-from fastload.packed.set import Packed, Source, open_packed
+from fastload.packed.set import Packed, PathsLike, open_packed
 from fastload.packing.subset_pixels import decode_rows
 from fastload.selection import STRATEGIES
 
@@ -99,7 +99,7 @@ class VerifyReport:
 def verify_file(
     path: str | os.PathLike[str],
     *,
-    full: Source | None = None,
+    full: PathsLike | None = None,
     images: str | None = None,
     labels: str | None = None,
     progress: bool = True,
@@ -110,7 +110,8 @@ def verify_file(
         path: a packed file or a subset.
         full: the full set that a subset was built from: a path, a pattern or a list. By default the packed file in the
             subset's folder that has the fingerprint which the subset names, where there is one.
-        images, labels: the datasets' names, where `full` is an HDF5 file of your own.
+        images: the images' dataset, where `full` is an HDF5 file of your own.
+        labels: the labels' dataset there.
 
     Raises DataError where a file cannot be opened or read, UsageError where it has no digests, or is no subset and
     `full` is given.

@@ -16,7 +16,7 @@ from fastload.feeds.feed import FeedRun, open_feed, run_feed
 from fastload.order import FINE_TUNE, Order
 from fastload.packed.classes import label_map, mapped_labels
 from fastload.packed.file import PackedFile
-from fastload.packed.set import PackedSet, Source, open_packed
+from fastload.packed.set import PackedSet, PathsLike, open_packed
 
 
 class EvaluationLoader:
@@ -39,7 +39,7 @@ class EvaluationLoader:
 
     def __init__(
         self,
-        source: PackedFile | PackedSet | Source,
+        source: PackedFile | PackedSet | PathsLike,
         augment: Augment,
         *,
         batch_size: int,

@@ -38,7 +38,7 @@ from fastload.loop.run_state import RunState
 from fastload.loop.swap import Plateau, Swap, planned_swap
 from fastload.loop.telemetry import ScalarLog
 from fastload.order import FAST, FINE_TUNE, Order, Shuffle, shuffle_of
-from fastload.packed.set import Packed, Source, open_packed
+from fastload.packed.set import Packed, PathsLike, open_packed
 
 PHASES = ("fast", "fine-tune")
 
@@ -89,8 +89,8 @@ class TwoPhaseLoader(DataLoaderView):
 
     def __init__(
         self,
-        full: Source | None,
-        subset: Source | None = None,
+        full: PathsLike | None,
+        subset: PathsLike | None = None,
         *,
         batch_size: int,
         augment: Augment,
@@ -469,7 +469,7 @@ class TwoPhaseLoader(DataLoaderView):
         """
         self._reports.log = ScalarLog(writer, whole("every", every, 1), prefix)
 
-    def evaluation(self, path: Source, *, batch_size: int | None = None, shard: bool = False) -> EvaluationLoader:
+    def evaluation(self, path: PathsLike, *, batch_size: int | None = None, shard: bool = False) -> EvaluationLoader:
         """Return a loader of a test set: centre crop, file order, partial last batch, same device and types.
 
         Arguments:

@@ -60,8 +60,9 @@ class PackedFile:
 
     Arguments:
         path: the file.
-        images, labels: names of the datasets in a user's own HDF5 file, uint8 [N, H, W, C] or [N, C, H, W]
-            and [N, ...]; leave both out for a packed file.
+        images: name of the dataset of images in a user's own HDF5 file, uint8 [N, H, W, C] or [N, C, H, W]; leave it
+            out for a packed file.
+        labels: name of the dataset of labels there, [N, ...].
 
     Attributes:
         format: 2, or 1 for an older file; 0 for a user's own.

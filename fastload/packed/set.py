@@ -16,7 +16,8 @@ from fastload.errors import DataError, UsageError
 from fastload.packed.file import Extent, PackedFile, sample_name
 from fastload.packed.names import JoinedNames
 
-Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+PathsLike = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""One path, a pattern such as "shards/*.h5", or a list of paths."""
 
 
 class PackedSet:
@@ -24,7 +25,8 @@ class PackedSet:
 
     Arguments:
         paths: the files, in order; at least one.
-        images, labels: as for PackedFile, of every file.
+        images: as for PackedFile, of every file.
+        labels: likewise.
 
     `ids` are the files' own where no id comes twice. Where files were packed apart, so that each begins at 0, a file's
     ids are raised by what the files before it have taken. `fingerprint` is of the files' fingerprints, in order.
@@ -147,13 +149,14 @@ def labels_of(file: Packed, use: str) -> np.ndarray:
 
 
 def open_packed(
-    source: Source, *, images: str | None = None, labels: str | None = None, argument: str = "full"
+    source: PathsLike, *, images: str | None = None, labels: str | None = None, argument: str = "full"
 ) -> Packed:
     """Open a packed file, or several as one set.
 
     Arguments:
         source: a path; a pattern such as "shards/*.h5" (files in the order of their names); or a list of paths.
-        images, labels: the datasets' names, where the files are HDF5 files of your own.
+        images: the images' dataset, where the files are HDF5 files of your own.
+        labels: the labels' dataset there.
         argument: what the caller calls `source`, for messages.
 
     Raises DataError for a pattern without a match and for files that do not fit together.

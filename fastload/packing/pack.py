@@ -66,7 +66,8 @@ def pack(
         workers: decoding threads; one for each CPU when None. The file does not depend on it.
         skip_broken: leave samples that cannot be stored out, and list them with their reasons in the summary.
         classes_from: a packed file whose class names number the labels, so that a test set's mean what training's do.
-        images, labels: names of the arrays or datasets in an .npz or your own HDF5 file, or of the keys of a dataset.
+        images: name of the images' array or dataset in an .npz or your own HDF5 file, or key of a dataset's items.
+        labels: the same for the labels.
         class_level: how many levels below the source the class folders stand, where that does not follow from what
             is there: of "train/cats/0.jpg", 2 makes "cats" the class.
         unlabelled: leave labels and classes out, and take all images of the source (or split), wherever they stand.

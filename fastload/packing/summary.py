@@ -25,7 +25,8 @@ class PackSummary:
         shape: (H, W, C) of raw images, None for encoded ones.
         storage: "raw" or "encoded".
         order: "source" or "shuffled".
-        image_bytes, file_bytes: sizes.
+        image_bytes: of all images as stored.
+        file_bytes: of the whole file.
         seconds: time taken.
         skipped: the broken images left out, as "name: reason", in sorted order.
         left_out: what the stored images had beside pixels and labels, in words: other keys, channels.

@@ -70,7 +70,9 @@ def register(
     Arguments:
         name: letters, digits, "-", "_" and "."; an earlier one of yours is replaced.
         rank: called as rank(embeddings, samples, request), returns a Selection of `request.size` samples, best first.
-        needs_embeddings, streams, per_dimension: see StrategyRow.
+        needs_embeddings: see StrategyRow.
+        streams: see StrategyRow.
+        per_dimension: see StrategyRow.
 
     Raises UsageError for a name that is no such text or one of fastload's own, and for what cannot be called.
     """

@@ -20,9 +20,12 @@ from fastload.order import permutation
 class Selection:
     """Chosen samples in order of choice; every prefix is the valid smaller selection.
 
-    ids: int64 [N], distinct. dimension: int32 [N], the embedding dimension that chose the sample, -1 where none did.
-    rank: int32 [N], its place in that dimension's list (from 0), or in the permuted order where none chose it.
-    score: float32 [N], its activation there, or 0. report: plain numbers, strings and lists, for people and logs.
+    Arguments:
+        ids: int64 [N], distinct.
+        dimension: int32 [N], the embedding dimension that chose the sample, -1 where none did.
+        rank: int32 [N], its place in that dimension's list (from 0), or in the permuted order where none chose it.
+        score: float32 [N], its activation there, or 0.
+        report: plain numbers, strings and lists, for people and logs.
     """
 
     ids: np.ndarray
@@ -39,8 +42,12 @@ class Selection:
 class Samples:
     """The samples of a set, told apart by position: a sample's place in the order of ids.
 
-    sorted_ids: int64 [n]. positions: int64 [n], of each row. group_of_row: int64 [n], each row's class, all 0 when
-    nothing is balanced. group_sizes: int64 [G]. classes: the labels' values [G], None when nothing is balanced.
+    Arguments:
+        sorted_ids: int64 [n].
+        positions: int64 [n], of each row.
+        group_of_row: int64 [n], each row's class, all 0 when nothing is balanced.
+        group_sizes: int64 [G].
+        classes: the labels' values [G], None when nothing is balanced.
     """
 
     sorted_ids: np.ndarray

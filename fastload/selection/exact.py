@@ -133,7 +133,8 @@ def _limits(
 
     Arguments:
         values: some samples' values [samples, dims], which are sorted in place.
-        minimum, maximum: of all samples, float64 [dims].
+        minimum: of all samples, float64 [dims].
+        maximum: likewise.
     """
     values.sort(axis=0)
     count = len(values)

@@ -83,7 +83,8 @@ class ListsPass:
     """One pass: the strongest samples of each dimension (and class) so far; see `Pass`.
 
     Arguments:
-        samples, request: as for a strategy.
+        samples: as for a strategy.
+        request: as for a strategy.
         dims: the embeddings' width.
         report: how many of each dimension's strongest samples, of all classes, `strongest` returns.
         length: of the lists; by default that of a first pass.

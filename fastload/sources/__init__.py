@@ -29,7 +29,8 @@ def open_source(
     Arguments:
         source: a path, a pattern of WebDataset shards (`shard-{000..010}.tar`, `*.tar`), or a map-style dataset.
         split: the part to take, where there are several.
-        images, labels: names of arrays or datasets (.npz, HDF5) or keys (a map-style dataset of dicts).
+        images: name of the array or dataset (.npz, HDF5), or key of the dicts of a map-style dataset.
+        labels: the same for the labels.
         class_level: how many levels below the source the class folders stand, where that does not follow from it.
         unlabelled: leave labels and classes out.
         channels: as `pack` is given them: where an array's are, if they are not 1 to 4.

@@ -43,7 +43,8 @@ class Npz(Source):
     Arguments:
         path: the file.
         split: for keys like x_train and y_train.
-        images, labels: the keys, where they are not usual ones.
+        images: the images' key, where it is not a usual one.
+        labels: the labels' key.
         channels: as `pack` is given them.
     """
 

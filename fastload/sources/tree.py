@@ -18,7 +18,8 @@ class Folder:
         path: below the source, "" for the source itself.
         name: its own.
         folders: those in it by name.
-        pictures, files: names of the pictures and the other files that stand in it.
+        pictures: names of the pictures that stand in it.
+        files: names of the other files that stand in it.
         count: the pictures in it and below.
         unread: the pictures in it and below of kinds that cannot be read, by suffix.
         empty: whether there is not one file in it, nor below.

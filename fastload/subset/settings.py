@@ -13,7 +13,7 @@ from fastload.common.processors import processors
 from fastload.embedding.encoder import Encoder, load_encoder, parse_normalize
 from fastload.embedding.training import Training
 from fastload.errors import UsageError
-from fastload.packed.set import Packed, Source, open_packed
+from fastload.packed.set import Packed, PathsLike, open_packed
 from fastload.selection import strategy_row
 from fastload.subset.listener import Listener
 
@@ -63,7 +63,7 @@ class Settings:
     Raises UsageError for values of another kind or out of range, and for arguments that exclude each other.
     """
 
-    full: Source
+    full: PathsLike
     out: str | os.PathLike[str]
     _: KW_ONLY
     strategy: str = "top-activations"
