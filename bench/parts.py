@@ -322,7 +322,7 @@ def two_phase(setting: Setting) -> list[Result]:
 
 def autoencoder(setting: Setting) -> list[Result]:
     """Steps a second of the paper's autoencoder, batches of 1,024, fed by the stream feed."""
-    from fastload.embedding.training import Training, train
+    from fastload.embedding.training import TrainingSettings, train
 
     batch = setting.pick(1024, 8, 128)
     block = setting.pick(20, 1, 2)
@@ -338,7 +338,7 @@ def autoencoder(setting: Setting) -> list[Result]:
         with PackedFile(path) as file:
             train(
                 file,
-                Training(steps, batch_size=batch, learning_rate=0.01),
+                TrainingSettings(steps, batch_size=batch, learning_rate=0.01),
                 device=str(setting.device),
                 on_step=on_step,
             )

@@ -14,7 +14,7 @@ from fastload.bench.paper.workplace import OutOfTime, Workplace
 from fastload.embedding.autoencoder import Autoencoder, load_model, save_model
 from fastload.embedding.embed import embed
 from fastload.embedding.encoder import autoencoder_encoder
-from fastload.embedding.training import Trained, Training, train
+from fastload.embedding.training import Trained, TrainingSettings, train
 from fastload.packed.file import PackedFile
 from fastload.subset.build import build_subset
 
@@ -51,7 +51,7 @@ def encode(place: Workplace, length: str | None = None) -> Encoded:
     shorter = [name for name in lengths if lengths[name] < lengths[length]]
     if shorter:
         encode(place, shorter[-1])
-    training = Training(lengths[length], place.scale.autoencoder_batch)
+    training = TrainingSettings(lengths[length], place.scale.autoencoder_batch)
     settings = {**place.identity, **training.state()}
     key = key_of(settings)
     model, vectors = place.state.file(f"autoencoder-{key}.safetensors"), place.state.file(f"embeddings-{key}.npy")

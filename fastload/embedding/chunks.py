@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fastload.common.arguments import whole
-from fastload.embedding.rows import FileRows
+from fastload.embedding.matrix_file import MatrixFile
 from fastload.errors import DataError
 
 _READ_BYTES = 64 << 20
@@ -22,7 +22,12 @@ _KERNEL_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class ArrayEmbeddings:
-    """An array, memory map, HDF5 dataset or tensor, `chunk_rows` rows at a time, as float32 or 16-bit floats."""
+    """A matrix that is given in slices, as float32 or 16-bit floats.
+
+    Arguments:
+        array: an array, memory map, HDF5 dataset or tensor, [n, dims].
+        chunk_rows: rows at a time.
+    """
 
     array: Any
     chunk_rows: int
@@ -35,15 +40,15 @@ class ArrayEmbeddings:
     def chunks(self) -> Iterator[tuple[int, Any]]:
         """Yield (first row, rows)."""
         for start in range(0, self.shape[0], self.chunk_rows):
-            yield start, _served(self.array[start : start + self.chunk_rows])
+            yield start, _as_kernels_take(self.array[start : start + self.chunk_rows])
 
 
-def _served(chunk: Any) -> Any:
+def _as_kernels_take(chunk: Any) -> Any:
     """Return rows as the kernels take them: float32 or float16 arrays, tensors of those or of bfloat16."""
     if isinstance(chunk, torch.Tensor):
         return chunk if chunk.dtype in _KERNEL_TYPES else chunk.to(torch.float32)
     chunk = np.asarray(chunk)  # whatever gives arrays in slices
-    if _is_served(chunk):
+    if _kernels_take(chunk):
         return chunk
     with np.errstate(over="ignore", invalid="ignore"):  # too large for float32 is reported as infinity, with its ids
         return chunk.astype(np.float32)
@@ -51,18 +56,23 @@ def _served(chunk: Any) -> Any:
 
 @dataclass(frozen=True)
 class FileEmbeddings:
-    """Rows of a file, read ahead by a thread while the chunk before is looked at."""
+    """A matrix in a file, read ahead by a thread while the chunk before is looked at.
 
-    rows: FileRows
+    Arguments:
+        matrix: the file's, [n, dims].
+        chunk_rows: rows at a time; None for 128 MiB.
+    """
+
+    matrix: MatrixFile
     chunk_rows: int | None
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.rows.shape
+        return self.matrix.shape
 
     def chunks(self) -> Iterator[tuple[int, Any]]:
         """Yield (first row, rows)."""
-        return self.rows.chunks(self.chunk_rows)
+        return self.matrix.chunks(self.chunk_rows)
 
 
 def as_embeddings(source: Any, chunk_rows: int | None = None) -> Embeddings:
@@ -84,10 +94,10 @@ def as_embeddings(source: Any, chunk_rows: int | None = None) -> Embeddings:
     source = _dense(source)
     _check_shape(tuple(source.shape))
     check_kind(source.dtype, "embeddings")
-    if isinstance(source, np.memmap) and (rows := FileRows.of(source)) is not None:
-        return FileEmbeddings(rows, chunk_rows)
+    if isinstance(source, np.memmap) and (matrix := MatrixFile.of(source)) is not None:
+        return FileEmbeddings(matrix, chunk_rows)
     if chunk_rows is None:
-        in_memory = isinstance(source, np.ndarray) and _is_served(source) and source.flags.c_contiguous
+        in_memory = isinstance(source, np.ndarray) and _kernels_take(source) and source.flags.c_contiguous
         row_bytes = int(source.shape[1]) * max(4, getattr(source.dtype, "itemsize", 4))
         chunk_rows = max(1, (_VIEW_BYTES if in_memory else _READ_BYTES) // row_bytes)
     return ArrayEmbeddings(source, chunk_rows)
@@ -147,7 +157,7 @@ def check_kind(dtype: Any, where: str) -> None:
         raise DataError(f"{where}: of type uint16, in which bfloat16's bits are kept; save float32 (or int32 counts)")
 
 
-def _is_served(array: np.ndarray) -> bool:
+def _kernels_take(array: np.ndarray) -> bool:
     """Whether the kernels take the array's type as it is."""
     return array.dtype.isnative and array.dtype in (np.dtype(np.float32), np.dtype(np.float16))
 

@@ -1,4 +1,4 @@
-"""Embeddings: one row of float32 for each sample, streamed through an encoder into a file, or brought by the user."""
+"""The encoder's pass over a full set: one row of float32 for each sample, into a file or into whatever takes it."""
 
 from __future__ import annotations
 
@@ -60,10 +60,14 @@ def embed(
     embeddings belongs to row i of the file.
 
     Arguments:
-        file: the full set. encoder: see `Encoder`.
-        out: the .npy file, or what takes the chunks; it is not closed. device, engine: as for EvaluationLoader.
+        file: the full set.
+        encoder: see `Encoder`.
+        out: the .npy file, or what takes the chunks; it is not closed.
+        device: "cpu" or "cuda:N".
+        engine: as for EvaluationLoader.
         first_row: rows that an interrupted call has passed on already, a multiple of the chunk.
         leader: of other ranks, which make their share of the chunks; see `fastload.embedding.follower`.
+        seconds_between: two times that the rows are made safe.
         on_chunk: called after each chunk with the rows that are passed on.
         on_saved: called each `seconds_between` seconds with the rows that are safe on disk.
         should_stop: asked after each chunk; True saves, calls `on_saved` and raises KeyboardInterrupt.
@@ -112,13 +116,27 @@ def embed(
 def embed_chunks(
     file: Packed, encoder: Encoder, *, device: str, engine: str, first_row: int, every: int
 ) -> Generator[np.ndarray]:
-    """Yield the embeddings, float32 [b, D], of the chunk at `first_row` and each `every`-th one after it."""
+    """Yield the embeddings of some of the chunks, float32 [b, D].
+
+    Arguments:
+        file: the full set.
+        encoder: see `Encoder`.
+        device: "cpu" or "cuda:N".
+        engine: as for EvaluationLoader.
+        first_row: of the first chunk.
+        every: how many chunks on the next one is: each `every`-th is made here.
+    """
     if isinstance(encoder.model, nn.Module):
         encoder.model.to(device)
     loader = EvaluationLoader(
-        file, encoder.view, batch_size=chunk_rows(encoder.view), device=device, engine=engine, first_row=first_row,
+        file,
+        encoder.view,
+        batch_size=chunk_rows(encoder.view),
+        device=device,
+        engine=engine,
+        first_row=first_row,
         every=every,
-    )  # fmt: skip
+    )
     batches = iter(loader)
     try:
         with reproducible(device):

@@ -47,7 +47,8 @@ class Encoder:
     Arguments:
         model: takes standardized float32 [B, C, h, w], returns [B, D] (or [B, …], which is flattened).
         view: sizes and standardization of what it sees; nothing random.
-        name: for people. identity: changes with the weights and the code, for reuse.
+        name: for people.
+        identity: changes with the weights and the code, for reuse.
     """
 
     model: Callable[[Tensor], Tensor]

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from fastload.embedding.chunks import Embeddings, check_kind
-from fastload.embedding.rows import FileRows, OpenFile
+from fastload.embedding.matrix_file import MatrixFile, UnchangedFile
 from fastload.errors import DataError
 from fastload.packed.hdf5_reading import checked_dataset, open_hdf5
 from fastload.packed.set import Packed
@@ -28,11 +28,14 @@ _LARGEST_READ = 1 << 30
 class OwnEmbeddings:
     """Embeddings and whose they are.
 
-    rows: [N, D], in chunks. name: the file's and dataset's, for messages. row_of: int64 [N], the full set's row that
-    each row of the embeddings is of. rule: how that is known, for people.
+    Arguments:
+        vectors: [N, D], in chunks.
+        name: the file's and dataset's, for messages.
+        row_of: int64 [N], the full set's row that each row of the embeddings is of.
+        rule: how that is known, for people.
     """
 
-    rows: Embeddings
+    vectors: Embeddings
     name: str
     row_of: np.ndarray
     rule: str
@@ -40,7 +43,7 @@ class OwnEmbeddings:
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
-        return self.rows.shape
+        return self.vectors.shape
 
 
 def open_embeddings(spec: str | os.PathLike[str], full: Packed, ids: str | None = None) -> OwnEmbeddings:
@@ -59,24 +62,25 @@ def open_embeddings(spec: str | os.PathLike[str], full: Packed, ids: str | None 
     path, dataset = split_spec(os.fspath(spec))
     if not path.exists():
         raise DataError(f"{path}: no such file; --embeddings takes FILE.npy or FILE.h5:dataset")
-    beside: np.ndarray | None = None
+    ids_beside: np.ndarray | None = None
     if _is_h5(path):
-        rows, name, beside = _open_h5(path, dataset)
+        vectors, name, ids_beside = _open_h5(path, dataset)
     else:
         if dataset is not None:
             raise DataError(f"{path}: is not an HDF5 file, so it has no dataset {dataset!r}")
-        rows, name = _open_npy(path), str(path)
-    if rows.shape[0] != len(full):
+        vectors, name = _open_npy(path), str(path)
+    if vectors.shape[0] != len(full):
         raise DataError(
-            f"{name}: has {rows.shape[0]:,} embeddings but the full set has {len(full):,} samples; bring one for each"
+            f"{name}: has {vectors.shape[0]:,} embeddings but the full set has {len(full):,} samples; bring one for "
+            "each"
         )
-    if ids is None and beside is not None:
-        where = f"{path}:{_beside(name[len(str(path)) + 1 :])}"
-        return OwnEmbeddings(rows, name, _rows_of(full, beside, where, len(full)), f"by the ids of {where}")
+    if ids is None and ids_beside is not None:
+        where = f"{path}:{_ids_beside(name[len(str(path)) + 1 :])}"
+        return OwnEmbeddings(vectors, name, _rows_of(full, ids_beside, where, len(full)), f"by the ids of {where}")
     if ids is None or ids == ROWS:
-        return OwnEmbeddings(rows, name, np.arange(len(full)), "row i of the embeddings is of row i of the full set")
+        return OwnEmbeddings(vectors, name, np.arange(len(full)), "row i of the embeddings is of row i of the full set")
     found, where = _read_ids(ids)
-    return OwnEmbeddings(rows, name, _rows_of(full, found, where, len(full)), f"by the ids of {where}")
+    return OwnEmbeddings(vectors, name, _rows_of(full, found, where, len(full)), f"by the ids of {where}")
 
 
 def split_spec(spec: str) -> tuple[Path, str | None]:
@@ -94,9 +98,9 @@ def _is_h5(path: Path) -> bool:
 # -- the rows ----------------------------------------------------------------------------------------------------
 
 
-def _open_npy(path: Path) -> FileRows:
+def _open_npy(path: Path) -> MatrixFile:
     try:
-        rows = FileRows.npy(path)
+        rows = MatrixFile.npy(path)
     except (OSError, ValueError) as error:
         with open(path, "rb") as file:
             archive = file.read(4) == b"PK\x03\x04"
@@ -116,16 +120,16 @@ def _open_h5(path: Path, name: str | None) -> tuple[Embeddings, str, np.ndarray 
         check_kind(dataset.dtype, where)
         if dataset.ndim < 2:
             raise DataError(f"{where}: has shape {dataset.shape}; embeddings are [N, D], a row for each sample")
-        beside = _beside(name)
+        beside = _ids_beside(name)
         ids = None
         if beside in file:
             ids = _checked_ids(checked_dataset(path, file, beside), f"{path}:{beside}")
         shape = (dataset.shape[0], int(np.prod(dataset.shape[1:], dtype=object)))
         offset = dataset.id.get_offset() if dataset.chunks is None else None
-        opened = OpenFile(where, os.dup(file.id.get_vfd_handle()))
+        opened = UnchangedFile(where, os.dup(file.id.get_vfd_handle()))
         if offset is None:
-            return _Hdf5Rows(file, dataset, opened, shape), where, ids
-        rows = FileRows(opened, offset, shape, dataset.dtype)
+            return _Hdf5Matrix(file, dataset, opened, shape), where, ids
+        rows = MatrixFile(opened, offset, shape, dataset.dtype)
         file.close()
         return rows, where, ids
     except BaseException:
@@ -145,14 +149,14 @@ def _dataset(path: Path, file: h5py.File, name: str | None) -> h5py.Dataset:
     return checked_dataset(path, file, name)
 
 
-def _beside(name: str) -> str:
+def _ids_beside(name: str) -> str:
     return f"{name.rpartition('/')[0]}/ids".strip("/")
 
 
-class _Hdf5Rows:
-    """Rows of a chunked or compressed dataset, read by HDF5."""
+class _Hdf5Matrix:
+    """A chunked or compressed dataset, read by HDF5."""
 
-    def __init__(self, file: h5py.File, dataset: h5py.Dataset, opened: OpenFile, shape: tuple[int, int]) -> None:
+    def __init__(self, file: h5py.File, dataset: h5py.Dataset, opened: UnchangedFile, shape: tuple[int, int]) -> None:
         self._file, self._dataset, self._opened, self.shape = file, dataset, opened, shape
 
     def chunks(self) -> Iterator[tuple[int, np.ndarray]]:

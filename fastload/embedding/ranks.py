@@ -214,7 +214,9 @@ class Follower:
     """Any other rank.
 
     Arguments:
-        rank: this one. line: to rank 0.
+        rank: this one.
+        world_size: how many ranks there are.
+        line: to rank 0.
     """
 
     def __init__(self, rank: int, world_size: int, line: Line) -> None:

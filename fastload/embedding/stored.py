@@ -1,4 +1,4 @@
-"""Embeddings in a file of our own, float32 [N, D] in NumPy's format: written chunk by chunk, read back, hashed."""
+"""Embeddings in a file of our own, float32 [N, D] in NumPy's format: written chunk by chunk, and read back."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import contextlib
 import io
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import xxhash
 
 from fastload.common.folder_files import FolderFile
 from fastload.common.replacing import write_all
-from fastload.embedding.chunks import Embeddings, as_embeddings
-from fastload.embedding.rows import FileRows
+from fastload.embedding.matrix_file import MatrixFile
 from fastload.errors import DataError
 
 
@@ -22,10 +19,17 @@ class RowWriter:
     """Rows of float32 written with `pwrite` into a .npy file whose space is taken at once.
 
     Not through a memory map: on a full disk that ends in SIGBUS, where this ends in an error.
+
+    Arguments:
+        place: the file.
+        rows: of the matrix.
+        columns: of the matrix.
+        keep: leave the rows of an existing file of that shape as they are.
+
+    Raises DataError where the file cannot be written, and where one to be kept has another shape.
     """
 
     def __init__(self, place: FolderFile | Path, rows: int, columns: int, *, keep: bool = False) -> None:
-        """`keep` leaves the rows of an existing file of that shape as they are."""
         self._file, self._columns = FolderFile.of(place), columns
         if keep and saved_shape(self._file) != (rows, columns):
             raise DataError(f"{place}: is not the embeddings that were begun; run with --fresh")
@@ -68,10 +72,10 @@ class RowWriter:
             self._descriptor = -1
 
 
-def open_stored(place: FolderFile | Path) -> FileRows | None:
+def open_stored(place: FolderFile | Path) -> MatrixFile | None:
     """Return the rows of a file that a RowWriter made, whole or not yet; None where there is no such file."""
     try:
-        rows = FileRows.npy(place)
+        rows = MatrixFile.npy(place)
     except (OSError, ValueError, DataError):
         return None
     return rows if rows.dtype == np.dtype("<f4") else None
@@ -81,17 +85,3 @@ def saved_shape(place: FolderFile | Path) -> tuple[int, int] | None:
     """Return the shape of such a file; None where there is none."""
     rows = open_stored(place)
     return rows.shape if rows is not None else None
-
-
-def hash_start(shape: tuple[int, ...]) -> bytes:
-    """Return what is hashed before the values: the shape as text."""
-    return repr(tuple(int(extent) for extent in shape)).encode()
-
-
-def hash_rows(embeddings: Embeddings | Any) -> str:
-    """Return the xxh3-128 of embeddings [N, D] as float32, shape and values, hex."""
-    source = as_embeddings(embeddings)
-    hasher = xxhash.xxh3_128(hash_start(source.shape))
-    for _, rows in source.chunks():
-        hasher.update(np.ascontiguousarray(rows, dtype="<f4").data)
-    return hasher.hexdigest()

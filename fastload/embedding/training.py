@@ -26,13 +26,14 @@ from fastload.packed.set import Packed
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingSettings:
     """How the autoencoder is trained: mean squared error, SGD with momentum, batches of the augmented full set.
 
     Arguments:
         steps: batches to train on.
         batch_size: images in each.
-        learning_rate, momentum: of SGD.
+        learning_rate: of SGD.
+        momentum: of SGD; 0 or more and below 1.
         embedding_size: elements of the embedding.
         seed: of the initial weights, the order and the augmentation; 64-bit.
 
@@ -65,10 +66,13 @@ class Training:
 
 @dataclass
 class Trained:
-    """What training gives: the model in evaluation mode on the CPU, the mean loss of each epoch, and the time.
+    """What training gives.
 
-    `losses` are means of the squared error over an epoch's batches (the last entry covers what was left); `seconds`
-    counts all runs that contributed; `resumed_at` is the step that this run began at.
+    Arguments:
+        model: in evaluation mode, on the CPU.
+        losses: of each epoch, the mean of the squared error over its batches; the last covers what was left.
+        seconds: of all runs that contributed.
+        resumed_at: the step that this run began at.
     """
 
     model: Autoencoder
@@ -78,9 +82,15 @@ class Trained:
 
 
 class Trainer:
-    """The model, its optimizer, and the position in training: everything that a checkpoint holds."""
+    """The model, its optimizer, and the position in training: everything that a checkpoint holds.
 
-    def __init__(self, channels: int, training: Training, device: str) -> None:
+    Arguments:
+        channels: of the images.
+        training: the settings.
+        device: "cpu" or "cuda:N".
+    """
+
+    def __init__(self, channels: int, training: TrainingSettings, device: str) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(training.seed)  # torch.manual_seed would seed the GPUs too
             model = Autoencoder(channels, training.embedding_size)
@@ -128,9 +138,12 @@ class Trainer:
                 tensors[f"momentum.{name}"] = buffer
         tensors["loss_sum"] = self.loss_sum
         facts = {
-            "key": key, "step": self.step, "seconds": self.seconds, "losses": self.losses,
+            "key": key,
+            "step": self.step,
+            "seconds": self.seconds,
+            "losses": self.losses,
             "loss_count": self.loss_count,
-        }  # fmt: skip
+        }
         save_tensors(path, tensors, facts)
 
     def restore(self, path: FolderFile | Path, key: str) -> bool:
@@ -159,7 +172,7 @@ class Trainer:
 
 def train(
     file: Packed,
-    training: Training,
+    training: TrainingSettings,
     *,
     augment: Augment = VIEW,
     device: str = "cpu",
@@ -179,9 +192,11 @@ def train(
         file: the full set, raw or encoded.
         training: the settings.
         augment: what the autoencoder sees; its crop must be 24.
-        device, engine: as for `fastload.feeds.feed.stream`.
+        device: "cpu" or "cuda:N".
+        engine: as for `fastload.feeds.feed.stream`.
         checkpoint: a file to keep the state in, each `seconds_between` seconds and at epoch ends.
         key: names the data and settings; a checkpoint of another key is not taken over.
+        seconds_between: two times that the state is kept.
         on_step: called with the steps done and the last epoch's mean loss, or None before there is one.
         should_stop: asked after each step; True saves a checkpoint and raises KeyboardInterrupt.
 
@@ -196,9 +211,16 @@ def train(
         if resumed and not math.isfinite(trainer.loss_sum.item()):
             trainer.end_epoch()
         batches = stream(
-            file, augment, batch_size=training.batch_size, steps=training.steps, first_step=first,
-            phase=AUTOENCODER, seed=training.seed, device=device, engine=engine,
-        )  # fmt: skip
+            file,
+            augment,
+            batch_size=training.batch_size,
+            steps=training.steps,
+            first_step=first,
+            phase=AUTOENCODER,
+            seed=training.seed,
+            device=device,
+            engine=engine,
+        )
         began = saved = time.monotonic()
         before = trainer.seconds
         try:

@@ -10,9 +10,10 @@ from typing import Any
 from fastload.embedding.autoencoder import weights_of
 from fastload.embedding.chunks import Embeddings
 from fastload.embedding.embed import embed
+from fastload.embedding.embeddings_hash import HASH_RULE, hash_rows
 from fastload.embedding.encoder import Encoder, trained_model
-from fastload.embedding.rows import FileRows
-from fastload.embedding.stored import hash_rows, open_stored
+from fastload.embedding.matrix_file import MatrixFile
+from fastload.embedding.stored import open_stored
 from fastload.errors import DataError
 from fastload.selection import Pass
 from fastload.subset.not_finite import naming_them
@@ -98,7 +99,13 @@ def embed_step(run: Run, encoder: Encoder | None) -> Embedded:
 
 def _settings(run: Run, encoder: Encoder) -> dict[str, Any]:
     """Return what the embeddings depend on."""
-    return {**run.data, "encoder": encoder.name, "weights": encoder.identity, "view": encoder.view.state()}
+    return {
+        **run.data,
+        "encoder": encoder.name,
+        "weights": encoder.identity,
+        "view": encoder.view.state(),
+        "hashed by": HASH_RULE,
+    }
 
 
 def _stored_already(run: Run, settings: dict[str, Any]) -> tuple[bool, int]:
@@ -189,7 +196,7 @@ def _embedded(run: Run, plan: EmbedPlan, hashed: str) -> Embedded:
     return Embedded(hashed, _stored(run), None)
 
 
-def _stored(run: Run) -> FileRows:
+def _stored(run: Run) -> MatrixFile:
     stored = open_stored(run.work.file("embeddings.npy"))
     if stored is None:
         raise DataError(f"{run.work.file('embeddings.npy')}: cannot be read back; run the same command again")
@@ -202,7 +209,7 @@ def _brought(run: Run) -> Embedded:
         run.report_skipped("embed")
         return Embedded("", None, None)
     began = time.monotonic()
-    hashed = hash_rows(run.brought.rows)
+    hashed = hash_rows(run.brought.vectors)
     rows, columns = run.brought.shape
     run.report("embed", "brought", time.monotonic() - began, f"{rows:,} × {columns}, {run.brought.rule}")
-    return Embedded(hashed, run.brought.rows, None)
+    return Embedded(hashed, run.brought.vectors, None)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fastload.common.memory import available_memory, free_memory
-from fastload.embedding.rows import BUFFERS, CHUNK_BYTES
+from fastload.embedding.matrix_file import BUFFERS, CHUNK_BYTES
 from fastload.errors import DataError, UsageError
 from fastload.selection.exact import piece_rows
 from fastload.selection.kmeans import ITERATIONS

@@ -26,7 +26,8 @@ def naming_them(
     """Turn a strategy's NotFinite into a DataError that says which samples of the full set they are, and the mend.
 
     Arguments:
-        file: the full set. candidates: what may be chosen of it.
+        file: the full set.
+        candidates: what may be chosen of it.
         work: where the list goes when it is too long for a command line.
         find: gives the full set's rows, int64, whose embeddings hold NaN or infinity.
     """

@@ -36,8 +36,14 @@ _MOST_CLASSES = 10_000
 
 @dataclass(frozen=True)
 class StepReport:
-    """One step: its name in STEP_TITLES, how it went ("done", "reused", "resumed at …", "brought", "not needed"),
-    the seconds that it took over all runs, and what it handled."""
+    """What one step did.
+
+    Arguments:
+        step: its name in STEP_TITLES.
+        how: how it went: "done", "reused", "resumed at …", "brought", "not needed".
+        seconds: that it took, over all runs.
+        detail: what it handled.
+    """
 
     step: str
     how: str
@@ -47,9 +53,13 @@ class StepReport:
 
 @dataclass(frozen=True)
 class Overlap:
-    """How much the dimensions' lists of their `k` strongest samples share.
+    """How much the dimensions' lists of their strongest samples share.
 
-    `entries` of all lists name `distinct` samples; the sample in most lists is in `most` of them.
+    Arguments:
+        k: samples of each list, at most.
+        entries: of all lists together.
+        distinct: samples that they name.
+        most: lists that the sample in most lists is in.
     """
 
     k: int
@@ -67,13 +77,27 @@ class Overlap:
 class SubsetReport:
     """What `build_subset` did.
 
-    `chosen` samples of `total`; `settings` as asked for; `losses` of the autoencoder, an epoch each; `classes` as
-    (name, chosen, total), empty where labels are no classes; `per_dimension` int64 [D], the samples that each
-    dimension (the strategy's own: pair, cluster, direction) gave; `dead` dimensions that never vary; `filled`: samples
-    that no dimension gave; `overlap` is None where the strategy keeps no lists; `full_fingerprint` and
-    `embeddings_hash` as in the subset's attributes; `ids` in order of choice, and `names` where the full set holds
-    them; `embedding_order`: how it is known whose embeddings are whose, where they were brought; `left_out` counts
-    those included by name, excluded, and left out as exact duplicates.
+    Arguments:
+        full: the full set.
+        out: the subset.
+        strategy: its name.
+        settings: how many were asked for, and in which way.
+        seed: 64-bit.
+        full_fingerprint: as in the subset's attributes.
+        embeddings_hash: as in the subset's attributes.
+        chosen: how many samples.
+        total: of how many.
+        steps: what each step did.
+        losses: of the autoencoder, one an epoch.
+        classes: (name, chosen, total) of each; empty where labels are no classes.
+        per_dimension: int64 [D], how many samples each dimension (the strategy's own: pair, cluster, direction) gave.
+        dead: dimensions that never vary.
+        filled: samples that no dimension gave.
+        overlap: None where the strategy keeps no lists.
+        ids: of the chosen, in order of choice.
+        names: of the chosen, where the full set holds them.
+        embedding_order: how it is known whose embeddings are whose, where they were brought.
+        left_out: how many were included by name, excluded, and left out as exact duplicates.
     """
 
     full: Path
@@ -120,11 +144,13 @@ class SubsetReport:
         if state["overlap"] is not None:
             overlap = Overlap(**{name: value for name, value in state["overlap"].items() if name != "share"})
         changed = {
-            "full": Path(state["full"]), "out": Path(state["out"]),
+            "full": Path(state["full"]),
+            "out": Path(state["out"]),
             "steps": [StepReport(**step) for step in state["steps"]],
             "classes": [(found["name"], found["chosen"], found["total"]) for found in state["classes"]],
-            "per_dimension": np.asarray(state["per_dimension"], np.int64), "overlap": overlap,
-        }  # fmt: skip
+            "per_dimension": np.asarray(state["per_dimension"], np.int64),
+            "overlap": overlap,
+        }
         return cls(**(dict(state) | changed))
 
     def __str__(self) -> str:

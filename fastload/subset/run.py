@@ -19,7 +19,7 @@ from fastload.embedding.encoder import Encoder
 from fastload.embedding.follower import data_state, rank_device
 from fastload.embedding.own import OwnEmbeddings, open_embeddings
 from fastload.embedding.ranks import Leader
-from fastload.embedding.training import Training
+from fastload.embedding.training import TrainingSettings
 from fastload.errors import DataError, UsageError
 from fastload.packed.file import PackedFile
 from fastload.packed.set import Packed
@@ -64,7 +64,7 @@ class Run:
     shape: tuple[int, int, int]
     choice: Choice
     candidates: Candidates
-    training: Training
+    training: TrainingSettings
     encoder: Encoder | None
     brought: OwnEmbeddings | None
     device: str

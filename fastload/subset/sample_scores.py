@@ -26,7 +26,10 @@ def check_scores(path: Path, full: Packed, out: Path, strategy: str, *, stored: 
     """Raise UsageError, before any work, unless a strategy's scores can be made and written to `path`.
 
     Arguments:
-        path: the file to write. full: the full set. out: the subset. strategy: a known one's name.
+        path: the file to write.
+        full: the full set.
+        out: the subset.
+        strategy: a known one's name.
         stored: whether embeddings are stored or brought though the strategy needs one look only.
     """
     if strategy == "random":
@@ -62,7 +65,9 @@ def score_samples(
     Arguments:
         strategy: one that `check_scores` lets pass. embeddings: [N, D], looked at in chunks.
         scored: bool [N], the rows to score. Others, and those with NaN or infinity, get NaN and dimension -1.
-        candidates, samples, request: what the strategy chose from, and how; kmeans finds its clusters by them again.
+        candidates: the embeddings that the strategy chose from; kmeans finds its clusters by them again.
+        samples: whose those are.
+        request: how much was wanted of it.
     """
     score, dimension = np.full(len(scored), np.nan, np.float32), np.full(len(scored), -1, np.int32)
     if strategy == "kmeans":

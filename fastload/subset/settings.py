@@ -11,7 +11,7 @@ from typing import Any
 from fastload.common.arguments import flag, path_of, real, seed64, text, whole
 from fastload.common.processors import processors
 from fastload.embedding.encoder import Encoder, load_encoder, parse_normalize
-from fastload.embedding.training import Training
+from fastload.embedding.training import TrainingSettings
 from fastload.errors import UsageError
 from fastload.packed.set import Packed, PathsLike, open_packed
 from fastload.selection import strategy_row
@@ -164,16 +164,16 @@ class Settings:
         """Threads of torch and the kernels."""
         return self.threads or processors()
 
-    def training(self, count: int) -> Training:
+    def training(self, count: int) -> TrainingSettings:
         """Return how the autoencoder is trained on a full set of `count` samples."""
         if self.preset:
             batch, steps = PAPER_BATCH, PAPER_STEPS
         else:
-            batch = Training.batch_size if self.batch_size is None else self.batch_size
+            batch = TrainingSettings.batch_size if self.batch_size is None else self.batch_size
             epochs = DEFAULT_EPOCHS if self.epochs is None else self.epochs
             steps = math.ceil(epochs * count / max(1, batch))
-        size = Training.embedding_size if self.embedding_size is None else self.embedding_size
-        return Training(steps, batch, self.learning_rate, embedding_size=size, seed=self.seed)
+        size = TrainingSettings.embedding_size if self.embedding_size is None else self.embedding_size
+        return TrainingSettings(steps, batch, self.learning_rate, embedding_size=size, seed=self.seed)
 
     def open_full(self) -> Packed:
         """Open the full set."""

@@ -24,6 +24,7 @@ def parse_size(size: Any, count: int, sample_bytes: int | None = None) -> int:
     Arguments:
         size: a number (4320, "4320", "4,320"), a share ("8.64%", 0.0864, "0.0864"; halves are rounded up), or a budget
             in bytes ("10GB", "1.5 GiB": as many whole samples as fit).
+        count: samples that there are.
         sample_bytes: what a sample takes; None where a budget cannot be served.
 
     Raises UsageError for anything else, and for what could be read in two ways ("0,5%", "1.000").

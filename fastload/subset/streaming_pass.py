@@ -14,10 +14,9 @@ import torch
 
 from fastload.common.folder_files import FolderFile
 from fastload.common.tensors import load_tensors, save_tensors
-from fastload.embedding.stored import hash_start
+from fastload.embedding.embeddings_hash import EmbeddingsHash
 from fastload.errors import DataError
 from fastload.selection import Pass
-from fastload.subset.resumable_hash import ResumableHash
 
 
 class StreamingPass:
@@ -46,7 +45,7 @@ class StreamingPass:
         """How many rows the pass has taken in."""
         self._pass: Pass | None = None
         self._not_finite = np.zeros(count, bool)
-        self._hash = ResumableHash()
+        self._hash: EmbeddingsHash | None = None
         self._first_hash, self.columns, self.passes = "", 0, 1
         found = load_tensors(path)
         if found is not None and found[1].get("key") == key and "not_finite" in found[0]:
@@ -57,9 +56,8 @@ class StreamingPass:
             self._not_finite[saved["not_finite"]] = True
             self._pass = begin(self.columns)
             self._pass.restore({name[5:]: array for name, array in saved.items() if name.startswith("pass.")})
-            self._hash = ResumableHash.restored(
-                {name[5:]: array for name, array in saved.items() if name.startswith("hash.")}
-            )
+            self._hash = EmbeddingsHash((count, self.columns))
+            self._hash.restore({name[5:]: array for name, array in saved.items() if name.startswith("hash.")})
 
     @property
     def complete(self) -> bool:
@@ -82,37 +80,42 @@ class StreamingPass:
         if self._pass is None:
             self.columns = values.shape[1]
             self._pass = self._begin(self.columns)
-        if row == 0:
-            self._hash = ResumableHash(hash_start((self._count, self.columns)))
+        if self._hash is None or row == 0:
+            self._hash = EmbeddingsHash((self._count, self.columns))
         self._not_finite[row : row + len(values)] = ~np.isfinite(values).all(axis=1)
         kept = values[self._keep[row : row + len(values)]]
         if len(kept):
             self._pass.update(int(self._kept_before[row]), kept)
         self.rows = row + len(values)
-        self._hash.update(np.ascontiguousarray(values, "<f4"))
+        self._hash.update(values)
 
     def sync(self) -> None:
         """Keep the state: whole, or the one before it."""
+        assert self._hash is not None, "rows have come in"
         tensors = {f"hash.{name}": torch.from_numpy(array) for name, array in self._hash.state().items()}
         tensors |= {f"pass.{name}": torch.from_numpy(np.asarray(a)) for name, a in self.strategy.save().items()}
         tensors["not_finite"] = torch.from_numpy(self.not_finite)
         facts = {
-            "key": self._key, "first_hash": self._first_hash, "columns": self.columns, "passes": self.passes,
+            "key": self._key,
+            "first_hash": self._first_hash,
+            "columns": self.columns,
+            "passes": self.passes,
             "rows": self.rows,
-        }  # fmt: skip
+        }
         save_tensors(self.path, tensors, facts)
 
     def again(self) -> None:
         """Begin another pass, which keeps more."""
         self._first_hash = self.hexdigest()
         self._pass, self.passes, self.rows = self.strategy.again(), self.passes + 1, 0
-        self._hash = ResumableHash()
+        self._hash = None
 
     def hexdigest(self) -> str:
         """Return the hash of a complete pass, `hash_rows` of the embeddings.
 
         Raises DataError where an earlier pass gave others.
         """
+        assert self._hash is not None, "the pass is complete"
         found = self._hash.hexdigest()
         if self._first_hash not in ("", found):
             raise DataError(

@@ -17,7 +17,7 @@ from fastload.common.reproducible import reproducible
 from fastload.embedding.autoencoder import VIEW, Autoencoder
 from fastload.embedding.embed import embed_chunk
 from fastload.embedding.encoder import Encoder
-from fastload.embedding.training import Trainer, Training
+from fastload.embedding.training import Trainer, TrainingSettings
 from fastload.errors import UsageError
 from fastload.feeds.evaluation import EvaluationLoader
 from fastload.feeds.feed import stream
@@ -47,7 +47,7 @@ class Trial:
     columns: int = 0
 
 
-def time_training(file: Packed, training: Training, *, device: str, engine: str) -> Trial:
+def time_training(file: Packed, training: TrainingSettings, *, device: str, engine: str) -> Trial:
     """Time a few real training steps of a model that is thrown away: seconds a step."""
     channels = file.shape[2] if file.shape is not None else 3
     with torch.device("meta"):  # sizes without memory: what cannot fit must be refused before it is tried
@@ -59,9 +59,15 @@ def time_training(file: Packed, training: Training, *, device: str, engine: str)
     least = BASE_MEMORY + weights + feed + (0 if device.startswith("cuda") else activations)
     check_memory(least)
     batches = stream(
-        file, VIEW, batch_size=training.batch_size, steps=1000, phase=AUTOENCODER, seed=training.seed,
-        device=device, engine=engine,
-    )  # fmt: skip
+        file,
+        VIEW,
+        batch_size=training.batch_size,
+        steps=1000,
+        phase=AUTOENCODER,
+        seed=training.seed,
+        device=device,
+        engine=engine,
+    )
 
     def run() -> Iterator[None]:
         trainer = Trainer(channels, training, device)

@@ -43,9 +43,9 @@ def work_path(out: Path) -> Path:
 class WorkFolder:
     """Everything that a run of build-subset keeps for the next, locked against a second process.
 
-    with WorkFolder(out) as work:
-        facts = work.finished("embed", settings)          # None: not done, or done with other settings
-        work.record("embed", settings, seconds, facts)
+        with WorkFolder(out) as work:
+            facts = work.finished("embed", settings)          # None: not done, or done with other settings
+            work.record("embed", settings, seconds, facts)
 
     Arguments:
         out: the subset's final name; the folder is `out` + ".work".
@@ -228,8 +228,11 @@ class WorkFolder:
     ) -> None:
         """Note on disk that a step is done (or how far it is)."""
         self._steps[step] = {
-            "settings": _plain(settings), "seconds": seconds, "facts": _plain(facts), "done": done,
-        }  # fmt: skip
+            "settings": _plain(settings),
+            "seconds": seconds,
+            "facts": _plain(facts),
+            "done": done,
+        }
         self._save()
 
     # -- leaving -----------------------------------------------------------------------------------

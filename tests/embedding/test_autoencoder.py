@@ -10,7 +10,7 @@ import torch
 
 from fastload.common.tensors import load_tensors
 from fastload.embedding.autoencoder import VIEW, Autoencoder, load_model, save_model
-from fastload.embedding.training import Trained, Training, train
+from fastload.embedding.training import Trained, TrainingSettings, train
 from fastload.errors import DataError, UsageError
 from fastload.feeds.evaluation import EvaluationLoader
 from fastload.packed.file import PackedFile
@@ -42,7 +42,7 @@ def file(few_cifar):
 @pytest.fixture(scope="module")
 def trained(file):
     """33 steps of 16: an epoch of 25 on the 400 images, and 8 more."""
-    return train(file, Training(steps=33, batch_size=16))
+    return train(file, TrainingSettings(steps=33, batch_size=16))
 
 
 def test_the_embedding_is_three_by_three_by_24_and_the_output_has_the_input_s_shape():
@@ -85,7 +85,7 @@ def test_other_channel_counts_are_taken(channels):
 
 
 def test_training_lowers_the_loss_and_leaves_few_dead_dimensions(file):
-    trained = train(file, Training(steps=100, batch_size=32))
+    trained = train(file, TrainingSettings(steps=100, batch_size=32))
     # Standardized images have variance 1, which is the loss of predicting nothing.
     assert 0.9 < trained.losses[0] < 1.1
     assert trained.losses[-1] < 0.8
@@ -102,10 +102,10 @@ def test_losses_are_means_over_epochs_and_the_last_covers_what_was_left(file, tr
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(file, trained):
-    again = train(file, Training(steps=33, batch_size=16))
+    again = train(file, TrainingSettings(steps=33, batch_size=16))
     assert same_bits(weights(trained), weights(again))
     assert trained.losses == again.losses
-    other = train(file, Training(steps=2, batch_size=16, seed=1))
+    other = train(file, TrainingSettings(steps=2, batch_size=16, seed=1))
     assert not torch.equal(other.model.encoder[0][0].weight, weights(trained)["encoder.0.0.weight"])
 
 
@@ -114,7 +114,7 @@ def test_training_changes_no_global_generator(file):
     random.seed(5)
     np.random.seed(5)  # noqa: NPY002
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
-    train(file, Training(steps=1, batch_size=16))
+    train(file, TrainingSettings(steps=1, batch_size=16))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
     assert (np.random.get_state()[1] == before[2]).all()  # noqa: NPY002
@@ -123,7 +123,7 @@ def test_training_changes_no_global_generator(file):
 @pytest.mark.parametrize("stop", [1, 24, 25, 30])
 def test_a_run_stopped_at_any_step_and_resumed_gives_the_bits_of_one_that_was_not(file, trained, tmp_path, stop):
     checkpoint = tmp_path / "training.safetensors"
-    settings = Training(steps=33, batch_size=16)
+    settings = TrainingSettings(steps=33, batch_size=16)
     steps = []
     with pytest.raises(KeyboardInterrupt):
         train(
@@ -139,22 +139,22 @@ def test_a_run_stopped_at_any_step_and_resumed_gives_the_bits_of_one_that_was_no
 
 def test_a_checkpoint_of_other_settings_or_a_damaged_one_is_not_taken_over(file, tmp_path):
     checkpoint = tmp_path / "training.safetensors"
-    train(file, Training(steps=2, batch_size=16), checkpoint=checkpoint, key="a")
+    train(file, TrainingSettings(steps=2, batch_size=16), checkpoint=checkpoint, key="a")
     assert load_tensors(checkpoint)[1]["step"] == 2
-    assert train(file, Training(steps=2, batch_size=16), checkpoint=checkpoint, key="b").resumed_at == 0
+    assert train(file, TrainingSettings(steps=2, batch_size=16), checkpoint=checkpoint, key="b").resumed_at == 0
     whole = checkpoint.read_bytes()
     checkpoint.write_bytes(whole[:-40] + bytes(byte ^ 255 for byte in whole[-40:]))
     assert load_tensors(checkpoint) is None, "a changed weight went unnoticed"
     checkpoint.write_bytes(whole[:100])
     assert load_tensors(checkpoint) is None
-    assert train(file, Training(steps=2, batch_size=16), checkpoint=checkpoint, key="b").resumed_at == 0
+    assert train(file, TrainingSettings(steps=2, batch_size=16), checkpoint=checkpoint, key="b").resumed_at == 0
 
 
 def test_checkpoints_come_at_the_asked_interval(file, tmp_path):
     checkpoint = tmp_path / "training.safetensors"
     seen = []
     train(
-        file, Training(steps=3, batch_size=16), checkpoint=checkpoint, seconds_between=0.0,
+        file, TrainingSettings(steps=3, batch_size=16), checkpoint=checkpoint, seconds_between=0.0,
         on_step=lambda step, loss: seen.append(load_tensors(checkpoint)[1]["step"]),
     )  # fmt: skip
     assert seen == [1, 2, 3]
@@ -162,7 +162,7 @@ def test_checkpoints_come_at_the_asked_interval(file, tmp_path):
 
 def test_divergence_is_an_error_that_names_the_learning_rate(file):
     with pytest.raises(UsageError, match=r"loss is (nan|inf).*--learning-rate"):
-        train(file, Training(steps=25, batch_size=16, learning_rate=1e6))
+        train(file, TrainingSettings(steps=25, batch_size=16, learning_rate=1e6))
 
 
 def test_weights_come_back_from_safetensors_bit_for_bit(trained, tmp_path):
@@ -195,4 +195,4 @@ def test_weights_that_cannot_be_written_are_an_error_with_the_path(trained, tmp_
 )
 def test_settings_out_of_range_are_errors_with_the_value(settings, message):
     with pytest.raises(UsageError, match=message):
-        Training(**settings)
+        TrainingSettings(**settings)

@@ -9,12 +9,16 @@ import sys
 import numpy as np
 import pytest
 import torch
+import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from fastload.augment import Augment
 from fastload.common.reproducible import torch_threads
 from fastload.embedding.autoencoder import VIEW, Autoencoder, model_of, weights_of
 from fastload.embedding.embed import embed, embed_chunks
+from fastload.embedding.embeddings_hash import EmbeddingsHash, hash_rows
 from fastload.embedding.encoder import (
     CHUNK,
     IMAGENET,
@@ -24,7 +28,7 @@ from fastload.embedding.encoder import (
     load_encoder,
     trained_model,
 )
-from fastload.embedding.stored import RowWriter, hash_rows, saved_shape
+from fastload.embedding.stored import RowWriter, saved_shape
 from fastload.errors import DataError, UsageError
 from fastload.packed.file import PackedFile, PackedWriter
 
@@ -140,6 +144,25 @@ def test_the_hash_covers_shape_and_every_value():
     changed[99, 5] = np.nextafter(changed[99, 5], 2, dtype=np.float32)
     assert len({hash_rows(rows), hash_rows(rows.reshape(50, 12)), hash_rows(changed)}) == 3
     assert hash_rows(rows) == hash_rows(np.asfortranarray(rows))
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_hash_is_that_of_the_digests_of_64_rows_each_however_the_rows_come_and_whatever_interrupts(data):
+    count, columns = data.draw(st.integers(1, 300)), data.draw(st.integers(1, 3))
+    rows = np.random.default_rng(count).random((count, columns), np.float32)
+    digests = [xxhash.xxh3_128_digest(rows[first : first + 64].tobytes()) for first in range(0, count, 64)]
+    expected = xxhash.xxh3_128_hexdigest(f"({count}, {columns})".encode() + b"".join(digests))
+    found, taken = EmbeddingsHash(rows.shape), 0
+    while taken < count:
+        size = data.draw(st.integers(1, 200))
+        found.update(rows[taken : taken + size])
+        taken += size
+        if data.draw(st.booleans()):
+            kept, found = found.state(), EmbeddingsHash(rows.shape)
+            assert len(kept["rest"]) < 64
+            found.restore(kept)
+    assert found.hexdigest() == hash_rows(rows) == expected
 
 
 def test_a_full_disk_is_an_error_that_says_how_much_is_needed(tmp_path):

@@ -36,7 +36,7 @@ def full(tmp_path, ids):
 
 
 def rows_of(found) -> np.ndarray:
-    return np.concatenate([np.array(rows, np.float32) for _, rows in found.rows.chunks()])
+    return np.concatenate([np.array(rows, np.float32) for _, rows in found.vectors.chunks()])
 
 
 @pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f8", "<f2", "<i4"])
@@ -58,17 +58,17 @@ def test_npy_and_h5_of_any_real_type_give_the_same_float32(tmp_path, full, vecto
 @pytest.mark.parametrize("name", ["fortran64.npy", "e.h5:chunked"])
 def test_what_is_not_plain_float32_is_read_in_chunks_and_never_whole(tmp_path, full, monkeypatch, name):
     """Ten times the chunk, in a process that may not take as much memory, would need a process: count instead."""
+    from fastload.embedding import matrix_file
     from fastload.embedding import own as own_embeddings
-    from fastload.embedding import rows as read_ahead
 
     values = np.random.default_rng(0).standard_normal((COUNT, 300))
     np.save(tmp_path / "fortran64.npy", np.asfortranarray(values))
     with h5py.File(tmp_path / "e.h5", "w") as out:
         out.create_dataset("chunked", data=values, chunks=(5, 300))
-    monkeypatch.setattr(read_ahead, "CHUNK_BYTES", 10 * 300 * 8)
+    monkeypatch.setattr(matrix_file, "CHUNK_BYTES", 10 * 300 * 8)
     monkeypatch.setattr(own_embeddings, "_READ_BYTES", 10 * 300 * 8)
     found = open_embeddings(tmp_path / name, full)
-    assert {len(rows) for _, rows in found.rows.chunks()} == {10}
+    assert {len(rows) for _, rows in found.vectors.chunks()} == {10}
 
 
 def test_a_colon_in_an_existing_name_belongs_to_the_name(tmp_path):

@@ -20,9 +20,9 @@ from conftest import ROOT
 from packs import noise_images, write_raw
 
 from fastload.embedding import ranks
+from fastload.embedding.embeddings_hash import hash_rows
 from fastload.embedding.follower import data_state, embed_shares
 from fastload.embedding.ranks import Follower, Line, RankFailure
-from fastload.embedding.stored import hash_rows
 from fastload.errors import DataError, UsageError
 from fastload.packed.file import PackedFile
 from fastload.subset import build as subset

@@ -78,7 +78,7 @@ def test_scores_are_by_the_full_set_s_rows_whatever_the_order_of_embeddings_and_
     scores, vectors, strategy, monkeypatch
 ):
     first = scores(vectors, strategy=strategy)
-    monkeypatch.setattr("fastload.embedding.rows.CHUNK_BYTES", 7 * DIMS * 4)
+    monkeypatch.setattr("fastload.embedding.matrix_file.CHUNK_BYTES", 7 * DIMS * 4)
     again = scores(vectors, order=np.random.default_rng(3).permutation(COUNT), strategy=strategy)
     for name, values in first.items():
         np.testing.assert_array_equal(values, again[name])

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from packs import write_raw
 
 from fastload.common.folder_files import FolderFile
-from fastload.embedding.stored import hash_rows
+from fastload.embedding.embeddings_hash import hash_rows
 from fastload.errors import DataError
 from fastload.packed.file import PackedFile
 from fastload.selection import STRATEGIES, Request, Samples, StrategyRow, select
 from fastload.subset import build as subset
-from fastload.subset import trials
+from fastload.subset import embed_step, trials
 from fastload.subset.listener import Listener
 from fastload.subset.report import measure_lists
 from fastload.subset.streaming_pass import StreamingPass
@@ -187,6 +187,25 @@ def test_lists_of_another_size_are_not_used_and_a_damaged_state_begins_anew(full
         build(full, out, listener=heard, **change)
         assert heard.how["embed"] == "done" and heard.begun[0] == ("embed", 0)
         assert note is None or any(note in text for text in heard.notes)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_was_hashed_by_another_rule_is_embedded_anew_with_a_note(full, tmp_path, monkeypatch, keep):
+    out = tmp_path / "s.h5"
+    with monkeypatch.context() as before:
+        before.setattr(embed_step, "HASH_RULE", "xxh3-128")
+        if keep:
+            build(full, out, keep=True)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                build(full, out, listener=Watcher(1024))
+    heard = Watcher()
+    build(full, out, keep=keep, listener=heard)
+    assert heard.how["embed"] == "done" and heard.begun[0] == ("embed", 0)
+    assert any(
+        "embed and what follows is done anew, since hashed by xxh3-128 → xxh3-128 of the" in note
+        for note in heard.notes
+    )
 
 
 def test_a_strategy_that_looks_more_than_once_gets_stored_embeddings(full, tmp_path, monkeypatch):

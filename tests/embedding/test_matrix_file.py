@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from fastload.embedding.rows import FileRows
+from fastload.embedding.matrix_file import MatrixFile
 from fastload.errors import DataError
 from fastload.selection import as_embeddings, select
 
@@ -29,7 +29,7 @@ def readers():
 def test_chunks_are_the_file_s_rows_in_order(saved, chunk_rows):
     x, mapped = saved
     seen = 0
-    for start, rows in FileRows.of(mapped).chunks(chunk_rows):
+    for start, rows in MatrixFile.of(mapped).chunks(chunk_rows):
         assert start == seen and len(rows) == min(chunk_rows or 1000, 1000 - start)
         np.testing.assert_array_equal(rows, x[start : start + len(rows)])
         seen += len(rows)
@@ -39,7 +39,7 @@ def test_chunks_are_the_file_s_rows_in_order(saved, chunk_rows):
 def test_views_of_a_map_are_read_from_their_own_place(saved):
     x, mapped = saved
     for view, same in ((mapped[250:700], x[250:700]), (mapped.reshape(500, 14), x.reshape(500, 14))):
-        np.testing.assert_array_equal(next(FileRows.of(view).chunks())[1], same)
+        np.testing.assert_array_equal(next(MatrixFile.of(view).chunks())[1], same)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -49,25 +49,25 @@ def test_a_map_behind_a_long_header_is_read_from_its_first_byte(tmp_path, dtype)
         out.write(b"h" * 12_345)
         out.write(x.tobytes())
     mapped = np.memmap(tmp_path / "x.bin", dtype, "r", 12_345, (64, 5))
-    np.testing.assert_array_equal(next(FileRows.of(mapped).chunks())[1], x)
+    np.testing.assert_array_equal(next(MatrixFile.of(mapped).chunks())[1], x)
 
 
 def test_what_is_no_plain_map_of_that_file_is_left_to_be_looked_at_in_memory(saved, tmp_path):
     x, mapped = saved
-    assert FileRows.of(x) is None and FileRows.of(mapped[:, :3]) is None and FileRows.of(mapped[::2]) is None
+    assert MatrixFile.of(x) is None and MatrixFile.of(mapped[:, :3]) is None and MatrixFile.of(mapped[::2]) is None
     # A copy-on-write map's changes are not in the file.
-    assert FileRows.of(np.load(tmp_path / "x.npy", mmap_mode="c")) is None
+    assert MatrixFile.of(np.load(tmp_path / "x.npy", mmap_mode="c")) is None
     np.save(tmp_path / "y.npy", x + 1)
     os.replace(tmp_path / "y.npy", tmp_path / "x.npy")
-    assert FileRows.of(mapped) is None, "the name leads to another file now"
+    assert MatrixFile.of(mapped) is None, "the name leads to another file now"
     np.testing.assert_array_equal(next(as_embeddings(mapped).chunks())[1], x)
     os.unlink(tmp_path / "x.npy")
-    assert FileRows.of(mapped) is None
+    assert MatrixFile.of(mapped) is None
 
 
 def test_a_file_that_is_cut_short_is_a_data_error_before_and_while_it_is_read(saved, tmp_path):
     _, mapped = saved
-    rows = FileRows.of(mapped)
+    rows = MatrixFile.of(mapped)
     os.truncate(tmp_path / "x.npy", 10_000)
     with pytest.raises(DataError, match=r"x.npy: ends at byte 10,\d+, before its rows do"):
         list(rows.chunks(1000))
@@ -75,14 +75,14 @@ def test_a_file_that_is_cut_short_is_a_data_error_before_and_while_it_is_read(sa
     with pytest.raises(DataError, match=r"x.npy: is cut short"):
         as_embeddings(mapped)  # a touch of the map would be a SIGBUS
     with pytest.raises(DataError, match=r"x.npy: is cut short"):
-        FileRows.npy(tmp_path / "x.npy")
+        MatrixFile.npy(tmp_path / "x.npy")
 
 
 @pytest.mark.parametrize("change", ["cut", "other bytes", "cut and grown"])
 def test_a_file_that_changes_between_two_chunks_is_a_data_error(saved, tmp_path, change):
     x, _ = saved
     path = tmp_path / "x.npy"
-    chunks = FileRows.npy(path).chunks(100)
+    chunks = MatrixFile.npy(path).chunks(100)
     np.testing.assert_array_equal(next(chunks)[1], x[:100])
     if change == "other bytes":
         found = os.stat(path)
@@ -105,7 +105,7 @@ def test_a_npy_file_of_any_real_type_and_order_gives_its_rows_as_floats(tmp_path
     x = (np.random.default_rng(2).standard_normal(shape) * 10).astype(dtype)
     np.save(tmp_path / "x.npy", np.asarray(x, order=order))
     for chunk_rows in (1, 16, None):
-        chunks = [rows.copy() for _, rows in FileRows.npy(tmp_path / "x.npy").chunks(chunk_rows)]
+        chunks = [rows.copy() for _, rows in MatrixFile.npy(tmp_path / "x.npy").chunks(chunk_rows)]
         assert {rows.dtype.name for rows in chunks} == {"float16" if dtype == "<f2" else "float32"}
         np.testing.assert_array_equal(np.concatenate(chunks), x.reshape(50, -1).astype(np.float32))
 
@@ -113,9 +113,9 @@ def test_a_npy_file_of_any_real_type_and_order_gives_its_rows_as_floats(tmp_path
 def test_leaving_early_ends_the_reader_and_it_stays_at_most_three_chunks_ahead(saved, monkeypatch):
     x, mapped = saved
     filled = []
-    fill = FileRows._fill
-    monkeypatch.setattr(FileRows, "_fill", lambda *a: (filled.append(a[1]), fill(*a)))
-    chunks = FileRows.of(mapped).chunks(10)
+    fill = MatrixFile._fill
+    monkeypatch.setattr(MatrixFile, "_fill", lambda *a: (filled.append(a[1]), fill(*a)))
+    chunks = MatrixFile.of(mapped).chunks(10)
     _, first = next(chunks)
     time.sleep(0.2)
     np.testing.assert_array_equal(first, x[:10])

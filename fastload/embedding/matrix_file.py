@@ -1,4 +1,4 @@
-"""Rows of a file in order, read by a thread of their own while the rows before them are worked on.
+"""A matrix in a file: its rows in order, read by a thread of their own while the rows before them are worked on.
 
 Nothing is mapped: where a file is cut short or written to meanwhile, that is an error and no signal.
 """
@@ -37,11 +37,12 @@ _BLOCKS, _BLOCK = 16, 4096
 _SERVED = (np.dtype(np.float32), np.dtype(np.float16))
 
 
-class OpenFile:
+class UnchangedFile:
     """A file that is read as it was when it was opened here, or not at all.
 
     Arguments:
-        name: for messages. descriptor: of the open file; this object's own from now on.
+        name: for messages.
+        descriptor: of the open file; this object's own from now on.
     """
 
     def __init__(self, name: str, descriptor: int) -> None:
@@ -67,23 +68,31 @@ class OpenFile:
             buffer, position = buffer[count:], position + count
 
 
-class FileRows:
+class MatrixFile:
     """A matrix in a file, read in chunks of rows; several passes may be made.
 
     Arguments:
-        file: where. offset: the first byte. shape: rows and columns. dtype: of real numbers.
+        file: where it is.
+        offset: its first byte.
+        shape: rows and columns.
+        dtype: of real numbers.
         columns: None where rows follow each other; where columns do (Fortran's order), which of them each is.
     """
 
     def __init__(
-        self, file: OpenFile, offset: int, shape: tuple[int, int], dtype: np.dtype, columns: np.ndarray | None = None
+        self,
+        file: UnchangedFile,
+        offset: int,
+        shape: tuple[int, int],
+        dtype: np.dtype,
+        columns: np.ndarray | None = None,
     ) -> None:
         self.file, self.offset, self.shape, self.dtype, self._columns = file, offset, shape, np.dtype(dtype), columns
         if offset + shape[0] * shape[1] * self.dtype.itemsize > file.size:
             raise DataError(f"{file.name}: is cut short: it has {file.size:,} bytes; write it again")
 
     @classmethod
-    def of(cls, array: Any) -> FileRows | None:
+    def of(cls, array: Any) -> MatrixFile | None:
         """Return the rows of a read-only memory map [n, dims] of real numbers; None for anything else.
 
         Raises DataError where the file was cut short since it was mapped: touching the map would end the process.
@@ -96,7 +105,7 @@ class FileRows:
         begin = np.frombuffer(array._mmap, np.uint8).ctypes.data  # type: ignore[attr-defined]
         offset = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY + array.ctypes.data - begin
         try:
-            file = OpenFile(os.fspath(array.filename), os.open(array.filename, os.O_RDONLY | os.O_CLOEXEC))
+            file = UnchangedFile(os.fspath(array.filename), os.open(array.filename, os.O_RDONLY | os.O_CLOEXEC))
         except OSError:
             return None
         # Whether the name still leads to the file that is mapped: its first and last row are the same there.
@@ -108,13 +117,13 @@ class FileRows:
         return rows
 
     @classmethod
-    def npy(cls, place: FolderFile | Path) -> FileRows:
+    def npy(cls, place: FolderFile | Path) -> MatrixFile:
         """Open a .npy file of real numbers [n, …] as [n, dims].
 
         Raises OSError where it cannot be opened, ValueError for what is no such file, DataError for one cut short.
         """
         descriptor = place.open() if isinstance(place, FolderFile) else os.open(place, os.O_RDONLY | os.O_CLOEXEC)
-        file = OpenFile(str(place), descriptor)
+        file = UnchangedFile(str(place), descriptor)
         with open(descriptor, "rb", closefd=False) as header:
             shape, fortran, dtype = _npy_header(header)
             offset = header.tell()
