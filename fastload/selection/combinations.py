@@ -27,7 +27,7 @@ def combinations(embeddings: Embeddings | None, samples: Samples, request: Reque
     stddev = np.where(moments.stddev > 0, moments.stddev, 1.0)
 
     def activations(rows: np.ndarray) -> np.ndarray:
-        standardized = (grid.whole(rows) - moments.mean) / stddev
+        standardized = (grid.quantized(rows) - moments.mean) / stddev
         return np.minimum(standardized[:, first], standardized[:, second])
 
     facts = {"pairs": np.stack([first, second], axis=1).tolist()}

@@ -1,6 +1,6 @@
 """Sums over embeddings that are exact: neither chunks, threads nor the order of rows can change a bit of them.
 
-Values become whole numbers on a grid. Products of two such numbers, summed over a piece of rows or over the
+Values become integers on a grid. Products of two such numbers, summed over a piece of rows or over the
 dimensions, stay below 2⁵³, where float64 is exact, and so is BLAS in whatever order.
 
 The grid spans what nearly all samples span: beyond it values count as its ends, so that a single sample of 10⁶ does not
@@ -60,7 +60,7 @@ def pieces(embeddings: Embeddings, samples: Sized, request: Request) -> Iterator
 
 @dataclass(frozen=True)
 class Grid:
-    """Whole numbers 0…`levels` in place of values: `(value - low) / step`, rounded; arrays are float64 [dims].
+    """Integers 0…`levels` in place of values: `(value - low) / step`, rounded; arrays are float64 [dims].
 
     Values below `low` and above `high` count as those. `minimum` is the least value of all. A dimension that never
     varies (not `alive`) is 0 everywhere.
@@ -73,8 +73,8 @@ class Grid:
     alive: np.ndarray
     levels: int
 
-    def whole(self, rows: np.ndarray) -> np.ndarray:
-        """Return the whole numbers, as float64 [rows, dims], of float32 values."""
+    def quantized(self, rows: np.ndarray) -> np.ndarray:
+        """Return float32 values [rows, dims] as integers of the grid, held in float64."""
         found = np.clip(rows, self.low, self.high, dtype=np.float64)
         found -= self.low
         found /= self.step
@@ -82,7 +82,7 @@ class Grid:
 
 
 def grid_bits(rows: int, dims: int) -> int:
-    """Return how many bits whole numbers have, so that sums over rows fit int64 and those over dimensions float64."""
+    """Return how many bits integers have, so that sums over rows fit int64 and those over dimensions float64."""
     return max(4, min(MOST_BITS, (62 - rows.bit_length()) // 2, (52 - dims.bit_length()) // 2))
 
 
@@ -160,20 +160,20 @@ def _limits(
 
 @dataclass(frozen=True)
 class Moments:
-    """Of the whole numbers: mean and standard deviation, float64 [dims]."""
+    """Of the integers: mean and standard deviation, float64 [dims]."""
 
     mean: np.ndarray
     stddev: np.ndarray
 
 
 def measure_moments(embeddings: Embeddings, samples: Samples, request: Request, grid: Grid) -> Moments:
-    """Make a pass for the moments of the grid's whole numbers."""
+    """Make a pass for the moments of the grid's integers."""
     dims = embeddings.shape[1]
     total, squares = np.zeros(dims, np.int64), np.zeros(dims, np.int64)
     for _, rows in pieces(embeddings, samples, request):
-        whole = grid.whole(rows)
-        total += whole.sum(axis=0).astype(np.int64)
-        squares += np.einsum("nd,nd->d", whole, whole).astype(np.int64)
+        quantized = grid.quantized(rows)
+        total += quantized.sum(axis=0).astype(np.int64)
+        squares += np.einsum("nd,nd->d", quantized, quantized).astype(np.int64)
     mean = total / len(samples)
     return Moments(mean, np.sqrt(np.maximum(squares / len(samples) - mean**2, 0.0)))
 
@@ -181,13 +181,13 @@ def measure_moments(embeddings: Embeddings, samples: Samples, request: Request, 
 def measure_covariance(
     embeddings: Embeddings, samples: Samples, request: Request, grid: Grid
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Make a pass for the mean [dims] and the covariance [dims, dims], float64, of the grid's whole numbers."""
+    """Make a pass for the mean [dims] and the covariance [dims, dims], float64, of the grid's integers."""
     dims = embeddings.shape[1]
     total, cross = np.zeros(dims, np.int64), np.zeros((dims, dims), np.int64)
     for _, rows in pieces(embeddings, samples, request):
-        whole = grid.whole(rows)
-        total += whole.sum(axis=0).astype(np.int64)
-        cross += (whole.T @ whole).astype(np.int64)
+        quantized = grid.quantized(rows)
+        total += quantized.sum(axis=0).astype(np.int64)
+        cross += (quantized.T @ quantized).astype(np.int64)
     mean = total / len(samples)
     covariance = cross / len(samples)
     covariance -= np.outer(mean, mean)

@@ -42,7 +42,7 @@ def kmeans(embeddings: Embeddings | None, samples: Samples, request: Request) ->
 
 @dataclass(frozen=True)
 class Clusters:
-    """Centres, whole numbers [clusters, dims] on a grid; how many have no sample; how many passes they took."""
+    """Centres, integers [clusters, dims] on a grid; how many have no sample; how many passes they took."""
 
     grid: Grid
     centres: np.ndarray
@@ -51,7 +51,7 @@ class Clusters:
 
     def nearest(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the cluster, int64 [b], of float32 rows [b, dims], and their score, float64 [b]."""
-        nearest, squared = _nearest(self.grid.whole(rows), self.centres)
+        nearest, squared = _nearest(self.grid.quantized(rows), self.centres)
         return nearest, 1.0 / (1.0 + np.sqrt(squared) / self.grid.levels)
 
 
@@ -70,7 +70,7 @@ def fit(embeddings: Embeddings | None, samples: Samples, request: Request) -> Cl
 
 
 def _drawn(embeddings: Embeddings, samples: Samples, request: Request, grid: Grid) -> np.ndarray:
-    """Return the first centres, whole numbers [clusters, dims]: the samples first in the seed's permuted order."""
+    """Return the first centres, integers [clusters, dims]: the samples first in the seed's permuted order."""
     dims = embeddings.shape[1]
     clusters = min(dims, len(samples))
     place = np.full(len(samples), -1)
@@ -78,7 +78,7 @@ def _drawn(embeddings: Embeddings, samples: Samples, request: Request, grid: Gri
     centres = np.empty((clusters, dims))
     for start, rows in pieces(embeddings, samples, request):
         places = place[samples.positions[start : start + len(rows)]]
-        centres[places[places >= 0]] = grid.whole(rows[places >= 0])
+        centres[places[places >= 0]] = grid.quantized(rows[places >= 0])
     return centres
 
 
@@ -88,16 +88,16 @@ def _sums(
     """Make a pass; return each cluster's sum [clusters, dims] and number of samples [clusters]."""
     totals, counts = np.zeros_like(centres), np.zeros(len(centres))
     for _, rows in pieces(embeddings, samples, request):
-        whole = grid.whole(rows)
+        quantized = grid.quantized(rows)
         member = np.zeros((len(rows), len(centres)))
-        member[np.arange(len(rows)), _nearest(whole, centres)[0]] = 1.0
-        totals += member.T @ whole
+        member[np.arange(len(rows)), _nearest(quantized, centres)[0]] = 1.0
+        totals += member.T @ quantized
         counts += member.sum(axis=0)
     return totals, counts
 
 
-def _nearest(whole: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return each row's nearest centre, the first of equals, and the squared distance: exact, as all are whole."""
-    squared = (centres**2).sum(axis=1) - 2.0 * (whole @ centres.T)
+def _nearest(quantized: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each row's nearest centre, the first of equals, and the squared distance: exact, as all are integers."""
+    squared = (centres**2).sum(axis=1) - 2.0 * (quantized @ centres.T)
     nearest = squared.argmin(axis=1)
-    return nearest, squared[np.arange(len(whole)), nearest] + (whole**2).sum(axis=1)
+    return nearest, squared[np.arange(len(quantized)), nearest] + (quantized**2).sum(axis=1)

@@ -28,11 +28,11 @@ def pca(embeddings: Embeddings | None, samples: Samples, request: Request) -> Se
     assert embeddings is not None
     mean, covariance = measure_covariance(embeddings, samples, request, grid)
     components, explained = _components(covariance)
-    # fsum rounds once, whatever the order; products of the whole numbers themselves are exact.
+    # fsum rounds once, whatever the order; products of the integers themselves are exact.
     centre = np.array([math.fsum(mean * component) for component in components.T])
 
     def activations(rows: np.ndarray) -> np.ndarray:
-        along = (grid.whole(rows) @ components - centre) / (_UNIT * (grid.levels + 1))
+        along = (grid.quantized(rows) @ components - centre) / (_UNIT * (grid.levels + 1))
         return np.stack([along, -along], axis=2).reshape(len(rows), -1)
 
     facts = {"components": components.shape[1], "explained": explained}
@@ -40,7 +40,7 @@ def pca(embeddings: Embeddings | None, samples: Samples, request: Request) -> Se
 
 
 def _components(covariance: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the components as whole numbers [dims, components], 2¹⁵ for 1, and the share of variance explained."""
+    """Return the components as integers [dims, components], 2¹⁵ for 1, and the share of variance explained."""
     variance, vectors = np.linalg.eigh(covariance)
     variance, vectors = np.maximum(variance[::-1], 0.0), vectors[:, ::-1]
     total = float(variance.sum())

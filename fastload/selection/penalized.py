@@ -24,7 +24,7 @@ def penalized(embeddings: Embeddings | None, samples: Samples, request: Request)
     limit = moments.mean + HIGH * moments.stddev
 
     def count_high(rows: np.ndarray) -> np.ndarray:
-        return (grid.whole(rows) > limit).sum(axis=1)
+        return (grid.quantized(rows) > limit).sum(axis=1)
 
     total = sum(int(count_high(rows).sum()) for _, rows in pieces(embeddings, samples, request))
     mean = total / len(samples)
