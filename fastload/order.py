@@ -58,6 +58,8 @@ class Order:
         phase: FAST, FINE_TUNE or AUTOENCODER.
         shuffle: True for a permutation of all rows, "block" for one that keeps reads sequential (blocks of
             `block_rows` rows, mixed within windows of `window_blocks` blocks), False for file order.
+        block_rows: rows in a block, at least 1.
+        window_blocks: blocks that are mixed with each other, at least 1.
 
     Raises UsageError for an empty file or settings out of range. See docs/determinism.md.
     """

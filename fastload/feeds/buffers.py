@@ -24,10 +24,16 @@ class BufferRing:
     fault every 4 KiB. At most `keep` idle buffers are kept; a caller who holds on to batches gets new ones.
 
     Nothing is called when a view dies: `take` looks which ones are dead (see `fastload.common.dropping` for why).
+
+    Arguments:
+        batch_size: images in a buffer.
+        shape: (C, h, w) of an image.
+        dtype: torch.float32, float16 or bfloat16.
+        last: whether channels are stored last.
+        keep: idle buffers to keep.
     """
 
     def __init__(self, batch_size: int, shape: tuple[int, int, int], dtype: torch.dtype, last: bool, keep: int) -> None:
-        """`shape` is (C, h, w); `last` stores the channels last."""
         channels, height, width = shape
         self._shape = (batch_size, height, width, channels) if last else (batch_size, channels, height, width)
         self._dtype, self._last, self._keep = dtype, last, keep

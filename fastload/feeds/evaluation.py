@@ -29,7 +29,10 @@ class EvaluationLoader:
         with_ids: yield (images, labels, ids) rather than (images, labels). Unlabelled sets give no labels.
         first_row: where to begin, to go on with a pass that was interrupted.
         every: yield each `every`-th batch only, from the first one on: a rank's share.
-        device, engine, dtype, memory_format: as for TwoPhaseLoader.
+        device: "cuda", "cuda:N" or "cpu".
+        engine: "fused", "dali", or "auto" (fused for raw files, DALI to decode or resize).
+        dtype: of the images: torch.float32, float16 or bfloat16.
+        memory_format: of the images: torch.contiguous_format or channels_last.
         classes: names of the classes that labels are to be numbered by, such as the training set's. Where the file has
             names too, its labels are matched by them; by default they come as they are.
 

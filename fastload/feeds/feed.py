@@ -101,7 +101,11 @@ def run_feed(
     """Return an iterator over `feed`'s batches of the steps first … last - 1, made ahead; it closes the feed.
 
     Arguments:
+        feed: makes the batches.
         locate: gives (start, count) of a step.
+        first: the first step.
+        last: the step to end before.
+        device: of the batches.
     """
     return FeedRun(feed, locate, first, last, device)
 

@@ -100,8 +100,10 @@ class Prefetcher:
 
     Arguments:
         make: builds one batch (a tuple of tensors); called from several threads when `workers` > 1.
-        first, last: the steps to make, `last` excluded; None for no end. `last` may be set anew at any time.
+        first: the first step to make.
+        last: the step to end before; None for no end. It may be set anew at any time.
         depth: batches that may stand ready or be in the making beyond the one that is wanted.
+        workers: how many threads make batches.
         device: on CUDA each worker queues on a stream of its own, and `get` makes the current stream wait for it.
 
     A failure in `make` is raised by the `get` of its step, as itself if it is a FastloadError, else as the cause of a

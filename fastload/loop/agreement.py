@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import xxhash
 
@@ -39,20 +39,46 @@ class Decision(NamedTuple):
 
 
 class Wishes(NamedTuple):
-    """What a rank would have happen now: `asked`: swap_now() was called. `due`, `end`: by the clock or the loss."""
+    """What a rank would have happen now.
+
+    Arguments:
+        asked: swap_now() was called.
+        due: to swap, by the clock or the loss.
+        end: to end, by the clock.
+    """
 
     asked: bool
     due: bool
     end: bool
 
 
-class Alone:
-    """One rank: what it wants happens at once."""
+class Agreement(Protocol):
+    """How ranks agree on the steps of the swap and of the end."""
 
-    settled = True
+    at_once: bool
+    """Whether what this rank wants happens at its next batch."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether nobody needs this rank's word any more, once it has swapped."""
 
     def decide(self, step: int, decision: Decision, wishes: Wishes) -> Decision:
         """Return the decision as it stands at `step`, before its batch."""
+
+    def leave(self) -> None:
+        """Say what others still need to hear, at the end of the run."""
+
+    def restarted(self, step: int) -> Agreement:
+        """Return what agrees on a run that goes on from `step`."""
+
+
+class Alone:
+    """One rank: what it wants happens at once."""
+
+    at_once = True
+    settled = True
+
+    def decide(self, step: int, decision: Decision, wishes: Wishes) -> Decision:
         swap, end = decision
         if swap is None and (wishes.asked or wishes.due):
             swap = step
@@ -61,10 +87,9 @@ class Alone:
         return Decision(swap, end)
 
     def leave(self) -> None:
-        """Say what others still need to hear, at the end of the run."""
+        """Nobody is there to hear anything."""
 
     def restarted(self, step: int) -> Alone:
-        """Return what agrees on a run that goes on from `step`."""
         return self
 
 
@@ -75,8 +100,14 @@ class Planned:
     far beyond.
 
     Arguments:
-        store: of torch.distributed. name: of the loader's settings. start: the step that the run goes on from.
+        store: of torch.distributed.
+        rank: of this process.
+        world_size: how many ranks there are.
+        name: of the loader's settings, equal on all ranks.
+        start: the step that the run goes on from.
     """
+
+    at_once = False
 
     def __init__(self, store: Any, rank: int, world_size: int, name: str, start: int) -> None:
         self._made_of = store, rank, world_size, name
@@ -85,13 +116,10 @@ class Planned:
         self._next = start
         self._asked = False
 
-    @property
-    def settled(self) -> bool:
-        """Whether nobody needs this rank's word any more, once it has swapped."""
-        return True
+    settled = True
 
     def leave(self) -> None:
-        """See `Alone.leave`: nobody needs this rank's word."""
+        """Nobody needs this rank's word."""
 
     def restarted(self, step: int) -> Planned:
         return Planned(*self._made_of, step)
@@ -128,9 +156,12 @@ class Together:
     """Several ranks that share a store of torch.distributed, and rank 0's decisions.
 
     Arguments:
-        store, name, start: as for `Planned`.
-        open_end: whether the end is decided too. stopped: asked while waiting; True ends the wait.
+        store: as for `Planned`, and so are rank, world_size, name and start.
+        open_end: whether the end is decided too.
+        stopped: asked while waiting; True ends the wait.
     """
+
+    at_once = False
 
     def __init__(
         self, store: Any, rank: int, world_size: int, name: str, start: int, open_end: bool, stopped: Callable[[], bool]
@@ -161,7 +192,6 @@ class Together:
         return Together(*self._made_of, step, self._open_end, self._stopped)
 
     def decide(self, step: int, decision: Decision, wishes: Wishes) -> Decision:
-        """Return the decision as it stands at `step`, before its batch."""
         decision = self._decision or decision
         if self._rank == 0:
             return self._announce(step, decision, wishes)
@@ -233,14 +263,17 @@ def agree(
     planned: bool,
     open_end: bool,
     closed: Callable[[], bool],
-) -> Alone | Planned | Together | None:
+) -> Agreement | None:
     """Return how a rank learns when to swap and to end; None for ranks that have no means to agree, and no need.
 
     Arguments:
         store: of torch.distributed; None for that of its default group, where there is one.
+        rank: of this process.
+        world_size: how many ranks there are.
         identity: the loader's settings, equal on all ranks.
-        planned: the swap is, and the end too. open_end: the end is decided as the run goes on.
-        closed: whether the loader is; asked while waiting.
+        planned: whether the swap and the end are planned steps.
+        open_end: whether the end is decided as the run goes on.
+        closed: whether the loader is closed; asked while waiting.
 
     Raises UsageError for what is no store, or where there must be one.
     """

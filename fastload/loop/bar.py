@@ -47,7 +47,8 @@ class Bar:
     """A bar that goes on until `end` is called or `loop` is dropped, whatever it runs into itself.
 
     Arguments:
-        kind: "rich" or "tqdm". total: steps of the run, None where that is open.
+        kind: "rich" or "tqdm".
+        total: steps of the run, None where that is open.
         look: returns what to show; called by the bar's thread.
         loop: what is shown; it must not be held by `look`.
     """
@@ -135,10 +136,9 @@ class _Rich:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(), console=Console(stderr=True),
-        )  # fmt: skip
+        phase, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
+        columns = phase, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()
+        self._bar = Progress(*columns, console=Console(stderr=True))
         self._task = self._bar.add_task("", total=total, completed=done, rate="")
         self._bar.start()
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fastload.common.arguments import real, whole
 from fastload.errors import UsageError
-from fastload.loop.swap import Plateau, Swap
+from fastload.loop.policies import SwapPolicy
 
 STATE_FORMAT = 1
 
@@ -17,17 +17,18 @@ class Saved(NamedTuple):
     """What a checkpoint says, checked.
 
     Arguments:
-        step: batches delivered. seconds: of wall-clock time by then.
+        step: batches delivered.
+        seconds: of wall-clock time by then.
         swap: the step of the swap as it was agreed, or None.
         callbacks: how many on_swap callbacks had returned, at the step of the swap.
-        plateau: what `Swap.on_plateau` had seen; None with another policy.
+        policy: what decides the swap, with what it had seen.
     """
 
     step: int
     seconds: float
     swap: int | None
     callbacks: int
-    plateau: Plateau | None
+    policy: SwapPolicy
 
 
 def state_of(saved: Saved, identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,16 +39,19 @@ def state_of(saved: Saved, identity: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": saved.seconds,
         "agreed_swap": saved.swap,
         "swap_callbacks": saved.callbacks,
-        "plateau": None if saved.plateau is None else saved.plateau.state(),
+        "plateau": saved.policy.history(),
         **identity,
     }
 
 
-def saved_of(state: Any, identity: Mapping[str, Any], policy: object, ranks: int) -> Saved:
+def saved_of(state: Any, identity: Mapping[str, Any], policy: SwapPolicy, ranks: int) -> Saved:
     """Return what a checkpoint says; raise UsageError, naming what differs, unless it belongs to this loader.
 
     Arguments:
-        identity: of this loader. policy: its `swap`. ranks: its world size, for the error.
+        state: what `state_of` returned, after it was saved and loaded.
+        identity: of this loader.
+        policy: of this loader.
+        ranks: its world size, for the error.
     """
     if not isinstance(state, Mapping) or state.get("fastload_state") != STATE_FORMAT:
         found = state.get("fastload_state") if isinstance(state, Mapping) else type(state).__name__
@@ -67,13 +71,10 @@ def saved_of(state: Any, identity: Mapping[str, Any], policy: object, ranks: int
             raise UsageError(f"seconds={seconds}; it must be 0 or more")
         swap = None if state["agreed_swap"] is None else whole("agreed_swap", state["agreed_swap"], 0)
         callbacks = whole("swap_callbacks", state.get("swap_callbacks", 0), 0)  # older states have none
-        plateau = None
-        if isinstance(policy, Swap) and policy.kind == "plateau":
-            plateau = Plateau(policy)
-            plateau.restore(state["plateau"])
+        policy = policy.restored(state)
     except (KeyError, TypeError, UsageError) as error:
         raise UsageError(f"the state is damaged ({error}); load an earlier one") from error
-    return Saved(step, seconds, swap, callbacks, plateau)
+    return Saved(step, seconds, swap, callbacks, policy)
 
 
 def _mend(name: str, found: Any, ranks: int) -> str:

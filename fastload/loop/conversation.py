@@ -34,7 +34,10 @@ class Conversation:
     """What the ranks of one run tell each other.
 
     Arguments:
-        store: a torch.distributed store. name: of the loader's settings, equal on all ranks.
+        store: a torch.distributed store.
+        rank: of this process.
+        world_size: how many ranks there are.
+        name: of the loader's settings, equal on all ranks.
     """
 
     def __init__(self, store: Any, rank: int, world_size: int, name: str) -> None:

@@ -30,10 +30,10 @@ class RunDataset:
     def __getitem__(self, step: int) -> Any:
         """Return the batch of a step of the run, which goes on behind it; StopIteration where the run has ended."""
         if step != self._loader.step:
-            self._loader._go_to(step)
+            self._loader._run.go_to(step)
             self._batches = iter(())
         batch = next(self._batches, None)
-        if batch is None and not self._loader._is_finished(step):
+        if batch is None and not self._loader._run.is_finished(step):
             self._batches = iter(self._loader)
             batch = next(self._batches, None)
         if batch is None:
@@ -55,12 +55,12 @@ class RunSampler:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[list[int]]:
-        step, (_, end) = self._loader.step, self._loader._next_pass()
+        step, (_, end) = self._loader.step, self._loader._run.next_pass()
         while end is None or step < end:
             yield [step]
             step += 1
         if self._loader.step < step:  # all that was left has been skipped
-            self._loader._go_to(step)
+            self._loader._run.go_to(step)
 
 
 def first_of(batches: Sequence[Any]) -> Any:
@@ -73,15 +73,29 @@ class DataLoaderView:
 
     drop_last, sampler, prefetch_factor, collate_fn = True, None, None, staticmethod(first_of)
 
+    def __len__(self: Any) -> int:
+        """Batches of the loop that runs, or else of the one that the next `iter()` begins; 0 once all are delivered.
+
+        After `load_state_dict` in the middle of an epoch of `steps_per_epoch=`, those of the whole epoch: Lightning
+        takes it so, as it is with torchdata's StatefulDataLoader, and counts the batches already trained on as well.
+        Raises TypeError for a run of `seconds=`, whose length nobody knows.
+        """
+        return self._run.length()
+
+    def __bool__(self) -> bool:
+        """True, however many batches are left: `loader or other` is not about its length."""
+        return True
+
     @property
     def batch_size(self: Any) -> int:
         """Images a batch on this rank."""
-        return self._output.batch_size
+        return self._run.settings.batch_size
 
     @property
     def dataset(self: Any) -> RunDataset:
         """What `len()` counts the samples of: the full set, or the subset where there is no full set."""
-        return RunDataset(self, len(self._subset if self._full is None else self._full))
+        files = self._run.files
+        return RunDataset(self, len(files.subset if files.full is None else files.full))
 
     @property
     def batch_sampler(self: Any) -> RunSampler:
@@ -93,7 +107,7 @@ class DataLoaderView:
 
         Hugging Face's Trainer calls it before each epoch, also when it resumes.
         """
-        epoch = whole("epoch", epoch, 0)
-        if self._steps_per_epoch is not None and self.step // self._steps_per_epoch != epoch:
-            step = epoch * self._steps_per_epoch
-            self._go_to(step if self._steps is None else min(step, self._steps))
+        epoch, settings = whole("epoch", epoch, 0), self._run.settings
+        if settings.steps_per_epoch is not None and self.step // settings.steps_per_epoch != epoch:
+            step = epoch * settings.steps_per_epoch
+            self._run.go_to(step if settings.steps is None else min(step, settings.steps))

@@ -20,6 +20,8 @@ def deliveries(owner: object, attribute: str, lock: Any, prepare: Callable[[], t
     counts if and only if `next()` has returned it.
 
     Arguments:
+        owner: what the state belongs to.
+        attribute: the name of its state.
         lock: an RLock, held from before `prepare` until the state is set: several threads may share the owner.
         prepare: returns (state, batch); StopIteration ends the iterator.
     """

@@ -15,7 +15,8 @@ class Loop:
     """One `iter()` of a loader, which goes when its iterator goes.
 
     Arguments:
-        start: the step of its first batch. end: the step that it ends before, None where that is open.
+        start: the step of its first batch.
+        end: the step that it ends before, None where that is open.
     """
 
     def __init__(self, start: int, end: int | None) -> None:
@@ -29,6 +30,7 @@ class Pass:
 
     Arguments:
         first: the first step; before the loop's own where it goes on with an epoch.
+        loop: the loop, which is not kept alive by this.
     """
 
     def __init__(self, first: int, loop: Loop) -> None:
@@ -60,8 +62,11 @@ def next_pass(step: int, steps: int | None, steps_per_epoch: int | None, *, resu
     """Return (first step, end) of the loop that begins at `step`.
 
     Arguments:
-        steps: of the whole run. resumed: the run goes on from a checkpoint just here; then the first step is that of
-            the epoch, which frameworks count as a whole.
+        step: batches delivered so far.
+        steps: of the whole run, None where that is open.
+        steps_per_epoch: of each loop, None where loops go on to the end.
+        resumed: whether the run goes on from a checkpoint just here; then the first step is that of the epoch, which
+            frameworks count as a whole.
     """
     ends, first = [] if steps is None else [steps], step
     if steps_per_epoch is not None:

@@ -18,8 +18,12 @@ class Phase:
     is looked at once more after it is noted.
 
     Arguments:
-        open: makes the feed. locate: gives (first position, count) of the phase's batch `index`.
-        depth: batches made ahead. sample_bytes: what one sample takes in its file, on average.
+        name: of the phase.
+        open: makes the feed.
+        locate: gives (first position, count) of the phase's batch `index`.
+        depth: batches made ahead.
+        device: of the batches.
+        sample_bytes: what one sample takes in its file, on average.
     """
 
     def __init__(
@@ -84,9 +88,13 @@ class Phase:
         self.rest()
         make, locate = feed.make, self._locate  # not self: threads must not keep a dropped loader alive
         self._ahead = ahead = Prefetcher(
-            lambda at: make(*locate(at)), index, last,
-            depth=self.depth, workers=min(feed.workers, self.depth), device=self._device,
-        )  # fmt: skip
+            lambda at: make(*locate(at)),
+            index,
+            last,
+            depth=self.depth,
+            workers=min(feed.workers, self.depth),
+            device=self._device,
+        )
         self._stop_if_closed()
         return ahead
 

@@ -20,7 +20,8 @@ class Reporter:
     """Tells of a run, from the state in which it stands.
 
     Arguments:
-        phases: fast and fine-tune, each with its file. output: how batches come out.
+        phases: fast and fine-tune, each with its file.
+        output: how batches come out.
         steps: of the run, None where that is open.
         bar_kind: "rich", "tqdm" or None.
         judge: returns the advice on a phase's stats, given its file and the device's free memory.
@@ -35,7 +36,8 @@ class Reporter:
         judge: Callable[[dict[str, Any], Packed, int | None], str],
     ) -> None:
         self._phases, self._output, self._steps, self._judge = phases, output, steps, judge
-        self._bar_kind, self._bar = bar_kind, None  # type: str | None, Bar | None
+        self._bar_kind = bar_kind
+        self._bar: Bar | None = None
         self.log: ScalarLog | None = None
 
     @property
@@ -45,13 +47,16 @@ class Reporter:
 
     def costs(self, state: RunState) -> dict[str, dict[str, Any]]:
         """Return the stats by phase, without advice."""
-        return {
-            phase.name: phase_stats(
-                spent, feed=phase.kind, fill=phase.fill, batch_size=self._output.batch_size,
+        found = {}
+        for (phase, _), spent in zip(self._phases, (state.fast, state.fine), strict=True):
+            found[phase.name] = phase_stats(
+                spent,
+                feed=phase.kind,
+                fill=phase.fill,
+                batch_size=self._output.batch_size,
                 sample_bytes=phase.sample_bytes,
             )
-            for (phase, _), spent in zip(self._phases, (state.fast, state.fine), strict=True)
-        }  # fmt: skip
+        return found
 
     def stats(self, state: RunState) -> dict[str, dict[str, Any]]:
         """Return the stats by phase; see `TwoPhaseLoader.stats`."""
@@ -91,8 +96,12 @@ def advice_on(engine: str, augment: Any, shuffle: object) -> Callable[[dict[str,
 
     def judge(stats: dict[str, Any], file: Packed, free: int | None) -> str:
         return advice(
-            stats, encoded=file.shape is None, engine=choose_engine(engine, file, augment), shuffle=shuffle,
-            size=file.nbytes, free=free,
-        )  # fmt: skip
+            stats,
+            encoded=file.shape is None,
+            engine=choose_engine(engine, file, augment),
+            shuffle=shuffle,
+            size=file.nbytes,
+            free=free,
+        )
 
     return judge

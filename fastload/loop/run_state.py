@@ -6,7 +6,13 @@ from typing import NamedTuple
 
 
 class Spent(NamedTuple):
-    """What a phase has cost so far: batches, seconds (training included), and seconds that training waited for data."""
+    """What a phase has cost so far.
+
+    Arguments:
+        batches: delivered.
+        seconds: of wall-clock time, training included.
+        waited: seconds that training waited for data.
+    """
 
     batches: int = 0
     seconds: float = 0.0
@@ -22,7 +28,8 @@ class RunState(NamedTuple):
         seconds: of wall-clock time, but for the step that is being trained.
         since: when the last batch was delivered, by `time.perf_counter`; None where its step's time has been counted.
         pace: how long the last step took whose end was seen, in seconds; None before one was.
-        fast, fine: what the phases have cost.
+        fast: what the fast phase has cost.
+        fine: what the fine-tune phase has cost.
     """
 
     step: int = 0
@@ -37,6 +44,7 @@ class RunState(NamedTuple):
         """Return how long the last step took, in seconds, which ends now.
 
         Arguments:
+            now: by `time.perf_counter`.
             left: the loop that got its batch was left before it asked for another one. When the step ended is not
                 known then: it counts as long as the one before it, and where there is none, until now.
         """

@@ -13,6 +13,13 @@ import torch
 from fastload.common.arguments import real, whole
 from fastload.errors import UsageError
 
+_FIELDS: dict[str, tuple[str, ...]] = {
+    "after": ("seconds",),
+    "plateau": ("patience", "min_delta", "window"),
+    "never": (),
+}
+"""What each kind of `Swap` is told, in the order of its state."""
+
 
 @dataclass(frozen=True)
 class Swap:
@@ -32,7 +39,7 @@ class Swap:
     window: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("after", "plateau", "never"):
+        if self.kind not in _FIELDS:
             raise UsageError(
                 f"Swap({self.kind!r}): there is no such policy; make one with Swap.after(seconds=…), "
                 "Swap.on_plateau(…) or Swap.never()"
@@ -51,7 +58,8 @@ class Swap:
         """Swap when the mean loss of `patience` windows in a row was not below the best one's by more than `min_delta`.
 
         Arguments:
-            patience: windows without improvement. min_delta: what counts as one, in units of the loss.
+            patience: windows without improvement, at least 1.
+            min_delta: what counts as an improvement, in units of the loss, 0 or more.
             window: reported losses whose mean is one value; a tensor is read (a GPU waited for) once a window only.
         """
         patience, window = whole("patience", patience, 1), whole("window", window, 1)
@@ -67,9 +75,7 @@ class Swap:
 
     def state(self) -> list[Any]:
         """Return the policy as JSON-able plain values, for checkpoints."""
-        if self.kind == "after":
-            return [self.kind, self.seconds]
-        return [self.kind, self.patience, self.min_delta, self.window] if self.kind == "plateau" else [self.kind]
+        return [self.kind, *(getattr(self, name) for name in _FIELDS[self.kind])]
 
 
 def planned_swap(swap: float | int | Swap, steps: int | None, seconds: float | None = None) -> int | Swap:
@@ -77,7 +83,8 @@ def planned_swap(swap: float | int | Swap, steps: int | None, seconds: float | N
 
     Arguments:
         swap: a share of the run (float, of `steps`, or else of `seconds`), a step (int), or a policy.
-        steps, seconds: how long the run is: one of the two.
+        steps: how long the run is, where it ends at a step.
+        seconds: how long the run is, where it ends by the clock.
 
     Raises UsageError for anything else.
     """

@@ -18,7 +18,11 @@ def phase_stats(spent: Spent, *, feed: str, fill: float, batch_size: int, sample
     """Return what a phase has cost so far; see `TwoPhaseLoader.stats`.
 
     Arguments:
-        feed: "resident", "stream" or "". fill: how full the batches made ahead were. sample_bytes: of one in its file.
+        spent: what the phase has cost.
+        feed: "resident", "stream", or "" where it has not been opened.
+        fill: how full the batches made ahead were, 0 to 1.
+        batch_size: images a batch.
+        sample_bytes: what one sample takes in its file, on average.
     """
     images = spent.batches * batch_size
     rate = images / spent.seconds if spent.seconds else 0.0
@@ -38,8 +42,12 @@ def advice(stats: dict[str, Any], *, encoded: bool, engine: str, shuffle: object
     """Return in a sentence what to change where training waits for data, or "".
 
     Arguments:
-        stats: of one phase. encoded: whether its file holds encoded images. engine, shuffle: the loader's.
-        size: of the file's images in bytes. free: memory that the device has to spare, None where unknown.
+        stats: of one phase.
+        encoded: whether its file holds encoded images.
+        engine: "fused" or "dali".
+        shuffle: the loader's.
+        size: of the file's images, in bytes.
+        free: memory that the device has to spare, in bytes; None where unknown.
     """
     if stats["waited"] <= WAITS or not stats["batches"]:
         return ""

@@ -33,9 +33,14 @@ def fused(images, augment, ids, epochs, *, seed=7, phase=FAST, dtype="float32", 
     stored = np.ascontiguousarray(images.transpose(0, 3, 1, 2) if planar else images)
     strides = (size, width, 1, height * width) if planar else (size, width * channels, channels, 1)
     engine = FusedEngine(
-        augment, seed=seed, phase=phase, shape=(height, width, channels), strides=strides,
-        dtype=DTYPES[dtype], channels_last=channels_last,
-    )  # fmt: skip
+        augment,
+        seed=seed,
+        phase=phase,
+        shape=(height, width, channels),
+        strides=strides,
+        dtype=DTYPES[dtype],
+        channels_last=channels_last,
+    )
     h, w = augment.size
     out = np.empty((count, h * w * channels), np.float32 if dtype == "float32" else np.int16)
     engine.on_cpu(stored.reshape(-1), np.arange(count), np.asarray(ids), np.asarray(epochs), out)

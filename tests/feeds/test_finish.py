@@ -20,9 +20,17 @@ def finished(images, drawn, *, clamp=True, standardize="stddev", last=False, dty
     out = np.empty((count, height * width * channels), np.float32 if dtype == "float32" else np.int16)
     flip, brightness, contrast = (np.array(values) for values in zip(*drawn, strict=True))
     finish.finish_batch(
-        images.reshape(count, -1), images.shape[1:], flip, brightness.astype(np.float32), contrast.astype(np.float32),
-        int(clamp), STANDARDIZE[standardize], out, last, KINDS[dtype],
-    )  # fmt: skip
+        images.reshape(count, -1),
+        images.shape[1:],
+        flip,
+        brightness.astype(np.float32),
+        contrast.astype(np.float32),
+        int(clamp),
+        STANDARDIZE[standardize],
+        out,
+        last,
+        KINDS[dtype],
+    )
     values = torch.from_numpy(out).view(getattr(torch, dtype)).to(torch.float64).numpy()
     if last:
         return values.reshape(images.shape)

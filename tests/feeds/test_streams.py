@@ -44,12 +44,19 @@ def test_every_case_runs_without_rivals_each_figure_beside_its_limit_and_each_ta
     found = report_of(["stream", "--scratch", str(tmp_path)], tmp_path / "stream.json")
     names = [one["name"] for one in found["results"]]
     assert names == [
-        "resident, fused, 24²", "stream, raw, fused, 24²", "stream, raw, dali, 24²", "stream, raw, cold, blocks",
-        "stream, raw, cold, shuffled", "gap at the swap, no trainer", "gap at the swap, 10 ms steps",
-        "waited, 10 ms steps, fast phase", "waited, 10 ms steps, stream phase",
-        "first batch after the imports, fresh process", "stream, encoded, dali, 32²",
+        "resident, fused, 24²",
+        "stream, raw, fused, 24²",
+        "stream, raw, dali, 24²",
+        "stream, raw, cold, blocks",
+        "stream, raw, cold, shuffled",
+        "gap at the swap, no trainer",
+        "gap at the swap, 10 ms steps",
+        "waited, 10 ms steps, fast phase",
+        "waited, 10 ms steps, stream phase",
+        "first batch after the imports, fresh process",
+        "stream, encoded, dali, 32²",
         "stream, encoded, DALI's bare decoder, 32²",
-    ]  # fmt: skip
+    ]
     for one in found["results"]:
         assert len(one["rounds"]) == 5 and one["median"] == pytest.approx(np.median(one["rounds"])), one["name"]
         assert one["limit"] > 0 and one["of_limit"] == pytest.approx(one["median"] / one["limit"])
@@ -242,9 +249,13 @@ def test_the_shared_augmentation_does_our_work_with_given_parameters(monkeypatch
     stored = peer_augmentation.batch_of_bytes([image.tobytes() for image in images], images.shape[1:])
     assert np.array_equal(stored.numpy(), images)
     found = peer_augmentation.augment(
-        stored, 8, *(torch.from_numpy(values) for values in (tops, lefts, flips)),
-        torch.tensor(brightness, dtype=torch.float32), torch.tensor(contrast, dtype=torch.float32), torch.float32,
-    )  # fmt: skip
+        stored,
+        8,
+        *(torch.from_numpy(values) for values in (tops, lefts, flips)),
+        torch.tensor(brightness, dtype=torch.float32),
+        torch.tensor(contrast, dtype=torch.float32),
+        torch.float32,
+    )
     parameters = zip(images, tops, lefts, [8] * 40, flips, brightness, contrast, strict=True)
     expected = np.stack([standardized(*row) for row in parameters])
     assert found.is_contiguous()
@@ -276,9 +287,16 @@ def test_a_rival_streams_whole_batches_of_what_it_is_given_epoch_after_epoch(tmp
     np.save(tmp_path / "images.npy", noise_images(96, 32, 32))
     np.save(tmp_path / "labels.npy", np.arange(96) % 10)
     case = {
-        "name": "cifar", "folder": str(tmp_path), "images": str(tmp_path / "images.npy"), "crop": 24, "batch": 16,
-        "labels": str(tmp_path / "labels.npy"), "device": "cpu", "dtype": "float32", "threads": 2,
-    }  # fmt: skip
+        "name": "cifar",
+        "folder": str(tmp_path),
+        "images": str(tmp_path / "images.npy"),
+        "crop": 24,
+        "batch": 16,
+        "labels": str(tmp_path / "labels.npy"),
+        "device": "cpu",
+        "dtype": "float32",
+        "threads": 2,
+    }
     with process_of(name) as process:
         told = process.ask({"do": "prepare", "case": case}, 300)
         found = process.ask({"do": "run", "batches": 20}, 300)
@@ -293,8 +311,14 @@ def test_a_rival_streams_whole_batches_of_what_it_is_given_epoch_after_epoch(tmp
 def test_ffcv_decodes_jpeg_files(tmp_path):
     path = data.write_encoded(tmp_path / "encoded.h5", 12, 60)
     case = streams.export_encoded(path, tmp_path) | {
-        "name": "jpeg", "crop": 32, "resize": 40, "batch": 4, "device": "cpu", "dtype": "float32", "threads": 2,
-    }  # fmt: skip
+        "name": "jpeg",
+        "crop": 32,
+        "resize": 40,
+        "batch": 4,
+        "device": "cpu",
+        "dtype": "float32",
+        "threads": 2,
+    }
     with process_of("ffcv") as process:
         assert "random-size crop" in process.ask({"do": "prepare", "case": case}, 300)["leaves_out"]
         found = process.ask({"do": "run", "batches": 4}, 300)

@@ -40,8 +40,11 @@ def test_closing_in_mid_use_is_an_error_in_every_one_of_many_trials(pair, encode
     trials = 300 if os.environ.get("FASTLOAD_INTERRUPTS") == "all" else 12
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", str(PROGRAM), str(pair[0]), str(pair[1]), str(encoded), str(trials)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300 * trials // 12,
-    )  # fmt: skip
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300 * trials // 12,
+    )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr[-3000:]
     found = json.loads(done.stdout)
     assert len(found) == 17
@@ -123,14 +126,14 @@ def test_a_batch_that_could_not_be_made_can_be_asked_for_again(pair):
     with TwoPhaseLoader(
         pair[0], batch_size=8, steps=20, swap=0, augment=Augment(crop=8), device="cpu", with_ids=True
     ) as loader:
-        made = loader._fine.prepare().make
+        made = loader._run.fine.prepare().make
 
         def make(start, count):
             if start in broken:
                 raise OSError("the disk is away")
             return made(start, count)
 
-        loader._fine.prepare().make = make
+        loader._run.fine.prepare().make = make
         got, batches = [], iter(loader)
         with pytest.raises(RuntimeError, match="the disk is away"):
             got.extend(batch[2].tolist() for batch in batches)

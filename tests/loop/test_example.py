@@ -41,10 +41,27 @@ def test_it_trains_in_two_phases_and_learns(tmp_path: Path) -> None:
     write_stripes(test, 60, seed=1)
     build_subset(full, subset, strategy="random", size=40)
     done = subprocess.run(
-        [sys.executable, str(EXAMPLE), str(full), str(subset), str(test), "--steps", "40", "--batch-size", "16",
-         "--swap", "0.5", "--device", "cpu"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(EXAMPLE),
+            str(full),
+            str(subset),
+            str(test),
+            "--steps",
+            "40",
+            "--batch-size",
+            "16",
+            "--swap",
+            "0.5",
+            "--device",
+            "cpu",
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "step 20: fast, loss" in done.stdout
     assert "step 20: swap to the full set" in done.stdout

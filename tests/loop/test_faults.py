@@ -30,9 +30,15 @@ def pair(tmp_path_factory):
 
 def make(pair, **changes):
     settings = {
-        "batch_size": 16, "steps": 400, "swap": 100, "augment": Augment(crop=24), "device": "cpu", "with_ids": True,
-        "seed": 5, "resident_budget": 0,
-    }  # fmt: skip
+        "batch_size": 16,
+        "steps": 400,
+        "swap": 100,
+        "augment": Augment(crop=24),
+        "device": "cpu",
+        "with_ids": True,
+        "seed": 5,
+        "resident_budget": 0,
+    }
     return TwoPhaseLoader(pair[0], pair[1], **(settings | changes))
 
 
@@ -73,9 +79,12 @@ print(sum(thread.name.startswith("fastload") for thread in threading.enumerate()
 def start(pair, fault):
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(pair[0]), str(pair[1]), fault],
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("fault", ["truncate", "empty"])
@@ -108,7 +117,7 @@ def test_ctrl_c_while_the_loop_waits_for_a_batch_is_heard_and_the_run_can_go_on(
     with make(pair, swap=0) as loader:
         whole = [next(batches) for batches in [iter(loader)] for _ in range(6)]
     with make(pair, swap=0, prefetch=1) as loader:
-        feed = loader._fine.prepare()
+        feed = loader._run.fine.prepare()
         made, slow = feed.make, threading.Event()
 
         def waiting(start, count):
@@ -137,7 +146,7 @@ def test_ctrl_c_while_the_loop_waits_for_a_batch_is_heard_and_the_run_can_go_on(
 
 def test_a_reader_that_hangs_keeps_nobody_from_closing(pair):
     loader = make(pair, swap=0)
-    feed = loader._fine.prepare()
+    feed = loader._run.fine.prepare()
     made, released = feed.make, threading.Event()
 
     def hanging(start, count):
@@ -161,7 +170,7 @@ def test_a_reader_that_hangs_keeps_nobody_from_closing(pair):
 
 def test_closing_wakes_who_waits_for_a_batch(pair):
     loader = make(pair, swap=0)
-    feed = loader._fine.prepare()
+    feed = loader._run.fine.prepare()
     released = threading.Event()
     feed.make = lambda start, count: released.wait(30)
     failures = []
@@ -175,7 +184,7 @@ def test_closing_wakes_who_waits_for_a_batch(pair):
     thread = threading.Thread(target=draw)
     thread.start()
     time.sleep(0.2)
-    loader._fine.rest()  # what close() does first; close() itself waits for whoever is in the loader
+    loader._run.fine.rest()  # what close() does first; close() itself waits for whoever is in the loader
     thread.join(STOP)
     released.set()
     assert not thread.is_alive() and "closed" in str(failures[0])
@@ -185,7 +194,7 @@ def test_closing_wakes_who_waits_for_a_batch(pair):
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), MemoryError()])
 def test_out_of_memory_in_a_feed_says_what_to_make_smaller(pair, error):
     with make(pair, swap=0) as loader:
-        feed = loader._fine.prepare()
+        feed = loader._run.fine.prepare()
         made = feed.make
 
         def failing(start, count):
@@ -229,7 +238,7 @@ def test_nothing_is_left_of_a_loader_no_thread_descriptor_or_mapping(pair):
     for ending in ("close", "twice", "drop", "break", "error"):
         loader = make(pair, swap=1 if ending != "drop" else 100)
         if ending == "error":
-            loader._fine.prepare().make = lambda start, count: 1 / 0
+            loader._run.fine.prepare().make = lambda start, count: 1 / 0
             with pytest.raises(RuntimeError, match="division"):
                 list(loader)
             loader.close()
@@ -281,6 +290,9 @@ def test_a_fork_s_child_is_told_and_the_parent_goes_on(pair, engine):
         pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     done = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK, str(pair[0]), str(pair[1]), engine],
-        capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     assert (done.returncode, done.stderr) == (0, "")

@@ -27,9 +27,15 @@ def pair(tmp_path_factory):
 
 def make(pair, **changes):
     settings = {
-        "batch_size": BATCH, "steps": STEPS, "swap": SWAP, "augment": Augment(crop=8), "device": "cpu", "seed": 3,
-        "with_ids": True, "resident_budget": 0,
-    }  # fmt: skip
+        "batch_size": BATCH,
+        "steps": STEPS,
+        "swap": SWAP,
+        "augment": Augment(crop=8),
+        "device": "cpu",
+        "seed": 3,
+        "with_ids": True,
+        "resident_budget": 0,
+    }
     return TwoPhaseLoader(pair[0], pair[1], **(settings | changes))
 
 
@@ -239,9 +245,7 @@ def test_sets_without_labels_give_images_alone_and_the_same_ones(tmp_path, engin
 def test_a_labelled_and_an_unlabelled_file_do_not_go_together(tmp_path):
     labelled, files = unlabelled(tmp_path)
     with pytest.raises(ValueError, match="no labels"):
-        TwoPhaseLoader(
-            labelled[0], files[1], batch_size=4, steps=4, augment=Augment(crop=8), device="cpu"
-        )  # fmt: skip
+        TwoPhaseLoader(labelled[0], files[1], batch_size=4, steps=4, augment=Augment(crop=8), device="cpu")
 
 
 def test_encoded_images_without_labels(tmp_path):

@@ -171,10 +171,14 @@ def fit(lightning, loader, test=None, *, module=None, checkpoint=None, callbacks
         module.optimizers().param_groups[0]["lr"] = FINE_TUNE_RATE
 
     trainer = lightning.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
         enable_checkpointing=any(isinstance(one, lightning.pytorch.callbacks.ModelCheckpoint) for one in callbacks),
-        callbacks=list(callbacks), **(length or {"max_steps": STEPS}),
-    )  # fmt: skip
+        callbacks=list(callbacks),
+        **(length or {"max_steps": STEPS}),
+    )
     trainer.fit(module, loader, test, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     return module, trainer
 

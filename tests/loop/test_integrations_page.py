@@ -17,9 +17,14 @@ from packs import write_pair
 
 PAGE = (ROOT / "docs/integrations.md").read_text()
 SMALL = {
-    "10_000": "20", "3_000": "7", "1024": "8", "500": "5", '"cuda"': '"cpu"', "max_epochs=20": "max_epochs=4",
+    "10_000": "20",
+    "3_000": "7",
+    "1024": "8",
+    "500": "5",
+    '"cuda"': '"cpu"',
+    "max_epochs=20": "max_epochs=4",
     "every=50": "every=2",
-}  # fmt: skip
+}
 NEEDS = {
     "Lightning": ["lightning"],
     "Accelerate": ["accelerate"],

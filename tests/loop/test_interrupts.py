@@ -49,9 +49,16 @@ def no_hang():
 
 def make(pair, **changes):
     settings = {
-        "batch_size": BATCH, "steps": STEPS, "swap": SWAP, "augment": Augment(crop=8), "device": "cpu", "seed": 5,
-        "with_ids": True, "prefetch": 2, "resident_budget": 0,
-    }  # fmt: skip
+        "batch_size": BATCH,
+        "steps": STEPS,
+        "swap": SWAP,
+        "augment": Augment(crop=8),
+        "device": "cpu",
+        "seed": 5,
+        "with_ids": True,
+        "prefetch": 2,
+        "resident_budget": 0,
+    }
     return TwoPhaseLoader(pair[0], pair[1], **(settings | changes))
 
 
@@ -127,7 +134,7 @@ def whole_run(loader, interrupter, run, until=STEPS):
         assert loader.step == len(got), where
         assert loader.state_dict()["step"] == len(got), where
 
-    while loader.step < until and not loader._is_finished(loader.step):
+    while loader.step < until and not loader._run.is_finished(loader.step):
         batches = interrupter(lambda: iter(loader), check)
         while True:
             batch = interrupter(lambda: next(batches, None), check)  # noqa: B023

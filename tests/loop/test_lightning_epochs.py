@@ -43,15 +43,26 @@ def test_a_run_by_epochs_resumes_exactly_with_the_callback_of_the_page(tmp_path,
 
     def fit(checkpoint=None):
         loader = TwoPhaseLoader(
-            full, subset, batch_size=8, steps=20, swap=0.5, steps_per_epoch=5, augment=Augment(crop=24), device="cpu",
+            full,
+            subset,
+            batch_size=8,
+            steps=20,
+            swap=0.5,
+            steps_per_epoch=5,
+            augment=Augment(crop=24),
+            device="cpu",
             with_ids=True,
-        )  # fmt: skip
+        )
         save = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path / "saved", every_n_train_steps=step, save_top_k=-1)
         module = Module()
         trainer = lightning.Trainer(
-            max_epochs=4, accelerator="cpu", callbacks=[names["KeepsPlace"](loader), save], logger=False,
-            enable_progress_bar=False, enable_model_summary=False,
-        )  # fmt: skip
+            max_epochs=4,
+            accelerator="cpu",
+            callbacks=[names["KeepsPlace"](loader), save],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
         with loader:
             trainer.fit(module, loader, ckpt_path=checkpoint)
         return module.seen

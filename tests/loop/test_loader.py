@@ -392,10 +392,15 @@ def test_a_share_of_numpy_is_a_share():
 @pytest.mark.parametrize(
     "change",
     [
-        {"step": "4"}, {"step": 4.5}, {"step": -1}, {"seconds": "x"}, {"step": None}, {"seconds": float("nan")},
+        {"step": "4"},
+        {"step": 4.5},
+        {"step": -1},
+        {"seconds": "x"},
+        {"step": None},
+        {"seconds": float("nan")},
         {"seconds": -5.0},
     ],
-)  # fmt: skip
+)
 def test_a_damaged_state_is_a_usage_error(pair, change):
     with make(pair) as loader:
         with pytest.raises(UsageError, match="damaged"):
@@ -421,9 +426,12 @@ def test_what_is_no_state_is_told_what_was_found_and_what_to_give(pair, state):
 
 def test_paths_that_can_lead_nowhere_are_errors_that_name_the_argument(pair, tmp_path):
     for wrong, error, text in (
-        ("", UsageError, "subset='': an empty path"), (3, UsageError, "subset=3"), ([], UsageError, r"subset=\[\]"),
-        ("x" * 300, DataError, "cannot be opened .File name too long"), ("a\0b", DataError, "embedded null"),
-    ):  # fmt: skip
+        ("", UsageError, "subset='': an empty path"),
+        (3, UsageError, "subset=3"),
+        ([], UsageError, r"subset=\[\]"),
+        ("x" * 300, DataError, "cannot be opened .File name too long"),
+        ("a\0b", DataError, "embedded null"),
+    ):
         with pytest.raises(error, match=text):
             make((pair[0], wrong))
     with make(pair) as loader, pytest.raises(UsageError, match="path=3"):
@@ -522,8 +530,10 @@ sys.exit(0)
 def test_a_program_that_ends_or_forks_without_closing_does_so_in_peace(pair, mode):
     done = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", _AT_EXIT, *map(str, pair), mode],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -558,14 +568,14 @@ def test_an_exception_inside_a_feed_reaches_the_loop_with_its_cause(pair, monkey
     with make(pair) as loader:
         batches = iter(loader)
         next(batches)
-        made = loader._fine.prepare().make
+        made = loader._run.fine.prepare().make
 
         def failing(start, count):
             if start >= 4 * BATCH:
                 raise ZeroDivisionError("planted")
             return made(start, count)
 
-        monkeypatch.setattr(loader._fine.prepare(), "make", failing)
+        monkeypatch.setattr(loader._run.fine.prepare(), "make", failing)
         with pytest.raises(RuntimeError, match="planted") as error:
             list(batches)
         assert isinstance(error.value.__cause__, ZeroDivisionError)

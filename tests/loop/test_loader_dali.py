@@ -90,9 +90,14 @@ def test_resume_with_dali_is_bit_for_bit(pair, encoded):
 
 def test_photographs_of_all_sizes_are_resized_and_cropped(imagenet_encoded):
     with TwoPhaseLoader(
-        imagenet_encoded, batch_size=32, steps=4, swap=0, augment=Augment(crop=96, resize=128), device="cpu",
+        imagenet_encoded,
+        batch_size=32,
+        steps=4,
+        swap=0,
+        augment=Augment(crop=96, resize=128),
+        device="cpu",
         with_ids=True,
-    ) as loader:  # fmt: skip
+    ) as loader:
         batches = list(loader)
         assert all(batch[0].shape == (32, 3, 96, 96) for batch in batches)
         assert len({int(i) for batch in batches for i in batch[2]}) == 128

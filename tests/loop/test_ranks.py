@@ -30,9 +30,22 @@ def pair(tmp_path_factory):
 def torchrun(folder, pair, world, name, swap, *options, steps=STEPS):
     """Run the program on `world` ranks; return each rank's report."""
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), str(PROGRAM),
-        str(folder), name, str(pair[0]), str(pair[1]), str(swap), str(steps), str(GLOBAL), *options,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(world),
+        str(PROGRAM),
+        str(folder),
+        name,
+        str(pair[0]),
+        str(pair[1]),
+        str(swap),
+        str(steps),
+        str(GLOBAL),
+        *options,
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -122,9 +135,16 @@ def test_ranks_by_hand_agree_through_a_store_of_the_user_s(pair, tmp_path):
 def test_a_rank_whose_rank_0_never_comes_stops_when_it_is_closed(pair, tmp_path):
     store = dist.FileStore(str(tmp_path / "store"), 2)
     loader = TwoPhaseLoader(
-        *pair, rank=1, world_size=2, store=store, batch_size=8, steps=100, swap=Swap.never(), augment=Augment(crop=24),
+        *pair,
+        rank=1,
+        world_size=2,
+        store=store,
+        batch_size=8,
+        steps=100,
+        swap=Swap.never(),
+        augment=Augment(crop=24),
         device="cpu",
-    )  # fmt: skip
+    )
     failures = []
 
     def draw():
@@ -172,9 +192,14 @@ class Store:
 
 def ranked(pair, store, rank, world=2, **changes):
     settings = {
-        "batch_size": 8, "steps": 100, "swap": Swap.never(), "augment": Augment(crop=8), "device": "cpu", "seed": 5,
+        "batch_size": 8,
+        "steps": 100,
+        "swap": Swap.never(),
+        "augment": Augment(crop=8),
+        "device": "cpu",
+        "seed": 5,
         "with_ids": True,
-    }  # fmt: skip
+    }
     return TwoPhaseLoader(*pair, rank=rank, world_size=world, store=store, **(settings | changes))
 
 
@@ -218,9 +243,7 @@ def test_a_planned_swap_needs_no_word_from_another_rank(pair):
 def test_swap_now_comes_before_a_planned_swap_and_nobody_waits_for_it(pair, asks):
     store = Store()
     loaders = [ranked(pair, store, rank, 3, swap=900, steps=1000) for rank in range(3)]
-    ats = run_together(*(
-        lambda rank=rank: swapped_at(loaders[rank], 5 if rank == asks else None) for rank in range(3)
-    ))  # fmt: skip
+    ats = run_together(*(lambda rank=rank: swapped_at(loaders[rank], 5 if rank == asks else None) for rank in range(3)))
     assert len(set(ats)) == 1 and 5 < ats[0] <= 900
 
 
@@ -299,9 +322,12 @@ os.kill(os.getpid(), 9)
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, pair), path], env=environment, capture_output=True, text=True,
+        [sys.executable, "-c", program, *map(str, pair), path],
+        env=environment,
+        capture_output=True,
+        text=True,
         timeout=120,
-    )  # fmt: skip
+    )
     before = int(done.stdout)
     stores = [dist.FileStore(path, 2) for _ in range(2)]
     # The second rank begins first, and finds only what the killed run has left.
@@ -333,7 +359,7 @@ def test_a_rank_that_comes_when_rank_0_has_all_its_batches_hears_of_the_run_all_
         for _ in loader:
             if loader.step == 5 and asks == 0:
                 loader.swap_now()
-            if loader.step == loader._steps:
+            if loader.step == loader._run.settings.steps:
                 threading.Timer(0.2, far.set).start()
         return loader.swap_step
 

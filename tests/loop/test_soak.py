@@ -62,10 +62,19 @@ def test_a_long_run_with_breaks_resumes_and_swaps(tmp_path):
 
         def make(steps=steps, swap=policy[swap]):
             return TwoPhaseLoader(
-                *pair, batch_size=BATCH, steps=steps, swap=swap, augment=Augment(crop=CROP), device="cpu", seed=SEED,
-                with_ids=True, prefetch=rng.choice([None, 1, 6]), resident_budget=rng.choice([0, None]),
-                steps_per_epoch=rng.choice([None, 37]), keep_resident=rng.random() < 0.5,
-            )  # fmt: skip
+                *pair,
+                batch_size=BATCH,
+                steps=steps,
+                swap=swap,
+                augment=Augment(crop=CROP),
+                device="cpu",
+                seed=SEED,
+                with_ids=True,
+                prefetch=rng.choice([None, 1, 6]),
+                resident_budget=rng.choice([0, None]),
+                steps_per_epoch=rng.choice([None, 37]),
+                keep_resident=rng.random() < 0.5,
+            )
 
         loader, number = make(), 0
         while number < steps:

@@ -28,8 +28,13 @@ def pair(tmp_path_factory):
 
 def make(pair, **changes):
     settings = {
-        "batch_size": BATCH, "steps": 60, "augment": Augment(crop=24), "device": "cpu", "with_ids": True, "seed": 5,
-    }  # fmt: skip
+        "batch_size": BATCH,
+        "steps": 60,
+        "augment": Augment(crop=24),
+        "device": "cpu",
+        "with_ids": True,
+        "seed": 5,
+    }
     return TwoPhaseLoader(pair[0], pair[1], **(settings | changes))
 
 
@@ -125,9 +130,12 @@ def test_a_plateau_of_the_loss_swaps(pair):
 
 
 @given(
-    losses=st.lists(st.floats(-10, 10), max_size=60), patience=st.integers(1, 4), window=st.integers(1, 5),
-    min_delta=st.floats(0, 1), cut=st.integers(0, 60),
-)  # fmt: skip
+    losses=st.lists(st.floats(-10, 10), max_size=60),
+    patience=st.integers(1, 4),
+    window=st.integers(1, 5),
+    min_delta=st.floats(0, 1),
+    cut=st.integers(0, 60),
+)
 def test_plateau_equals_a_plain_reading_of_its_definition_also_across_a_restart(
     losses, patience, window, min_delta, cut
 ):
@@ -223,11 +231,16 @@ def test_a_share_of_seconds_is_a_policy_and_of_steps_a_step():
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: Swap.after(seconds=-1), lambda: Swap.after(seconds=math.nan), lambda: Swap.on_plateau(patience=0),
-        lambda: Swap("sometimes"), lambda: Swap.after(seconds=True),
-        lambda: Swap.on_plateau(window=0), lambda: Swap.on_plateau(min_delta=-0.1), lambda: Swap.after(seconds="5"),
+        lambda: Swap.after(seconds=-1),
+        lambda: Swap.after(seconds=math.nan),
+        lambda: Swap.on_plateau(patience=0),
+        lambda: Swap("sometimes"),
+        lambda: Swap.after(seconds=True),
+        lambda: Swap.on_plateau(window=0),
+        lambda: Swap.on_plateau(min_delta=-0.1),
+        lambda: Swap.after(seconds="5"),
     ],
-)  # fmt: skip
+)
 def test_policies_out_of_range_are_usage_errors(call):
     with pytest.raises(UsageError):
         call()
@@ -299,9 +312,10 @@ def test_a_state_taken_after_a_callback_raised_or_within_it_resumes_at_that_call
     with make(pair, swap=10) as loader:
         with_callbacks(loader, called, failing)
         place = "abc".index(failing)
-        saving, loader._callbacks[place] = loader._callbacks[place], lambda loader: (
-            states.append(loader.state_dict()), saving(loader)
-        )  # fmt: skip
+        saving, loader._run.callbacks[place] = (
+            loader._run.callbacks[place],
+            lambda loader: (states.append(loader.state_dict()), saving(loader)),
+        )
         with pytest.raises(Planted):
             got.extend(loader)  # what came before the exception is kept
         states.append(loader.state_dict())
@@ -360,9 +374,9 @@ def test_only_a_feed_that_reads_its_file_has_it_read_ahead(pair, monkeypatch, en
 
 def test_the_full_set_s_batches_stand_ready_before_the_swap_and_no_more_than_the_ring(pair):
     with make(pair, swap=40, prefetch=3, resident_budget=0) as loader:
-        made = loader._fine.prepare().make
+        made = loader._run.fine.prepare().make
         positions = []
-        loader._fine.prepare().make = lambda start, count: (positions.append(start), made(start, count))[1]
+        loader._run.fine.prepare().make = lambda start, count: (positions.append(start), made(start, count))[1]
         for _ in loader:
             time.sleep(0.01)
             if loader.step == 40:
@@ -375,7 +389,7 @@ def test_the_full_set_s_batches_stand_ready_before_the_swap_and_no_more_than_the
 def test_the_subset_leaves_the_device_at_the_swap_unless_it_is_kept(pair, keep):
     with make(pair, swap=5, keep_resident=keep) as loader:
         phases(loader, until=10)
-        assert (loader._fast._feed is not None) == keep
+        assert (loader._run.fast._feed is not None) == keep
 
 
 @pytest.mark.parametrize("shuffle", [True, False])

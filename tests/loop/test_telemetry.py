@@ -130,7 +130,7 @@ def test_waits_below_a_tenth_and_a_phase_not_begun_have_none(stats):
 
 def test_a_slow_feed_gives_advice_and_a_slow_trainer_none(pair):
     with make(pair, prefetch=1) as loader:
-        feed = loader._fine.prepare()
+        feed = loader._run.fine.prepare()
         made = feed.make
 
         def slow(first, count):

@@ -1,0 +1,103 @@
+"""The two packed files of a run: opened, checked, and with a feed each, resident or streamed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastload.common.memory import resident_room
+from fastload.errors import UsageError
+from fastload.feeds.batch import Feed
+from fastload.feeds.feed import open_feed
+from fastload.loop.pairing import check_pair, class_names, numbered_labels
+from fastload.loop.phase import Phase
+from fastload.loop.settings import LoaderSettings
+from fastload.order import FAST, FINE_TUNE, Order
+from fastload.packed.set import Packed, open_packed
+
+PHASES = ("fast", "fine-tune")
+
+
+class RunFiles:
+    """The full set and the subset of a run; None where it has none.
+
+    Raises UsageError for a file that is missing, and UsageError and DataError as `open_packed` and `check_pair` do.
+    """
+
+    def __init__(self, settings: LoaderSettings) -> None:
+        self._settings, self._opened = settings, list[Packed]()
+        policy = settings.new_policy()
+        try:
+            names = settings.images, settings.labels
+            self.full = self._open(settings.full, "full", policy.may_need_full(settings.steps), *names)
+            self.subset = self._open(settings.subset, "subset", not policy.starts_on_full)
+            check_pair(self.full, self.subset, settings.shuffle)
+            beside = self.subset.nbytes if self.subset is not None else 0
+            self._room = resident_room(settings.output.device, settings.resident_budget, beside=beside)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(
+        self, source: Any, name: str, needed: bool, images: str | None = None, labels: str | None = None
+    ) -> Packed | None:
+        if source is None:
+            if needed:
+                raise UsageError(f"{name}= is missing, and swap={self._settings.swap} needs it")
+            return None
+        file = open_packed(source, images=images, labels=labels, argument=name)
+        self._opened.append(file)
+        return file
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names that labels are numbered by."""
+        return class_names(self.full, self.subset)
+
+    def fingerprints(self) -> dict[str, str | None]:
+        """Return what tells the files from others, "full" and "subset"."""
+        files = {"full": self.full, "subset": self.subset}
+        return {name: file.fingerprint if file else None for name, file in files.items()}
+
+    def check_unchanged(self) -> None:
+        """Raise DataError for a file that has changed since it was opened."""
+        for file in self._opened:
+            file.check_unchanged()
+
+    def phase(self, number: int) -> Phase:
+        """Return a phase of the run, FAST or FINE_TUNE, whose feed is opened when it is needed."""
+        settings, file = self._settings, self.subset if number == FAST else self.full
+        batch_size, world_size, rank = settings.batch_size, settings.world_size, settings.rank
+        # A resident subset has no disk to be kind to: "block" is a full shuffle there.
+        shuffle = bool(settings.shuffle) if number == FAST else settings.shuffle
+        resident = file is not None and self._is_resident(number, file)
+        target = "the other file" if self.full is None else self.full.path
+        labels = None if file is None else numbered_labels(file, self.class_names, target)
+
+        def locate(index: int) -> tuple[int, int]:
+            return (index * world_size + rank) * batch_size, batch_size
+
+        def opened() -> Feed:
+            assert file is not None
+            order = Order(len(file), settings.seed, number, shuffle)
+            how: dict[str, Any] = {"engine": settings.engine, "resident": resident, "labels": labels}
+            return open_feed(file, settings.augment, order, settings.output, **how)
+
+        return Phase(
+            PHASES[number],
+            opened,
+            locate,
+            depth=settings.prefetch_depth,
+            device=settings.output.device,
+            sample_bytes=0 if file is None else file.nbytes // len(file),
+        )
+
+    def _is_resident(self, number: int, file: Packed) -> bool:
+        if number != FINE_TUNE:
+            return True
+        # Whoever asks for reads in sequence has a storage in mind; and no device has a kernel for that order.
+        return file.shape is not None and self._settings.shuffle != "block" and file.nbytes <= self._room
+
+    def close(self) -> None:
+        """Close the files. Safe to call twice."""
+        for file in self._opened:
+            file.close()

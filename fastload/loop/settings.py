@@ -1,0 +1,110 @@
+"""The settings of a loader, checked: what `TwoPhaseLoader` is called with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fastload.augment import Augment, checked
+from fastload.common.arguments import flag, seed64, whole
+from fastload.common.device import resolve_device
+from fastload.common.launcher import ranks_of
+from fastload.common.processors import default_threads
+from fastload.feeds.batch import Output
+from fastload.loop.bar import bar_kind
+from fastload.loop.loops import run_length
+from fastload.loop.policies import SwapPolicy, policy_of
+from fastload.loop.swap import Swap, planned_swap
+from fastload.order import Shuffle, shuffle_of
+from fastload.packed.set import PathsLike
+
+
+@dataclass(frozen=True, eq=False)
+class LoaderSettings:
+    """The arguments of `TwoPhaseLoader`, which documents them, as plain numbers, whatever NumPy gave.
+
+    Attributes:
+        output: how batches come out.
+        prefetch_depth: batches made ahead by threads.
+        bar: the progress bar that this rank shows: "rich", "tqdm" or None.
+        found_alone: this is the only rank, and nobody has said so.
+
+    Raises UsageError for what is out of range, quoting it.
+    """
+
+    full: PathsLike | None
+    subset: PathsLike | None
+    batch_size: int
+    augment: Augment
+    steps: int | None
+    seconds: float | None
+    swap: float | int | Swap
+    steps_per_epoch: int | None
+    seed: int
+    shuffle: Shuffle
+    device: str | torch.device
+    dtype: torch.dtype
+    memory_format: torch.memory_format
+    with_ids: bool
+    engine: str
+    prefetch: int | None
+    keep_resident: bool
+    resident_budget: int | None
+    rank: Any
+    world_size: Any
+    store: Any
+    images: str | None
+    labels: str | None
+    progress: bool | str
+
+    output: Output = field(init=False)
+    prefetch_depth: int = field(init=False)
+    bar: str | None = field(init=False)
+    found_alone: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        steps, seconds = run_length(self.steps, self.seconds)
+        self._set(steps=steps, seconds=seconds)
+        self._set(
+            steps_per_epoch=None if self.steps_per_epoch is None else whole("steps_per_epoch", self.steps_per_epoch, 1),
+            prefetch=None if self.prefetch is None else whole("prefetch", self.prefetch, 1),
+            resident_budget=None if self.resident_budget is None else whole("resident_budget", self.resident_budget, 0),
+            augment=checked(self.augment),
+            shuffle=shuffle_of(self.shuffle),
+            seed=seed64(self.seed),
+            swap=planned_swap(self.swap, steps, seconds),
+            with_ids=flag("with_ids", self.with_ids),
+            keep_resident=flag("keep_resident", self.keep_resident),
+        )
+        rank, world_size = ranks_of(self.rank, self.world_size)
+        self._set(found_alone=self.rank is None and world_size == 1, rank=rank, world_size=world_size)
+        bar = bar_kind(self.progress)
+        depth = self.prefetch if self.prefetch is not None else max(2, default_threads())
+        device = resolve_device(self.device)
+        output = Output(self.batch_size, device, self.dtype, self.memory_format, keep=depth + 3)
+        self._set(bar=bar if rank == 0 else None, prefetch_depth=depth, output=output, batch_size=output.batch_size)
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def new_policy(self) -> SwapPolicy:
+        """Return what decides the swap, at the beginning of a run."""
+        return policy_of(self.swap)  # type: ignore[arg-type]  # __post_init__ made a step of a share
+
+    def identity(self, fingerprints: dict[str, str | None]) -> dict[str, Any]:
+        """Return what a checkpoint must have in common with a loader, as JSON-able plain values.
+
+        Arguments:
+            fingerprints: of the files "full" and "subset".
+        """
+        return {
+            **fingerprints,
+            "seed": self.seed,
+            "global_batch_size": self.batch_size * self.world_size,
+            **self.new_policy().identity(),
+            "shuffle": self.shuffle,
+            "augment": self.augment.state(),
+        }
