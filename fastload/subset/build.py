@@ -15,7 +15,8 @@ import numpy as np
 
 from fastload.common.arguments import flag
 from fastload.embedding.follower import embed_shares
-from fastload.embedding.ranks import Follower, Leader, joined
+from fastload.embedding.joining import joined
+from fastload.embedding.ranks import Follower, Leader
 from fastload.subset.embed_step import embed_step
 from fastload.subset.estimate_step import estimate_step
 from fastload.subset.report import Overlap, SubsetReport, count_classes

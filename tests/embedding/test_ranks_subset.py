@@ -19,10 +19,11 @@ import torch.distributed as dist
 from conftest import ROOT
 from packs import noise_images, write_raw
 
-from fastload.embedding import ranks
+from fastload.embedding import joining
 from fastload.embedding.embeddings_hash import hash_rows
 from fastload.embedding.follower import data_state, embed_shares
-from fastload.embedding.ranks import Follower, Line, RankFailure
+from fastload.embedding.messages import connection_of, receive, send
+from fastload.embedding.ranks import Follower, RankFailure
 from fastload.errors import DataError, UsageError
 from fastload.packed.file import PackedFile
 from fastload.subset import build as subset
@@ -200,12 +201,12 @@ def three():
     found = {}
 
     def join(rank):
-        found[rank] = ranks._join(store, "run", rank, 3)
+        found[rank] = joining._join(store, "run", rank, 3)
 
     threads = [threading.Thread(target=join, args=(rank,)) for rank in (2, 1)]
     for thread in threads:
         thread.start()
-    leader = ranks._gather(store, "run", 3)
+    leader = joining._gather(store, "run", 3)
     for thread in threads:
         thread.join()
     yield leader, found[1], found[2]
@@ -319,36 +320,42 @@ def test_a_rank_with_other_data_or_another_encoder_than_rank_0_refuses(
     sys.modules.pop("rank_models", None)
 
 
-def test_strangers_are_not_taken_for_ranks():
+def test_strangers_are_not_taken_for_ranks_nor_waited_for(monkeypatch):
+    monkeypatch.setattr(joining, "_GREETING_SECONDS", 1)
     store = dist.HashStore()
     gathered = []
-    thread = threading.Thread(target=lambda: gathered.append(ranks._gather(store, "run", 2)))
+    thread = threading.Thread(target=lambda: gathered.append(joining._gather(store, "run", 2)))
     thread.start()
     store.wait(["run"])
     told = json.loads(store.get("run"))
     for greeting in ({"rank": 1, "token": "guess"}, {"rank": 1}, [1], {"rank": 1, "token": "x" * 5000}):
-        stranger = Line(socket.create_connection((told["host"], told["port"])))
+        stranger = connection_of(socket.create_connection((told["host"], told["port"])))
         with pytest.raises((EOFError, OSError)):
-            stranger.send(greeting)
-            stranger.receive()
+            send(stranger, greeting)
+            receive(stranger)
         stranger.close()
+    silent = socket.create_connection((told["host"], told["port"]))
     assert not gathered
-    follower = ranks._join(store, "run", 1, 2)
+    follower = joining._join(store, "run", 1, 2)
     thread.join(5)
     assert isinstance(follower, Follower) and gathered[0].world_size == 2
+    silent.close()
     follower.close()
     gathered[0].close()
 
 
 def test_a_rank_that_does_not_come_is_named(monkeypatch):
-    monkeypatch.setattr(ranks, "JOIN_SECONDS", 0.3)
+    monkeypatch.setattr(joining, "JOIN_SECONDS", 0.3)
     with pytest.raises(TimeoutError, match="missing: 1, 2"):
-        ranks._gather(dist.HashStore(), "run", 3)
+        joining._gather(dist.HashStore(), "run", 3)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(ranks, "_launcher_store", dist.HashStore)
-    with pytest.raises(RankFailure, match=r"rank 1: the 2 ranks did not find each other .*alone=True"), ranks.joined():
+    monkeypatch.setattr(joining, "_launcher_store", dist.HashStore)
+    with (
+        pytest.raises(RankFailure, match=r"rank 1: the 2 ranks did not find each other .*alone=True"),
+        joining.joined(),
+    ):
         pass
-    with ranks.joined(alone=True) as part:
+    with joining.joined(alone=True) as part:
         assert part.world_size == 1
