@@ -49,7 +49,7 @@ RESIZE = 32
 
 
 @dataclass(frozen=True)
-class Settings:
+class DemoSettings:
     """What all three trainings share.
 
     `steps` of `batch_size` augmented images; subsets of `size`, chosen with an autoencoder trained for `epochs`;
@@ -115,7 +115,7 @@ def run_demo(
     if test is not None and data is None:
         raise UsageError("--test goes with --data; the digits have a test set of their own")
     own = data is not None
-    settings = Settings(
+    settings = DemoSettings(
         steps=whole("steps", steps) if steps is not None else 300 if own else 60,
         batch_size=whole("batch_size", batch_size) if batch_size is not None else 256 if own else 64,
         # A mirrored digit is no digit.
@@ -176,7 +176,7 @@ class _Show:
 
 
 class _Demo:
-    def __init__(self, settings: Settings, folder: Path, show: _Show) -> None:
+    def __init__(self, settings: DemoSettings, folder: Path, show: _Show) -> None:
         self.settings, self.folder, self.show = settings, folder, show
 
     def run(self, data: str | None, test: str | None) -> list[Training]:

@@ -13,7 +13,7 @@ from pathlib import Path
 _CLOSED = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO without a writer would wait for one for ever
 
 
-class Folder:
+class OpenFolder:
     """A folder, held open: what its path leads to later makes no difference.
 
     Arguments:
@@ -45,13 +45,13 @@ class Folder:
 class FolderFile:
     """A file of a folder. All methods raise OSError for a link, a FIFO, a folder of that name, a file of two names."""
 
-    def __init__(self, folder: Folder, name: str) -> None:
+    def __init__(self, folder: OpenFolder, name: str) -> None:
         self.folder, self.name = folder, name
 
     @classmethod
     def of(cls, place: FolderFile | Path) -> FolderFile:
         """Return the file at a path, whose folder may be reached by links; a FolderFile is returned as it is."""
-        return place if isinstance(place, FolderFile) else cls(Folder(place.parent, follow=True), place.name)
+        return place if isinstance(place, FolderFile) else cls(OpenFolder(place.parent, follow=True), place.name)
 
     @property
     def path(self) -> Path:

@@ -253,7 +253,7 @@ def _rows_of(full: Packed, ids: np.ndarray, where: str, count: int) -> np.ndarra
         row = int(order[again[0]])
         missing = int(np.setdiff1d(np.arange(len(full)), rows)[0])
         raise DataError(
-            f"{where}: has {sample_name(full, row)} more than once, and {sample_name(full, missing)} not at all{mend}"
+            f"{where}: has {id_and_name(full, row)} more than once, and {id_and_name(full, missing)} not at all{mend}"
         )
     return rows
 
@@ -283,7 +283,7 @@ def find_rows(full: Packed, ids: np.ndarray, where: str, mend: str = "") -> np.n
     return rows
 
 
-def sample_name(full: Packed, row: int) -> str:
+def id_and_name(full: Packed, row: int) -> str:
     """Return what a sample is called: its id, and its name where the set holds names."""
     names = getattr(full, "names", None)
     return f"id {full.ids[row]}" + (f" ({names[row]})" if names is not None else "")

@@ -14,7 +14,7 @@ from fastload.kernels.compiling import cuda_jit
 from fastload.kernels.cuda_target import launch_stream
 from fastload.order import Order
 from fastload.packed.guarded_map import GuardedMap
-from fastload.packed.reader import Place
+from fastload.packed.reader import ImageLocation
 
 _KINDS = {torch.float32: kernel.FLOAT32, torch.float16: kernel.FLOAT16, torch.bfloat16: kernel.BFLOAT16}
 _compiled: dict[str, Any] = {}
@@ -52,7 +52,7 @@ class FusedEngine:
         kernel.augment_batch(data, rows, *self._arguments(ids, epochs, out))
 
     def on_cpu_stream(
-        self, place: Place, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray
+        self, place: ImageLocation, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray
     ) -> int:
         """Augment images read from files, a `SampleReader`'s `place`; return the first unreadable one, or -1."""
         return kernel.augment_stream(*place, rows, *self._arguments(ids, epochs, out))

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastload.common.dropping import when_dropped
 from fastload.kernels import bus_guard as kernel
-from fastload.packed.reader import Place
+from fastload.packed.reader import ImageLocation
 
 _FAILED = -1
 _FOLIO = 2 << 20  # the largest page that a map of files is made of, on x86 and (with pages of 4 KB) ARM
@@ -86,14 +86,16 @@ class GuardedMap:
             each, their places in the set int64 [F + 1]).
     """
 
-    def __init__(self, guard: _Guard, slot: int, address: int, size: int, begins: np.ndarray, files: Place) -> None:
+    def __init__(
+        self, guard: _Guard, slot: int, address: int, size: int, begins: np.ndarray, files: ImageLocation
+    ) -> None:
         self._guard, self._slot = guard, slot
         self.data: np.ndarray = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
         self.place = (files[0], files[1] + np.diff(files[2]), begins, files[2])
         self._files = files  # held: kernels look how long they are
 
     @classmethod
-    def open(cls, files: Place) -> GuardedMap | None:
+    def open(cls, files: ImageLocation) -> GuardedMap | None:
         """Map the files of a `SampleReader`'s place; None where this cannot be done safely, or at all."""
         guard = _the_guard()
         if guard is None:

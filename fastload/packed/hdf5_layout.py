@@ -18,7 +18,7 @@ import numpy as np
 _LIBVER = ("v110", "v110")  # checksums on all of HDF5's own structures: a flipped bit there is an error
 
 
-class Layout:
+class FileLayout:
     """An HDF5 file without the bytes of its datasets, which are contiguous and have their places already.
 
     Attributes:

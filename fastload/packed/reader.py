@@ -18,7 +18,7 @@ from fastload.packed.watching import Watches
 _PIECE = 64 << 20
 
 
-class Place(tuple[np.ndarray, np.ndarray, np.ndarray]):
+class ImageLocation(tuple[np.ndarray, np.ndarray, np.ndarray]):
     """Where images are, for kernels that read by themselves: (descriptors int32 [F], first image bytes int64 [F],
     their places in the set int64 [F + 1]).
 
@@ -27,7 +27,7 @@ class Place(tuple[np.ndarray, np.ndarray, np.ndarray]):
 
     files: list[Descriptor]
 
-    def __new__(cls, extents: Sequence[Extent]) -> Place:
+    def __new__(cls, extents: Sequence[Extent]) -> ImageLocation:
         files = [extent.file for extent in extents]
         place = super().__new__(
             cls,
@@ -55,11 +55,11 @@ class SampleReader:
         self._size = file.nbytes
         self.sample_bytes = 0 if file.strides is None else file.strides[0]
         extents = file.extents
-        self._place: Place | None = Place(extents)
+        self._place: ImageLocation | None = ImageLocation(extents)
         self._watches = Watches([extent.watch for extent in extents], self._place[0].tolist())
 
     @property
-    def place(self) -> Place:
+    def place(self) -> ImageLocation:
         """Where the images are; hold it for as long as a kernel reads there."""
         place = self._place
         if place is None:

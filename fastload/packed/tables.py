@@ -12,7 +12,7 @@ import numpy as np
 
 from fastload.common.version import __version__
 from fastload.packed.format import FORMAT, SelectionTable, checksum
-from fastload.packed.hdf5_layout import Layout, place_dataset, set_attributes
+from fastload.packed.hdf5_layout import FileLayout, place_dataset, set_attributes
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Tables:
     names: tuple[np.ndarray, np.ndarray] | None
     selection: SelectionTable | None
 
-    def lay_out(self, layout: Layout, fingerprint: str) -> list[tuple[int, Any]]:
+    def lay_out(self, layout: FileLayout, fingerprint: str) -> list[tuple[int, Any]]:
         """Add all of this to a layout that has the images already; return (position, bytes) of what is to be written.
 
         Arguments:

@@ -17,7 +17,7 @@ import xxhash
 from fastload.common.replacing import Replacement, target_of
 from fastload.errors import DataError, FastloadError, UsageError
 from fastload.packed.format import ALIGNMENT, CHUNK, SelectionTable, digest
-from fastload.packed.hdf5_layout import Layout, place_dataset
+from fastload.packed.hdf5_layout import FileLayout, place_dataset
 from fastload.packed.labels import as_ids, as_labels
 from fastload.packed.names import stored_names
 from fastload.packed.tables import Tables
@@ -77,7 +77,7 @@ class PackedWriter:
         self._written = np.zeros(self.count, dtype=bool)
         self._skipped = np.zeros(self.count, dtype=bool)
         self._lock = threading.Lock()
-        self._layout = Layout()
+        self._layout = FileLayout()
         self._file: Replacement | None = None
         for what, given in (("ids", self.ids), ("labels", labels), ("names", names), ("shapes", shapes)):
             if given is not None and len(given) != self.count:

@@ -15,7 +15,7 @@ from fastload.sources.members import Load, Member, no_content
 _BROKEN_LINK = "is a link that cannot be followed here; put a copy in its place"
 _SPECIAL = "is neither a file nor a folder; remove it"
 
-Place = tuple[int, int]
+Inode = tuple[int, int]
 
 
 def walk_folder(root: Path) -> Iterator[tuple[Member, Load]]:
@@ -32,8 +32,8 @@ def walk_folder(root: Path) -> Iterator[tuple[Member, Load]]:
 
 def _walk(root: Path) -> Iterator[tuple[Member, Load]]:
     status = root.stat()
-    visited: dict[Place, str] = {(status.st_dev, status.st_ino): ""}
-    linked: set[Place] = set()
+    visited: dict[Inode, str] = {(status.st_dev, status.st_ino): ""}
+    linked: set[Inode] = set()
     open_folders = [("", iter(_entries(str(root))))]
     while open_folders:
         prefix, entries = open_folders[-1]

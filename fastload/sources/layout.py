@@ -22,7 +22,7 @@ from fastload.sources.folder_names import (
 )
 from fastload.sources.kinds import OTHER_PICTURES, suffix_of, system_part
 from fastload.sources.members import Member
-from fastload.sources.splits import Choice, choose_split, images_in, splits_depth
+from fastload.sources.splits import SplitChoice, choose_split, images_in, splits_depth
 from fastload.sources.tree import Folder, build, narrowed
 
 _TABLES = (".csv", ".tsv", ".jsonl", ".xlsx", ".xls", ".parquet", ".mat", ".json", ".txt", ".xml", ".db", ".sqlite")
@@ -75,7 +75,7 @@ def find_classes(
         raise DataError(f"{where}: {_found_instead(members)}")
     if level is not None:
         within_splits = split is None and level > splits_depth(root)
-        chosen = Choice(root, []) if split is None and not within_splits else choose_split(where, root, split)
+        chosen = SplitChoice(root, []) if split is None and not within_splits else choose_split(where, root, split)
         classes = _by_level(where, chosen.folder, level)
     else:
         chosen = choose_split(where, root, split)
@@ -89,7 +89,7 @@ def find_pictures(where: object, members: Sequence[Member], *, split: str | None
     root = build(where, members)
     if not root.count:
         raise DataError(f"{where}: {_found_instead(members)}")
-    chosen = Choice(root, []) if split is None else choose_split(where, root, split)
+    chosen = SplitChoice(root, []) if split is None else choose_split(where, root, split)
     if chosen.classes:
         return _layout(root, members, chosen, {"": sorted(name for names in chosen.classes.values() for name in names)})
     return _layout(root, members, chosen, {"": sorted(chosen.folder.all_pictures())})
@@ -120,7 +120,7 @@ def _by_level(where: object, folder: Folder, level: int) -> dict[str, list[str]]
 class _Proof:
     """The rules by which the folders in one are its classes, or are not."""
 
-    def __init__(self, where: object, root: Folder, chosen: Choice, archives: bool) -> None:
+    def __init__(self, where: object, root: Folder, chosen: SplitChoice, archives: bool) -> None:
         self.where, self.root, self.chosen, self.folder = where, root, chosen, chosen.folder
         self.bearing = self.folder.bearing
         self.archives = archives and self.folder is root
@@ -318,7 +318,7 @@ def _some(names: Iterable[str]) -> str:
 # -- what comes of it --------------------------------------------------------------------------------------------------
 
 
-def _layout(root: Folder, members: Sequence[Member], chosen: Choice, classes: dict[str, list[str]]) -> Layout:
+def _layout(root: Folder, members: Sequence[Member], chosen: SplitChoice, classes: dict[str, list[str]]) -> Layout:
     names = sorted(classes)
     pictures: list[str] = []
     labels: list[int] = []
@@ -344,7 +344,7 @@ def _wrapper(folder: Folder) -> str:
     return f"{folder.path}/" if folder.path else ""
 
 
-def _passed_over(members: Sequence[Member], chosen: Choice, taken: set[str]) -> dict[str, int]:
+def _passed_over(members: Sequence[Member], chosen: SplitChoice, taken: set[str]) -> dict[str, int]:
     """Count what is no sample by kind; other splits are left where they are, and not counted."""
     others = tuple(f"{rival.path}/" for rival in chosen.rivals)
     system: set[str] = set()

@@ -12,7 +12,7 @@ from fastload.sources.tree import Folder, narrowed
 
 
 @dataclass(frozen=True)
-class Choice:
+class SplitChoice:
     """The folder to take, and its `rivals`: the other splits. `classes` where it is a folder in each class."""
 
     folder: Folder
@@ -28,21 +28,21 @@ _SAME: tuple[Callable[[str, str], bool], ...] = (
 )
 
 
-def choose_split(where: object, root: Folder, split: str | None) -> Choice:
+def choose_split(where: object, root: Folder, split: str | None) -> SplitChoice:
     """Return the part of a tree that `split` names, or all of it where it has no splits."""
     top = narrowed(root)
     if split is None:
         splits = _splits(top)
         if len(splits) > 1:
             raise UsageError(f"{where}: holds several splits: {_counts(splits)}; name one with --split")
-        return Choice(narrowed(splits[0]), []) if splits else Choice(top, [])
+        return SplitChoice(narrowed(splits[0]), []) if splits else SplitChoice(top, [])
     found = _named(root, top, split)
     if found is None:
         if across := _across(top, split):
             rivals = [part for child in top.bearing for part in child.bearing if part.name != split]
-            return Choice(top, rivals, across)
+            return SplitChoice(top, rivals, across)
         if any(same(part, split) for same in _SAME for part in top.path.split("/")):
-            return Choice(top, [])  # the only one there is
+            return SplitChoice(top, [])  # the only one there is
         folders = _splits(top) or top.bearing
         there = f"its folders are {_counts(folders)}" if folders else f"{images_in(top)} stand in one folder"
         raise UsageError(f"{where}: has no split '{split}'; {there}")
@@ -51,7 +51,7 @@ def choose_split(where: object, root: Folder, split: str | None) -> Choice:
     if len(further) > 1:
         paths = ", ".join(f"{split}/{folder.path[len(found.path) + 1 :]} ({images_in(folder)})" for folder in further)
         raise UsageError(f"{where}: '{split}' holds several splits: {paths}; name one with --split")
-    return Choice(inner, [rival for rival in _siblings(root, found) if rival is not found])
+    return SplitChoice(inner, [rival for rival in _siblings(root, found) if rival is not found])
 
 
 def splits_depth(root: Folder) -> float:

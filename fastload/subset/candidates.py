@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 
 from fastload.embedding.chunks import Embeddings
-from fastload.embedding.own import OwnEmbeddings, find_rows, ids_of, read_list, sample_name
+from fastload.embedding.own import OwnEmbeddings, find_rows, id_and_name, ids_of, read_list
 from fastload.errors import UsageError
 from fastload.packed.set import Packed, labels_of
 from fastload.selection import Samples
@@ -45,7 +45,7 @@ class Candidates:
         keep[excluded] = False
         both = included[~keep[included]]
         if len(both):
-            raise UsageError(f"{sample_name(file, int(both[0]))} is both included and excluded; name it once")
+            raise UsageError(f"{id_and_name(file, int(both[0]))} is both included and excluded; name it once")
         keep[included] = False
         duplicates = 0
         if not keep_duplicates and file.digests is not None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastload.common.folder_files import Folder, FolderFile
+from fastload.common.folder_files import FolderFile, OpenFolder
 from fastload.errors import DataError, UsageError
 
 FORMAT = 1
@@ -63,7 +63,7 @@ class WorkFolder:
         self._fresh = fresh
         self._lock = -1
         self._steps: dict[str, dict[str, Any]] = {}
-        self._folder: Folder
+        self._folder: OpenFolder
 
     def __enter__(self) -> WorkFolder:
         try:
@@ -82,7 +82,7 @@ class WorkFolder:
             if not os.path.lexists(self.path):
                 self._make()
             try:
-                self._folder = Folder(self.path)
+                self._folder = OpenFolder(self.path)
                 self._check_mark()
                 self._lock = self.file("lock").open_or_create()
             except FileNotFoundError:
@@ -116,7 +116,7 @@ class WorkFolder:
         """Make the folder with its mark in it at once: one that was killed halfway has another name."""
         made = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent))
         try:
-            folder = Folder(made)
+            folder = OpenFolder(made)
             mark = folder.file(MARK)
             mark.write(_MARK_TEXT)
             try:

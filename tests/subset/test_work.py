@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from packs import noise_images, write_raw
 
-from fastload.common.folder_files import Folder, FolderFile
+from fastload.common.folder_files import FolderFile, OpenFolder
 from fastload.errors import DataError, UsageError
 from fastload.subset.build import build_subset
 from fastload.subset.work_folder import MARK, WorkFolder
@@ -173,7 +173,7 @@ def test_a_folder_that_is_removed_while_it_is_opened_is_made_anew(tmp_path, monk
 
 
 def test_a_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
-    file = Folder(tmp_path).file("x")
+    file = OpenFolder(tmp_path).file("x")
     file.write(b"old")
     monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space left"):
