@@ -58,8 +58,12 @@ def test_the_layers_are_those_of_fig_2():
     kinds = [type(layer).__name__ for block in model.encoder for layer in block]
     assert kinds == ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d"] * 3
     assert [type(layer).__name__ for layer in model.decoder] == [
-        "ConvTranspose2d", "ReLU", "ConvTranspose2d", "ReLU", "ConvTranspose2d",
-    ]  # fmt: skip
+        "ConvTranspose2d",
+        "ReLU",
+        "ConvTranspose2d",
+        "ReLU",
+        "ConvTranspose2d",
+    ]
     convolutions = [layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.ConvTranspose2d)]
     assert all(layer.kernel_size == (5, 5) for layer in convolutions)
     assert [layer.stride for layer in model.decoder[::2]] == [(2, 2)] * 3
@@ -127,9 +131,13 @@ def test_a_run_stopped_at_any_step_and_resumed_gives_the_bits_of_one_that_was_no
     steps = []
     with pytest.raises(KeyboardInterrupt):
         train(
-            file, settings, checkpoint=checkpoint, key="k",
-            on_step=lambda step, loss: steps.append(step), should_stop=lambda: len(steps) == stop - 1,
-        )  # fmt: skip
+            file,
+            settings,
+            checkpoint=checkpoint,
+            key="k",
+            on_step=lambda step, loss: steps.append(step),
+            should_stop=lambda: len(steps) == stop - 1,
+        )
     assert steps[-1] == stop
     resumed = train(file, settings, checkpoint=checkpoint, key="k")
     assert resumed.resumed_at == stop
@@ -154,9 +162,12 @@ def test_checkpoints_come_at_the_asked_interval(file, tmp_path):
     checkpoint = tmp_path / "training.safetensors"
     seen = []
     train(
-        file, TrainingSettings(steps=3, batch_size=16), checkpoint=checkpoint, seconds_between=0.0,
+        file,
+        TrainingSettings(steps=3, batch_size=16),
+        checkpoint=checkpoint,
+        seconds_between=0.0,
         on_step=lambda step, loss: seen.append(load_tensors(checkpoint)[1]["step"]),
-    )  # fmt: skip
+    )
     assert seen == [1, 2, 3]
 
 

@@ -85,9 +85,14 @@ def start(folder, world, *words, fault="", launcher=True, program=COMMAND):
 
     def process(words, more):
         return subprocess.Popen(
-            [sys.executable, *words], cwd=folder, env=environment | more, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )  # fmt: skip
+            [sys.executable, *words],
+            cwd=folder,
+            env=environment | more,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
 
     if launcher:
         return process(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), *own], {})

@@ -33,9 +33,13 @@ def full(tmp_path):
     images[40:45] = images[:5]
     names = [f"c{row % 3}/{row:03}.png" for row in range(COUNT)]
     with PackedWriter(
-        tmp_path / "full.h5", shape=images.shape, labels=np.arange(COUNT) % 3, source={"kind": "test"}, names=names,
+        tmp_path / "full.h5",
+        shape=images.shape,
+        labels=np.arange(COUNT) % 3,
+        source={"kind": "test"},
+        names=names,
         classes=["c0", "c1", "c2"],
-    ) as out:  # fmt: skip
+    ) as out:
         for row, image in enumerate(images):
             out.write(row, image)
     np.save(tmp_path / "e.npy", np.random.default_rng(0).random((COUNT, 5), np.float32))
@@ -65,9 +69,12 @@ def test_what_is_included_comes_first_in_the_order_that_was_given(full, tmp_path
     (tmp_path / "list.txt").write_text("\n".join(names) + "\n")
     np.save(tmp_path / "list.npy", ids)
     include = {
-        "ids": ids, "names": names, "text": "33, 7,51", "file": tmp_path / "list.txt",
+        "ids": ids,
+        "names": names,
+        "text": "33, 7,51",
+        "file": tmp_path / "list.txt",
         "npy": str(tmp_path / "list.npy"),
-    }[form]  # fmt: skip
+    }[form]
     report = chosen(full, strategy=strategy, include=include)
     assert report.ids[:3] == ids and len(set(report.ids)) == 20
     assert report.names[:3] == names

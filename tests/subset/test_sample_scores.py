@@ -40,9 +40,12 @@ def scores(tmp_path, full):
             np.save(tmp_path / "ids.npy", IDS[order])
             settings["embedding_ids"] = tmp_path / "ids.npy"
         build_subset(
-            full, tmp_path / "s.h5", embeddings=tmp_path / "e.npy", threads=1,
+            full,
+            tmp_path / "s.h5",
+            embeddings=tmp_path / "e.npy",
+            threads=1,
             **({"size": 20, "scores": tmp_path / "a.npz"} | settings),
-        )  # fmt: skip
+        )
         with np.load(tmp_path / "a.npz") as found:
             return {name: found[name] for name in found.files}
 
@@ -145,12 +148,19 @@ def test_what_has_no_scores_is_refused_before_any_work(full, tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("full.h5", "is the full set itself"), ("link.h5", "is the full set itself"), ("s.h5", "is the subset itself"),
-        ("s.h5.work", "in its work folder"), ("nowhere/a.npz", "no folder"), ("folder", "is a folder"),
-        ("e.npy", "holds no scores"), ("hard.h5", "holds no scores"), ("other.npz", "holds no scores"), ("", "empty"),
+        ("full.h5", "is the full set itself"),
+        ("link.h5", "is the full set itself"),
+        ("s.h5", "is the subset itself"),
+        ("s.h5.work", "in its work folder"),
+        ("nowhere/a.npz", "no folder"),
+        ("folder", "is a folder"),
+        ("e.npy", "holds no scores"),
+        ("hard.h5", "holds no scores"),
+        ("other.npz", "holds no scores"),
+        ("", "empty"),
         ("a" * 300, "cannot be written"),
     ],
-)  # fmt: skip
+)
 def test_a_place_that_would_cost_other_data_is_refused_before_any_work(scores, full, vectors, tmp_path, name, words):
     (tmp_path / "folder").mkdir()
     (tmp_path / "link.h5").symlink_to(full)

@@ -110,10 +110,15 @@ def files_of(out):
 
 @pytest.mark.parametrize(
     "amount",
-    [{"size": 300}, {"per_dimension": 30}, {"size": 2400}, {"size": 300, "balance_classes": True},
-     {"per_dimension": 9, "balance_classes": True}],
+    [
+        {"size": 300},
+        {"per_dimension": 30},
+        {"size": 2400},
+        {"size": 300, "balance_classes": True},
+        {"per_dimension": 9, "balance_classes": True},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_the_file_and_the_report_are_those_of_stored_embeddings(full, tmp_path, amount):
     passed_by, stored = Watcher(), Watcher()
     one = build(full, tmp_path / "a.h5", size=amount.get("size"), listener=passed_by, **without_size(amount))

@@ -301,8 +301,13 @@ def again(few_cifar, out, **changed) -> Heard:
 def test_with_keep_nothing_is_computed_twice_and_the_file_is_the_same(few_cifar, kept):
     before = kept.read_bytes()
     assert sorted(entry.name for entry in kept.with_name("s.h5.work").iterdir()) == [
-        "autoencoder.safetensors", "embeddings.npy", "lock", "made-by-fastload", "selection.safetensors", "state.json",
-    ]  # fmt: skip
+        "autoencoder.safetensors",
+        "embeddings.npy",
+        "lock",
+        "made-by-fastload",
+        "selection.safetensors",
+        "state.json",
+    ]
     heard = again(few_cifar, kept)
     assert [heard.how[step] for step in ("train", "embed", "analyse")] == ["reused"] * 3
     assert heard.told[0].reused == ["train", "embed"] and not heard.notes
@@ -374,7 +379,7 @@ def test_a_damaged_work_file_is_made_again_with_the_same_result(few_cifar, kept,
 @pytest.mark.parametrize(
     "text",
     ["[]", "{}", '{"format": 1, "steps": {"train": {}}}', '{"format": 9, "steps": {}}', '{"format": 1, "steps": 3}'],
-)  # fmt: skip
+)
 def test_a_state_that_is_json_but_not_ours_is_not_believed(few_cifar, kept, text):
     (kept.with_name("s.h5.work") / "state.json").write_text(text)
     heard = again(few_cifar, kept)
@@ -575,10 +580,18 @@ def test_memory_needed_grows_with_the_batch_and_refuses_the_device_s_too():
 @pytest.mark.parametrize(
     ("size", "count", "expected"),
     [
-        ("8.64%", 50_000, 4320), (4320, 50_000, 4320), ("4320", 50_000, 4320), ("4,320", 50_000, 4320),
-        (0.0864, 50_000, 4320), ("100%", 7, 7), ("0.01%", 7, 1), ("50%", 5, 3), (1.0, 9, 9), (1, 9, 1),
+        ("8.64%", 50_000, 4320),
+        (4320, 50_000, 4320),
+        ("4320", 50_000, 4320),
+        ("4,320", 50_000, 4320),
+        (0.0864, 50_000, 4320),
+        ("100%", 7, 7),
+        ("0.01%", 7, 1),
+        ("50%", 5, 3),
+        (1.0, 9, 9),
+        (1, 9, 1),
     ],
-)  # fmt: skip
+)
 def test_sizes_are_numbers_or_shares(size, count, expected):
     assert parse_size(size, count) == expected
 
@@ -592,5 +605,10 @@ def test_a_share_in_hundredths_of_a_percent_rounds_exactly(count, hundredths):
 
 def test_durations_read_as_people_say_them():
     assert [duration(s) for s in (0.04, 9.94, 9.97, 59.6, 200, 7500)] == [
-        "0.0 s", "9.9 s", "10 s", "1 min 00 s", "3 min 20 s", "2 h 05 min",
-    ]  # fmt: skip
+        "0.0 s",
+        "9.9 s",
+        "10 s",
+        "1 min 00 s",
+        "3 min 20 s",
+        "2 h 05 min",
+    ]
