@@ -42,7 +42,7 @@ IMPORTED = (
     "pytest",
     "PIL.Image",
     "rich.console",
-    "fastload.kernels.topk",
+    "fastload.selection.topk",
     "fastload.loop.loader",
     "fastload.subset.build",
     "zstandard",

@@ -22,9 +22,9 @@ from fastload.bench import data
 from fastload.bench.measure import Result, result_of, synchronize
 from fastload.bench.parts import Missing, Setting, packed_data
 from fastload.feeds.feed import Output, open_feed
-from fastload.kernels.topk import TopK
 from fastload.order import FAST, Order
 from fastload.packed.file import PackedFile
+from fastload.selection.topk import TopK
 
 
 def gpu_times(setting: Setting) -> list[Result]:

@@ -239,7 +239,7 @@ def stream_encoded(setting: Setting) -> list[Result]:
 
 def select(setting: Setting) -> list[Result]:
     """Top-k down the columns of embeddings that lie on the device; the limit reads the matrix once (a sum)."""
-    from fastload.kernels.topk import TopK
+    from fastload.selection.topk import TopK
 
     rows, dims, k = setting.pick(1_000_000, 2000, 200_000), 216, 20
     generator = torch.Generator().manual_seed(0)

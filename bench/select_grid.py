@@ -25,7 +25,7 @@ from fastload.common.arguments import whole
 from fastload.common.memory import free_memory
 from fastload.embedding.chunks import as_embeddings
 from fastload.errors import UsageError
-from fastload.kernels.topk import TopK
+from fastload.selection.topk import TopK
 
 ORDERS = ("random", "ascending", "descending")
 

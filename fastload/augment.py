@@ -11,7 +11,8 @@ import numpy as np
 
 from fastload.common.arguments import flag, real, whole
 from fastload.errors import UsageError
-from fastload.kernels import augment as kernel
+from fastload.kernels.augment import KEEP, STDDEV, VARIANCE, Draws, Settings
+from fastload.kernels.augment_cpu import draw_batch
 
 _LARGEST = 1e30  # far beyond any use, and products of it with pixel values are still float32
 
@@ -130,23 +131,32 @@ def draw_parameters(augment: Augment, seed: int, phase: int, ids: np.ndarray, ep
         np.empty(count, np.uint32), np.empty(count, np.uint32), np.empty(count, np.bool_),
         np.empty(count, np.float32), np.empty(count, np.float32),
     )  # fmt: skip
-    kernel.draw_batch(
-        ids, epochs, np.uint64(seed), np.uint64(phase), kernel_settings(augment),
+    draw_batch(
+        ids, epochs, np.uint64(seed), np.uint64(phase), kernel_settings(augment).draws,
         drawn.top, drawn.left, drawn.flip, drawn.brightness, drawn.contrast,
     )  # fmt: skip
     return drawn
 
 
-_STANDARDIZE = {None: kernel.KEEP, "stddev": kernel.STDDEV, "variance": kernel.VARIANCE}
+_STANDARDIZE = {None: KEEP, "stddev": STDDEV, "variance": VARIANCE}
 
 
-def kernel_settings(augment: Augment) -> tuple[Any, ...]:
-    """Return the settings in the form that the kernels take (see `kernels/augment.py`)."""
+def kernel_settings(augment: Augment) -> Settings:
+    """Return the settings in the form that the kernels take."""
     height, width = augment.size
     low, high = np.float32(augment.contrast[0]), np.float32(augment.contrast[1])
     brightness = np.float32(augment.brightness)
-    return (
-        np.int64(height), np.int64(width), np.int64(augment.centre), np.float64(augment.flip),
-        -brightness, np.float32(2) * brightness, low, high - low,
-        np.int64(augment.clamp), np.int64(_STANDARDIZE[augment.standardize]),
-    )  # fmt: skip
+    return Settings(
+        height=np.int64(height),
+        width=np.int64(width),
+        centre=np.int64(augment.centre),
+        draws=Draws(
+            flip=np.float64(augment.flip),
+            brightness_low=-brightness,
+            brightness_span=np.float32(2) * brightness,
+            contrast_low=low,
+            contrast_span=high - low,
+        ),
+        clamp=np.int64(augment.clamp),
+        standardize=np.int64(_STANDARDIZE[augment.standardize]),
+    )

@@ -11,9 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from fastload.common.install import cuda_install_command
-from fastload.errors import UsageError
-
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 
 
@@ -64,13 +61,6 @@ except ImportError as error:
     PROBLEM = f"{error}"
 except Exception as error:  # a numba-cuda that does not go with what is installed must not stop the CPU's work
     PROBLEM = f"{type(error).__name__}: {error}"
-
-
-def require() -> None:
-    """Raise UsageError, with the reason and what to do, where there is no CUDA target."""
-    if cuda is None:
-        why = f"numba-cuda, which cannot be imported ({PROBLEM})"
-        raise UsageError(f"device='cuda' needs {why}: {cuda_install_command()}")
 
 
 def device_array(tensor: Any) -> Any:

@@ -11,10 +11,10 @@ import torch
 from fastload.augment import Augment, Parameters, kernel_settings
 from fastload.feeds.crop_room import misfit, resized_sides
 from fastload.feeds.dali_errors import SampleError
-from fastload.kernels import augment as kernel
-from fastload.kernels import finish
+from fastload.kernels.augment import BFLOAT16, FLOAT16, FLOAT32
+from fastload.kernels.augment_decoded import finish_decoded
 
-_STORED = {torch.float32: kernel.FLOAT32, torch.float16: kernel.FLOAT16, torch.bfloat16: kernel.BFLOAT16}
+_STORED = {torch.float32: FLOAT32, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
 
 
 class DecodedFinish:
@@ -29,7 +29,7 @@ class DecodedFinish:
         self._augment, self._threads = augment, threads
         self._settings = kernel_settings(augment)
         for kind in _STORED.values():  # compiles the kernel
-            nothing = np.empty((0, 1), np.float32 if kind == kernel.FLOAT32 else np.int16)
+            nothing = np.empty((0, 1), np.float32 if kind == FLOAT32 else np.int16)
             where, none = (np.empty(0, np.int64), np.empty((0, 6), np.int64)), np.empty(0, np.float32)
             self._finish_part((*where, np.empty(0, np.bool_), none, none, nothing), False, kind)
 
@@ -66,8 +66,8 @@ class DecodedFinish:
     def _finish_part(self, part: tuple[np.ndarray, ...], channels_last: bool, kind: int) -> None:
         *by_image, values = part
         addresses, places, *drawn = by_image
-        steps = self._settings[-2:]
-        finish.finish_decoded(addresses, places, self._augment.size, *drawn, *steps, values, channels_last, kind)
+        steps = self._settings.clamp, self._settings.standardize
+        finish_decoded(addresses, places, self._augment.size, *drawn, *steps, values, channels_last, kind)
 
     def _places(self, sides: np.ndarray, parameters: Parameters) -> np.ndarray:
         """Return images' sides, their sides once resized, and their crops' corners, int64 [b, 6]; refuse a misfit."""

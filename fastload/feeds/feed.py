@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fastload.augment import Augment
+from fastload.common.cuda import require_cuda_target
 from fastload.common.device import resolve_device
 from fastload.common.processors import default_threads
 from fastload.errors import UsageError
@@ -22,7 +23,6 @@ from fastload.feeds.fused_feeds import FusedCpuFeed, FusedResidentFeed, FusedStr
 from fastload.feeds.inputs import FeedInputs
 from fastload.feeds.prefetch import Prefetcher
 from fastload.feeds.read_ahead import read_ahead_for
-from fastload.kernels import cuda_target
 from fastload.order import Order, RowOrder
 from fastload.packed.reader import SampleReader
 from fastload.packed.set import Packed
@@ -73,7 +73,7 @@ def open_feed(
         return DaliFeed(inputs)
     if output.device.type == "cpu":
         return FusedCpuFeed(inputs)
-    cuda_target.require()
+    require_cuda_target()
     return FusedResidentFeed(inputs) if resident else FusedStreamFeed(inputs)
 
 

@@ -9,14 +9,15 @@ import numpy as np
 import torch
 
 from fastload.augment import Augment, kernel_settings
-from fastload.kernels import augment as kernel
+from fastload.kernels import augment_cpu, augment_cuda, augment_plan
+from fastload.kernels.augment import BFLOAT16, FLOAT16, FLOAT32
 from fastload.kernels.compiling import cuda_jit
 from fastload.kernels.cuda_target import launch_stream
 from fastload.order import Order
 from fastload.packed.guarded_map import GuardedMap
 from fastload.packed.reader import ImageLocation
 
-_KINDS = {torch.float32: kernel.FLOAT32, torch.float16: kernel.FLOAT16, torch.bfloat16: kernel.BFLOAT16}
+_KINDS = {torch.float32: FLOAT32, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
 _compiled: dict[str, Any] = {}
 
 
@@ -49,19 +50,19 @@ class FusedEngine:
 
     def on_cpu(self, data: np.ndarray, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray) -> None:
         """Augment images `rows` of uint8 `data` into `out` [b, C·h·w], without the GIL."""
-        kernel.augment_batch(data, rows, *self._arguments(ids, epochs, out))
+        augment_cpu.augment_batch(data, rows, *self._arguments(ids, epochs, out))
 
     def on_cpu_stream(
         self, place: ImageLocation, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray
     ) -> int:
         """Augment images read from files, a `SampleReader`'s `place`; return the first unreadable one, or -1."""
-        return kernel.augment_stream(*place, rows, *self._arguments(ids, epochs, out))
+        return augment_cpu.augment_stream(*place, rows, *self._arguments(ids, epochs, out))
 
     def on_cpu_map(
         self, mapped: GuardedMap, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray
     ) -> bool:
         """Augment images out of mapped files; return whether all files were as long afterwards as when mapped."""
-        return bool(kernel.augment_parts(*mapped.place, mapped.data, rows, *self._arguments(ids, epochs, out)))
+        return bool(augment_cpu.augment_parts(*mapped.place, mapped.data, rows, *self._arguments(ids, epochs, out)))
 
     def _arguments(self, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray) -> tuple[object, ...]:
         return (
@@ -103,7 +104,7 @@ class FusedEngine:
         self._resident[2](len(ids), start, out.data_ptr(), labels.data_ptr(), ids.data_ptr())
 
     def _plan(self, **resident: int) -> np.ndarray:
-        return kernel.plan(
+        return augment_plan.plan(
             self._settings, self._strides, self._shape, self._seed, self._phase, self._channels_last, self._kind,
             **resident,
         )  # fmt: skip
@@ -135,7 +136,7 @@ class _Launcher:
 
     def _configure(self, count: int, stream: torch.cuda.Stream) -> Any:
         self._plan.record_stream(stream)  # or its memory could be reused, once dropped, before that stream is done
-        blocks, threads, shared_bytes = kernel.launch_shape(self._host_plan, count)
+        blocks, threads, shared_bytes = augment_plan.launch_shape(self._host_plan, count)
         launch = _kernel(self._name)[blocks, threads, launch_stream(stream), shared_bytes]
         self._configured[count, stream.cuda_stream] = launch
         return launch
@@ -163,5 +164,5 @@ class ResidentStore:
 
 def _kernel(name: str) -> Any:
     if name not in _compiled:
-        _compiled[name] = cuda_jit(getattr(kernel, name))
+        _compiled[name] = cuda_jit(getattr(augment_cuda, name))
     return _compiled[name]

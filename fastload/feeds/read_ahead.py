@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 
-from fastload.kernels import augment as kernel
+from fastload.kernels import file_ranges
 from fastload.order import Order, RowOrder
 from fastload.packed.reader import SampleReader
 from fastload.packed.set import Packed
@@ -135,4 +135,4 @@ class ReadAhead:
     def _advise(self, starts: np.ndarray, ends: np.ndarray) -> None:
         if starts.size:
             place = self._reader.place
-            kernel.advise_ranges(*place, starts, ends - starts)
+            file_ranges.advise_ranges(*place, starts, ends - starts)

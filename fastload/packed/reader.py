@@ -10,7 +10,7 @@ import numpy as np
 
 from fastload.common.dropping import Descriptor
 from fastload.errors import ClosedError, DataError
-from fastload.kernels import augment as kernel
+from fastload.kernels import file_ranges
 from fastload.packed.file import Extent
 from fastload.packed.set import Packed
 from fastload.packed.watching import Watches
@@ -77,7 +77,7 @@ class SampleReader:
         """Copy samples, one after the other, to uint8 `out`, which is as large as all of them."""
         place = self.place
         starts, sizes = self.ranges(rows)
-        self.check(kernel.read_ranges(*place, starts, sizes, out, np.cumsum(sizes) - sizes), rows)
+        self.check(file_ranges.read_ranges(*place, starts, sizes, out, np.cumsum(sizes) - sizes), rows)
 
     def everything(self) -> np.ndarray:
         """Return all of the images' bytes, uint8 [bytes]."""
@@ -86,7 +86,7 @@ class SampleReader:
         firsts = place[2]
         starts = np.concatenate([np.arange(a, b, _PIECE) for a, b in pairwise(firsts)])
         sizes = np.diff(np.append(starts, self._size))
-        self.check(kernel.read_ranges(*place, starts, sizes, out, starts), starts // max(1, self.sample_bytes))
+        self.check(file_ranges.read_ranges(*place, starts, sizes, out, starts), starts // max(1, self.sample_bytes))
         return out
 
     def images(self, rows: np.ndarray) -> np.ndarray:

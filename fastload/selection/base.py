@@ -12,8 +12,8 @@ from fastload.common.arguments import flag, seed64, whole
 from fastload.embedding.chunks import Embeddings
 from fastload.errors import DataError, UsageError
 from fastload.kernels.compiling import njit
-from fastload.kernels.topk import TopKState
 from fastload.order import permutation
+from fastload.selection.topk_state import TopKState
 
 
 @dataclass(frozen=True)

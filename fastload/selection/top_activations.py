@@ -18,7 +18,7 @@ import numpy as np
 from fastload.embedding.chunks import Embeddings
 from fastload.errors import DataError, UsageError
 from fastload.kernels.compiling import njit
-from fastload.kernels.topk import MAX_K_CUDA, TopK, TopKState
+from fastload.kernels.topk_cuda import MAX_K_CUDA
 from fastload.selection.base import (
     Pass,
     Request,
@@ -27,6 +27,8 @@ from fastload.selection.base import (
     not_finite,
     places_of_groups,
 )
+from fastload.selection.topk import TopK
+from fastload.selection.topk_state import TopKState
 
 # position, dimension, rank, score; and how often a sample was passed over, being chosen already
 _Choice = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]

@@ -7,7 +7,7 @@ import torch
 from fastload.embedding.autoencoder import Autoencoder
 from fastload.embedding.chunks import most_rows
 from fastload.embedding.encoder import autoencoder_encoder, chunk_rows
-from fastload.kernels import topk
+from fastload.selection import topk_cuda
 from fastload.selection.top_activations import list_length
 from fastload.subset.embed_step import plan_embedding
 from fastload.subset.estimate import (
@@ -88,9 +88,9 @@ def _add_selection(run: Run, found: Estimate, columns: int, size: int, streaming
             device = torch.device(run.device)
             lists = (length, groups), (run.report_length(columns), 1)
             processors = torch.cuda.get_device_properties(device).multi_processor_count
-            listing = topk.cuda_bytes(columns, lists, min(count, most_rows(columns)), processors)
+            listing = topk_cuda.cuda_bytes(columns, lists, min(count, most_rows(columns)), processors)
             found.device_memory = max(found.device_memory, listing)
-            topk.compile_for(device)
+            topk_cuda.compile_for(device)
     if columns and run.choice.embeds and not run.choice.streams:
         entries = 2 * (size + 2 * columns)
         seconds, memory = estimate_strategy(run.choice.strategy, count, columns, entries, run.threads)

@@ -13,9 +13,9 @@ import numpy as np
 
 from fastload.common.terminal import columns, rows
 from fastload.common.text import printable
-from fastload.kernels.topk import TopKState
 from fastload.packed.set import Packed
 from fastload.selection.top_activations import measure_overlap
+from fastload.selection.topk_state import TopKState
 
 STEP_TITLES = {
     "train": "train the autoencoder",

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from fastload.common.tensors import load_tensors, save_tensors
-from fastload.kernels.topk import TopKState
 from fastload.selection import Embeddings, Selection, as_embeddings, select
 from fastload.selection.top_activations import read
+from fastload.selection.topk_state import TopKState
 from fastload.subset.candidates import KeptRows
 from fastload.subset.embed_step import Embedded
 from fastload.subset.not_finite import naming_them, rows_not_finite

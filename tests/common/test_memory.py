@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,9 @@ from hypothesis import strategies as st
 from fastload import UsageError
 from fastload.common import memory
 from fastload.feeds.fused_engine import ResidentStore, whole_words
-from fastload.kernels import topk
+from fastload.kernels.topk import RATIO, top_stride
+from fastload.kernels.topk_cuda import MAX_K_CUDA, slabs_at_once
+from fastload.selection.topk_cuda import cuda_bytes, most_slabs, plan_level
 
 CUDA = torch.device("cuda", 0)
 
@@ -75,7 +75,7 @@ def test_a_resident_set_ends_with_a_whole_word_of_its_own(count):
 @settings(deadline=None, max_examples=200)
 @given(
     dims=st.integers(1, 3000),
-    k=st.integers(1, topk.MAX_K_CUDA),
+    k=st.integers(1, MAX_K_CUDA),
     groups=st.integers(1, 20),
     rows=st.integers(1, 10**7),
     processors=st.integers(1, 200),
@@ -85,18 +85,18 @@ def test_no_chunk_of_rows_takes_more_lists_than_were_forecast(dims, k, groups, r
     cuts = sorted(data.draw(st.lists(st.integers(0, rows), min_size=groups - 1, max_size=groups - 1)))
     bounds = np.array([0, *cuts, rows], np.int64)
     present = np.flatnonzero(np.diff(bounds))
-    lists = SimpleNamespace(dims=dims, k=k, slabs=topk.slabs_at_once(dims, processors))
-    forecast = topk.cuda_bytes(dims, [(k, groups)], rows, processors)
-    stride, skip = topk.top_stride(rows, k * len(present)), 0
+    most = most_slabs(dims, k, slabs_at_once(dims, processors))
+    forecast = cuda_bytes(dims, [(k, groups)], rows, processors)
+    stride, skip = top_stride(rows, k * len(present)), 0
     while stride > 0:
-        plan = topk._CudaLists._plan(lists, bounds, present, stride, skip)
+        plan = plan_level(bounds, present, stride, skip, most)
         slabs = len(plan.first) * dims * (12 * min(k, plan.length) + 8)
         assert slabs + groups * dims * (12 * k + 8) + rows * 4 * dims <= forecast
-        stride, skip = stride // topk._RATIO, 1
+        stride, skip = stride // RATIO, 1
 
 
 def test_lists_that_see_the_same_chunks_share_what_passes():
-    one, other = (topk.cuda_bytes(100, [pair], 1000, 132) for pair in ((20, 1), (10, 1)))
-    both = topk.cuda_bytes(100, [(20, 1), (10, 1)], 1000, 132)
+    one, other = (cuda_bytes(100, [pair], 1000, 132) for pair in ((20, 1), (10, 1)))
+    both = cuda_bytes(100, [(20, 1), (10, 1)], 1000, 132)
     assert max(one, other) < both < one + other
-    assert topk.cuda_bytes(100, [(topk.MAX_K_CUDA + 1, 1), (0, 1)], 1000, 132) == 0
+    assert cuda_bytes(100, [(MAX_K_CUDA + 1, 1), (0, 1)], 1000, 132) == 0

@@ -8,7 +8,7 @@ import reference
 import torch
 
 from fastload.kernels import augment as kernel
-from fastload.kernels import finish
+from fastload.kernels import augment_decoded as finish
 
 KINDS = {"float32": kernel.FLOAT32, "float16": kernel.FLOAT16, "bfloat16": kernel.BFLOAT16}
 STANDARDIZE = {"stddev": kernel.STDDEV, "variance": kernel.VARIANCE, None: kernel.KEEP}

@@ -46,8 +46,8 @@ def test_a_numba_cuda_that_cannot_be_imported_stops_only_what_needs_it(tmp_path,
     (tmp_path / "_numba_cuda_redirector.py").write_text("")
     said = run(
         "from fastload import TwoPhaseLoader, UsageError\n"
-        "from fastload.kernels import topk, augment\n"
-        "try:\n    topk.TopK(2, 1, device='cuda')\n"
+        "from fastload.selection.topk import TopK\n"
+        "try:\n    TopK(2, 1, device='cuda')\n"
         "except UsageError as error:\n    print(error)\n",
         tmp_path,
     )

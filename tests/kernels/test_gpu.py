@@ -16,9 +16,10 @@ from packs import noise_images, write_encoded, write_pair, write_raw
 from fastload import Augment, DataError, TwoPhaseLoader, UsageError
 from fastload.common.memory import free_memory
 from fastload.feeds.feed import Output, open_feed
-from fastload.kernels.topk import TopK, cuda_bytes
 from fastload.order import FAST, FINE_TUNE, Order
 from fastload.packed.file import PackedFile
+from fastload.selection.topk import TopK
+from fastload.selection.topk_cuda import cuda_bytes
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,7 +13,7 @@ import pytest
 from places import ROOT
 
 from fastload.augment import Augment, kernel_settings
-from fastload.kernels import augment, topk
+from fastload.kernels import augment, augment_plan, topk_cuda
 
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 
@@ -44,7 +44,7 @@ def compiled():
 @pytest.mark.parametrize("capability", ARCHITECTURES)
 def test_every_kernel_compiles_to_ptx_of_the_architecture(compiled, capability):
     report = compiled[capability]
-    assert {found["module"] for found in report} >= {"augment", "topk"}
+    assert {found["module"] for found in report} >= {"augment_cuda", "topk_cuda"}
     for found in report:
         architecture = f"sm_{capability[0]}{capability[1]}" + ("a" if capability >= (9, 0) else "")
         assert found["targets"] == [architecture], found
@@ -63,7 +63,7 @@ def test_no_kernel_spills_registers_or_uses_a_stack(compiled, capability):
 @pytest.mark.parametrize("capability", ARCHITECTURES)
 def test_the_augmentation_stores_16_bytes_and_reads_words_that_nobody_writes(compiled, capability):
     for found in compiled[capability]:
-        if found["module"] == "augment":
+        if found["module"] == "augment_cuda":
             accesses = {re.sub(r"\.[bfs](\d+)$", r".u\1", access) for access in found["accesses"]}
             assert {"st.global.v4.u32", "st.global.v2.u32", "ld.global.nc.u32"} <= accesses, found
             # A load or store that is not told its memory asks for it each time.
@@ -83,15 +83,15 @@ def shape_of(crop, count, *, channels=3, planar=False, last=False, kind=augment.
     strides = (channels * height * width, width, 1, height * width)
     if not planar:
         strides = (channels * height * width, width * channels, channels, 1)
-    plan = augment.plan(kernel_settings(Augment(crop=crop)), strides, (height, width, channels), 0, 0, last, kind)
-    return augment.launch_shape(plan, count)
+    plan = augment_plan.plan(kernel_settings(Augment(crop=crop)), strides, (height, width, channels), 0, 0, last, kind)
+    return augment_plan.launch_shape(plan, count)
 
 
 @pytest.mark.parametrize("capability", ARCHITECTURES)
 def test_two_blocks_of_large_images_share_a_multiprocessor(compiled, capability):
     for found in compiled[capability]:
-        if found["module"] == "augment" and not found["linker"]:
-            assert warps_of(augment.THREADS, found["registers"]) >= 2 * augment.THREADS // 32, found
+        if found["module"] == "augment_cuda" and not found["linker"]:
+            assert warps_of(augment_plan.THREADS, found["registers"]) >= 2 * augment_plan.THREADS // 32, found
 
 
 @pytest.mark.parametrize("capability", ARCHITECTURES)
@@ -104,10 +104,12 @@ def test_every_launch_of_the_augmentation_is_within_the_limits_of_the_device(com
             for count in (1, 7, 1024, 2**20):
                 blocks, (threads, images), dynamic = shape_of(crop, count, channels=channels, planar=planar, last=last)
                 assert blocks * images >= count > (blocks - 1) * images and blocks < 2**31
-                assert threads >= 1 and 1 <= images <= augment.MAX_IMAGES and threads * images <= augment.THREADS
+                assert (
+                    threads >= 1 and 1 <= images <= augment_plan.MAX_IMAGES and threads * images <= augment_plan.THREADS
+                )
                 assert dynamic >= threads * images * augment.MAX_CHANNELS * 8
                 for found in compiled[capability]:
-                    if found["module"] == "augment":
+                    if found["module"] == "augment_cuda":
                         assert found["shared"] > 0 and found["shared"] + dynamic <= 48 * 1024, found
                         if not found["linker"]:
                             assert warps_of(threads * images, found["registers"]) > 0, found
@@ -121,7 +123,7 @@ def test_small_images_share_blocks_and_a_batch_of_cifar_is_worked_on_at_once(com
     assert shape_of((32, 32), 1024)[1] == (86, 4) and shape_of((8, 8), 1024)[1] == (16, 8)
     assert shape_of((64, 64), 1024)[1] == (256, 1) and shape_of((224, 224), 1024)[1] == (384, 1)
     for found in compiled[(9, 0)]:
-        if found["module"] == "augment" and not found["linker"]:
+        if found["module"] == "augment_cuda" and not found["linker"]:
             for crop in (24, 28, 32):
                 blocks, (threads, images), _ = shape_of((crop, crop), 1024)
                 warps = -(-threads * images // 32)
@@ -138,12 +140,12 @@ def test_the_selection_loads_16_bytes_a_row_and_has_a_step_of_rows_under_way(com
 @pytest.mark.parametrize("dims", [64, 216, 512, 768, 2048])
 def test_the_selection_has_more_bytes_under_way_than_memory_of_4_8_tb_s_keeps_waiting(compiled, capability, dims):
     (found,) = [found for found in compiled[capability] if found["name"] == "top_slabs"]
-    _, width, height = topk.slab_shape(dims)
+    _, width, height = topk_cuda.slab_shape(dims)
     warps = -(-width * height // 32)
     if not found["linker"]:
-        assert warps_of(width * height, found["registers"]) >= topk.SLAB_WARPS // warps * warps, found
+        assert warps_of(width * height, found["registers"]) >= topk_cuda.SLAB_WARPS // warps * warps, found
     shared = 65_536 if capability == (7, 5) else 167_936
-    blocks = topk.SLAB_WARPS // warps
+    blocks = topk_cuda.SLAB_WARPS // warps
     assert blocks * (found["shared"] + 1024) <= shared, found
     assert blocks * width * height * 64 >= 4.8e12 * 700e-9 / 132
 
@@ -155,7 +157,10 @@ def kernels_in(source: str) -> set[str]:
         if not isinstance(function, ast.FunctionDef):
             continue
         decorators = {ast.unparse(decorator).partition("(")[0] for decorator in function.decorator_list}
-        if any(name.endswith(("register_jitable", "exact", "loose", "overload", "intrinsic")) for name in decorators):
+        if any(
+            name.endswith(("register_jitable", "exact", "loose", "inlined", "overload", "intrinsic"))
+            for name in decorators
+        ):
             continue
         inner = [node for part in function.body for node in ast.walk(part) if isinstance(node, ast.FunctionDef)]
         of_inner = {id(node) for one in inner for node in ast.walk(one)}

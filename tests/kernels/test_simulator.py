@@ -1,4 +1,4 @@
-"""The CUDA augmentation kernels and the host's code around them, in Numba's simulator; kernels/topk.py's: test_topk."""
+"""The CUDA augmentation kernels and the host's code around them, in Numba's simulator; the top-k's: test_topk."""
 
 from __future__ import annotations
 

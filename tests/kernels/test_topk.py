@@ -1,4 +1,4 @@
-"""kernels/topk.py: exact lists per column, whatever the chunks, threads and order of rows."""
+"""kernels/topk*.py and selection/topk*.py: exact lists per column, whatever the chunks, threads and order of rows."""
 
 from __future__ import annotations
 
@@ -16,15 +16,10 @@ from selection_reference import assert_lists_are_exact
 
 from fastload.errors import UsageError
 from fastload.kernels.intrinsics import LANES, survey, survey_tail
-from fastload.kernels.topk import (
-    CUDA_KERNELS,
-    SLAB_THREADS,
-    TopK,
-    merge_states,
-    slab_shape,
-    slabs_at_once,
-    top_stride,
-)
+from fastload.kernels.topk import top_stride
+from fastload.kernels.topk_cuda import CUDA_KERNELS, SLAB_THREADS, slab_shape, slabs_at_once
+from fastload.selection.topk import TopK
+from fastload.selection.topk_state import merge_states
 
 
 def lists_of(x, ids, k, cuts=(), threads=1, group_of_row=None, groups=1):
@@ -233,7 +228,7 @@ COMPILE = """
 import sys
 from types import SimpleNamespace
 from fastload.kernels.cuda_target import cuda
-from fastload.kernels.topk import CUDA_KERNELS
+from fastload.kernels.topk_cuda import CUDA_KERNELS
 import numba.cuda.dispatcher
 capability = (int(sys.argv[1]), int(sys.argv[2]))
 numba.cuda.dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)

@@ -21,7 +21,7 @@ from places import TESTS
 from fastload import Augment, PackedFile
 from fastload.errors import DataError
 from fastload.feeds.feed import Output, open_feed
-from fastload.kernels import augment as kernel
+from fastload.kernels import augment_cpu as kernel
 from fastload.kernels import bus_guard
 from fastload.order import Order
 from fastload.packed.guarded_map import GuardedMap

@@ -14,7 +14,7 @@ from samples import encode
 
 from fastload import Augment, DataError, TwoPhaseLoader, UsageError, build_subset
 from fastload.feeds.read_ahead import ReadAhead
-from fastload.kernels.augment import advise_ranges
+from fastload.kernels.file_ranges import advise_ranges
 from fastload.order import Order
 from fastload.packed.file import PackedFile
 from fastload.packed.reader import SampleReader, is_cached
@@ -177,7 +177,7 @@ def test_every_sample_is_asked_for_before_it_is_wanted_and_blocks_in_runs(
         else:
             write_encoded(path, [encode(image) for image in images[first:last]], labels[first:last])
     asked = []
-    monkeypatch.setattr("fastload.kernels.augment.advise_ranges", lambda *arguments: asked.append(arguments[3:]))
+    monkeypatch.setattr("fastload.kernels.file_ranges.advise_ranges", lambda *arguments: asked.append(arguments[3:]))
     monkeypatch.setattr(SampleReader, "cached", lambda self, starts: np.zeros(len(starts), bool))
     with open_packed(f"{tmp_path}/*.h5") as found:
         order = Order(200, 3, shuffle=shuffle, block_rows=16, window_blocks=4)
@@ -206,7 +206,7 @@ def test_blocks_are_asked_for_one_window_ahead_of_what_is_taken(images, labels, 
     """Or the disk would stand still while a window's last batches are made, and a window's first would wait for it."""
     write_raw(tmp_path / "x.h5", images, labels)
     asked = []
-    monkeypatch.setattr("fastload.kernels.augment.advise_ranges", lambda *arguments: asked.extend(arguments[3]))
+    monkeypatch.setattr("fastload.kernels.file_ranges.advise_ranges", lambda *arguments: asked.extend(arguments[3]))
     monkeypatch.setattr(SampleReader, "cached", lambda self, starts: np.zeros(len(starts), bool))
     with open_packed(tmp_path / "x.h5") as found:
         order = Order(200, 3, shuffle="block", block_rows=8, window_blocks=5)  # 25 blocks, none of them short
@@ -246,7 +246,7 @@ def test_a_range_that_goes_on_in_the_next_file_is_asked_for_in_both(tmp_path):
 def test_what_lies_in_the_page_cache_is_not_asked_for(one, monkeypatch):
     one.read_bytes()
     asked = []
-    monkeypatch.setattr("fastload.kernels.augment.advise_ranges", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr("fastload.kernels.file_ranges.advise_ranges", lambda *arguments: asked.append(arguments))
     batches(one, resident_budget=0)
     assert not asked
 

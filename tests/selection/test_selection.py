@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from selection_reference import dimension_lists, largest_deficit, ranked, round_robin
 
 from fastload.errors import DataError, UsageError
-from fastload.kernels.topk import TopK
 from fastload.order import permutation
 from fastload.selection import STRATEGIES, Request, Samples, as_embeddings, select
 from fastload.selection.base import interleave
 from fastload.selection.top_activations import choose, list_length
+from fastload.selection.topk import TopK
 
 
 class Chunked:

@@ -25,6 +25,7 @@ from fastload.feeds.fused_feeds import FusedResidentFeed, FusedStreamFeed
 from fastload.feeds.inputs import FeedInputs
 from fastload.feeds.read_ahead import ReadAhead
 from fastload.kernels import augment as kernel
+from fastload.kernels import augment_cuda, augment_plan
 from fastload.kernels.cuda_target import cuda
 from fastload.order import FAST, FINE_TUNE, Order
 from fastload.packed.file import PackedFile
@@ -33,7 +34,7 @@ from fastload.packed.reader import SampleReader
 SEED = 2**63 + 12_345
 KINDS = {"float32": kernel.FLOAT32, "float16": kernel.FLOAT16, "bfloat16": kernel.BFLOAT16}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-resident, gathered = cuda.jit(kernel.augment_resident), cuda.jit(kernel.augment_gathered)
+resident, gathered = cuda.jit(augment_cuda.augment_resident), cuda.jit(augment_cuda.augment_gathered)
 
 rng = np.random.default_rng(0)
 noise = rng.integers(0, 256, (10, 9, 3), dtype=np.uint8)
@@ -112,7 +113,7 @@ def run_resident(augment, images, *, start, count, dtype, last, planar, shuffled
     height, width = augment.size
     out = guarded(count, height * width * images.shape[3], dtype)
     out_labels, out_ids = np.full((count + places, 1), -5, np.int64), np.full(count + places, -5, np.int64)
-    plan = kernel.plan(
+    plan = augment_plan.plan(
         kernel_settings(augment), strides, images.shape[1:], SEED, FINE_TUNE, last, KINDS[dtype],
         images=address(data), ids=address(IDS), labels=address(LABELS), label_bytes=8, n=len(images),
         shuffled=shuffled,
@@ -128,7 +129,7 @@ def run_gathered(augment, images, ids, epochs, *, phase=FAST, dtype, last, plana
     ids, epochs = walled(ids), walled(epochs)
     height, width = augment.size
     out = guarded(len(images), height * width * images.shape[3], dtype)
-    plan = kernel.plan(kernel_settings(augment), strides, images.shape[1:], SEED, phase, last, KINDS[dtype])
+    plan = augment_plan.plan(kernel_settings(augment), strides, images.shape[1:], SEED, phase, last, KINDS[dtype])
     launch(
         gathered, plan, len(images), threads, places, address(data), address(ids), address(epochs), address(out)
     )  # fmt: skip

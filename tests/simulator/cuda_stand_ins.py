@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 import torch
 
-from fastload.kernels import augment
+from fastload.kernels import augment_plan
 from fastload.kernels.cuda_target import SIMULATED
 
 assert SIMULATED, "NUMBA_ENABLE_CUDASIM=1 must be set before the first import"
@@ -49,4 +49,4 @@ def install(threads):
     torch.cuda.Stream, torch.cuda.Event = Stream, Event
     torch.cuda.current_stream = lambda device=None: only
     torch.cuda.stream = torch.cuda.device = lambda which: nullcontext()
-    augment.THREADS, augment.SMALL, augment.ITEMS = threads, threads // 2, 1000
+    augment_plan.THREADS, augment_plan.SMALL, augment_plan.ITEMS = threads, threads // 2, 1000

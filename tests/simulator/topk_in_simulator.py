@@ -12,9 +12,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from selection_reference import assert_lists_are_exact
 from walled import walled
 
-from fastload.kernels import topk
+from fastload.kernels import topk_cuda, topk_cuda_rows
 from fastload.kernels.cuda_target import SIMULATED
-from fastload.kernels.topk import BFLOAT16, FLOAT16, FLOAT32, TopK, merge_states, widen
+from fastload.kernels.topk import BFLOAT16, FLOAT16, FLOAT32, widen
+from fastload.selection.topk import TopK
+from fastload.selection.topk_state import merge_states
 
 assert SIMULATED
 rng = np.random.default_rng(0)
@@ -62,8 +64,9 @@ def noted(name, load):
     return loading
 
 
-for name in ("load_two", "load_four", "load_short", "load_word"):
-    setattr(topk, name, noted(name, getattr(topk, name)))
+for module, names in ((topk_cuda, ("load_two", "load_four")), (topk_cuda_rows, ("load_short", "load_word"))):
+    for name in names:
+        setattr(module, name, noted(name, getattr(module, name)))
 
 
 def shifted(tensor):

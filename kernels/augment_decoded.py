@@ -9,8 +9,10 @@ from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .augment import LOOSE, augment_one, work_space
+from .augment import Draws, Settings
+from .augment_cpu import augment_one, work_space
 from .compiling import njit
+from .inlining import LOOSE
 
 
 @njit(nogil=True, fastmath=LOOSE)
@@ -24,10 +26,14 @@ def finish_batch(crops, shape, flip, brightness, contrast, clamp, standardize, o
     """
     height, width, channels = shape
     none = np.float32(0)
-    settings = (
-        np.int64(height), np.int64(width), np.int64(1), 0.0, none, none, none, none, np.int64(clamp),
-        np.int64(standardize),
-    )  # fmt: skip
+    settings = Settings(
+        height=np.int64(height),
+        width=np.int64(width),
+        centre=np.int64(1),
+        draws=Draws(flip=0.0, brightness_low=none, brightness_span=none, contrast_low=none, contrast_span=none),
+        clamp=np.int64(clamp),
+        standardize=np.int64(standardize),
+    )
     strides = (np.int64(height * width * channels), np.int64(width * channels), np.int64(channels), np.int64(1))
     work = work_space(settings, channels)
     data = crops.reshape(crops.size)

@@ -1,0 +1,12 @@
+"""Helpers that are compiled into their callers, on a CPU and on a GPU."""
+
+from numba.extending import register_jitable
+
+# Helpers say their flags too: otherwise a process keeps several copies of each, compiled for different callers, and the
+# linker takes another one from a cold cache than from a warm one: 3 of 640 images had other last bits.
+LOOSE = {"reassoc", "contract", "nsz"}
+"""What sums and products of pixels may be: taken in another order, and fused."""
+
+inlined = register_jitable(forceinline=True)
+exact = register_jitable(fastmath=False, forceinline=True)
+loose = register_jitable(fastmath=LOOSE, forceinline=True)
