@@ -21,7 +21,7 @@ from fastload.bench.measure import Contestant, compare, race
 from fastload.bench.parts import Setting
 from fastload.bench.rivals import Outcome
 from fastload.bench.storage import evict, read_through
-from fastload.common.arguments import whole
+from fastload.common.arguments import integer
 from fastload.common.memory import free_memory
 from fastload.embedding.chunks import as_embeddings
 from fastload.errors import UsageError
@@ -72,7 +72,7 @@ class Grid:
         unknown = [order for order in self.orders if order not in ORDERS]
         if unknown:
             raise UsageError(f"order {unknown[0]!r}: there are {', '.join(ORDERS)}")
-        if not all(1 <= whole("k", k) <= 1024 for k in self.ks):
+        if not all(1 <= integer("k", k) <= 1024 for k in self.ks):
             raise UsageError(f"k of {', '.join(map(str, self.ks))}: it is from 1 to 1,024")
 
 

@@ -24,7 +24,7 @@ from fastload.bench.paper.recipe import recipe
 from fastload.bench.paper.scale import DEFAULT
 from fastload.bench.paper.smaller_claims import smaller_claims
 from fastload.bench.paper.workplace import Options, Workplace
-from fastload.common.arguments import positive, whole
+from fastload.common.arguments import integer, positive
 from fastload.common.device import resolve_device
 from fastload.common.replacing import replace_file
 from fastload.errors import UsageError
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
         folder=options.folder,
         device=resolve_device(options.device),
         scale=options.scale,
-        seeds=whole("--seeds", options.seeds, 1),
+        seeds=integer("--seeds", options.seeds, 1),
         seconds=60 * options.minutes,
         deadline=Deadline(60 * options.minutes),
     )

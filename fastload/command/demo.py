@@ -28,7 +28,7 @@ from fastload.augment import Augment
 from fastload.classifier import SIDE, accuracy, averaged, paper_classifier, paper_optimizer
 from fastload.command.digits import write_digits
 from fastload.command.subset_terminal import TerminalListener, duration
-from fastload.common.arguments import positive, seed64, whole
+from fastload.common.arguments import integer, positive, seed64
 from fastload.common.device import resolve_device
 from fastload.common.progress import progress_bar
 from fastload.common.terminal import command_lines
@@ -116,8 +116,8 @@ def run_demo(
         raise UsageError("--test goes with --data; the digits have a test set of their own")
     own = data is not None
     settings = DemoSettings(
-        steps=whole("steps", steps) if steps is not None else 300 if own else 60,
-        batch_size=whole("batch_size", batch_size) if batch_size is not None else 256 if own else 64,
+        steps=integer("steps", steps) if steps is not None else 300 if own else 60,
+        batch_size=integer("batch_size", batch_size) if batch_size is not None else 256 if own else 64,
         # A mirrored digit is no digit.
         augment=Augment(crop=SIDE) if own else Augment(crop=SIDE, flip=0.0),
         size=size,

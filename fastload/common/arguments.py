@@ -14,8 +14,8 @@ import numpy as np
 from fastload.errors import UsageError
 
 
-def whole(name: str, value: Any, least: int | None = None) -> int:
-    """Return a whole number as a plain int; raise UsageError, naming it, for anything else or one below `least`."""
+def integer(name: str, value: Any, least: int | None = None) -> int:
+    """Return an integer as a plain int; raise UsageError, naming it, for anything else or one below `least`."""
     try:
         if isinstance(value, bool) or str(getattr(value, "dtype", "")) == "torch.bool":
             raise TypeError
@@ -25,6 +25,9 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
     if least is not None and number < least:
         raise UsageError(f"{name}={number}; it must be at least {least}")
     return number
+
+
+whole = integer  # the name that it had
 
 
 def real(name: str, value: Any) -> float:
@@ -61,7 +64,7 @@ def flag(name: str, value: Any) -> bool:
 
 def seed64(value: Any) -> int:
     """Return a seed as a plain int; raise UsageError unless it is a 64-bit unsigned integer."""
-    seed = whole("seed", value)
+    seed = integer("seed", value)
     if not 0 <= seed < 2**64:
         raise UsageError(f"seed={seed} is not a 64-bit unsigned integer")
     return seed

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastload.common.arguments import whole
+from fastload.common.arguments import integer
 from fastload.errors import FastloadError, UsageError
 
 _SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -35,7 +35,7 @@ def ranks_of(rank: Any, world_size: Any) -> tuple[int, int]:
                 "world_size=1 where this process is on its own)"
             )
         return 0, 1
-    rank, world_size = whole("rank", rank), whole("world_size", world_size)
+    rank, world_size = integer("rank", rank), integer("world_size", world_size)
     if not 0 <= rank < world_size:
         raise UsageError(f"rank={rank} is not below world_size={world_size}")
     return rank, world_size

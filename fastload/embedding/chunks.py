@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import torch
 
-from fastload.common.arguments import whole
+from fastload.common.arguments import integer
 from fastload.embedding.matrix_file import MatrixFile
 from fastload.errors import DataError
 
@@ -87,7 +87,7 @@ def as_embeddings(source: Any, chunk_rows: int | None = None) -> Embeddings:
     Raises DataError for what is not a non-empty dense matrix of real numbers: sparse, masked, complex, text, uint16.
     """
     if chunk_rows is not None:
-        chunk_rows = whole("chunk_rows", chunk_rows, 1)
+        chunk_rows = integer("chunk_rows", chunk_rows, 1)
     if callable(getattr(source, "chunks", None)) and hasattr(source, "shape"):
         _check_shape(tuple(source.shape))
         return source

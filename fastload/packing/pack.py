@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-from fastload.common.arguments import flag, path_of, seed64, text, whole
+from fastload.common.arguments import flag, integer, path_of, seed64, text
 from fastload.common.progress import progress_bar
 from fastload.errors import DataError, UsageError
 from fastload.packed.file import PackedFile
@@ -78,17 +78,17 @@ def pack(
     several sizes without `resize` or `encoded`, a full disk. Nothing is left behind then.
     """
     started, out = time.perf_counter(), path_of("out", out)
-    workers = None if workers is None else whole("workers", workers, 1)
-    class_level = None if class_level is None else whole("class_level", class_level)
+    workers = None if workers is None else integer("workers", workers, 1)
+    class_level = None if class_level is None else integer("class_level", class_level)
     split = None if split is None else text("split", split)
     unlabelled, progress = flag("unlabelled", unlabelled), flag("progress", progress)
     options = PackOptions(
         order=text("order", order),
         seed=seed64(seed),
-        resize=None if resize is None else whole("resize", resize),
-        channels=channels if channels is None or isinstance(channels, str) else whole("channels", channels),
+        resize=None if resize is None else integer("resize", resize),
+        channels=channels if channels is None or isinstance(channels, str) else integer("channels", channels),
         encoded=flag("encoded", encoded),
-        max_pixels=default_max_pixels() if max_pixels is None else whole("max_pixels", max_pixels, 1),
+        max_pixels=default_max_pixels() if max_pixels is None else integer("max_pixels", max_pixels, 1),
         skip_broken=flag("skip_broken", skip_broken),
     )
     if isinstance(source, str) and not source:  # Path would take it for the folder that one stands in

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fastload.common.arguments import flag, seed64, whole
+from fastload.common.arguments import flag, integer, seed64
 from fastload.embedding.chunks import Embeddings
 from fastload.errors import DataError, UsageError
 from fastload.kernels.compiling import njit
@@ -168,7 +168,7 @@ class Request:
     def __post_init__(self) -> None:
         for name in ("size", "per_dimension", "threads"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, whole(name, getattr(self, name), 1))
+                object.__setattr__(self, name, integer(name, getattr(self, name), 1))
         object.__setattr__(self, "seed", seed64(self.seed))
         for name in ("equal", "overlap"):
             object.__setattr__(self, name, flag(name, getattr(self, name)))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from fastload.common.arguments import flag, path_of, real, seed64, text, whole
+from fastload.common.arguments import flag, integer, path_of, real, seed64, text
 from fastload.common.processors import processors
 from fastload.embedding.encoder import Encoder, load_encoder, parse_normalize
 from fastload.embedding.training import TrainingSettings
@@ -42,12 +42,12 @@ _OPTIONAL: dict[str, Callable[[str, Any], Any]] = {
     "device": text,
     "engine": text,
     "epochs": real,
-    "per_dimension": whole,
-    "input_size": whole,
-    "embedding_size": whole,
-    "batch_size": whole,
-    "resize": whole,
-    "threads": whole,
+    "per_dimension": integer,
+    "input_size": integer,
+    "embedding_size": integer,
+    "batch_size": integer,
+    "resize": integer,
+    "threads": integer,
     "embeddings": path_of,
     "embedding_ids": lambda name, value: str(path_of(name, value)),
     "scores": path_of,
