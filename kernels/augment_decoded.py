@@ -67,8 +67,8 @@ def finish_decoded(
 
 
 @intrinsic
-def _pointer(typing_context, address):  # type: ignore[no-untyped-def]
-    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+def _pointer(typing_context, address):
+    def generate(context, builder, signature, values):
         return builder.inttoptr(values[0], cgutils.voidptr_t)
 
     return types.voidptr(types.int64), generate

@@ -56,16 +56,16 @@ def supported() -> bool:
 
 
 @intrinsic
-def _load(typing_context, address):  # type: ignore[no-untyped-def]
-    def code(context, builder, signature, values):  # type: ignore[no-untyped-def]
+def _load(typing_context, address):
+    def code(context, builder, signature, values):
         return builder.load(builder.inttoptr(values[0], _LONG.as_pointer()))
 
     return types.int64(types.int64), code
 
 
 @intrinsic
-def _store(typing_context, address, value):  # type: ignore[no-untyped-def]
-    def code(context, builder, signature, values):  # type: ignore[no-untyped-def]
+def _store(typing_context, address, value):
+    def code(context, builder, signature, values):
         builder.store(values[1], builder.inttoptr(values[0], _LONG.as_pointer()))
         return context.get_dummy_value()
 
@@ -73,8 +73,8 @@ def _store(typing_context, address, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _table(typing_context):  # type: ignore[no-untyped-def]
-    def code(context, builder, signature, values):  # type: ignore[no-untyped-def]
+def _table(typing_context):
+    def code(context, builder, signature, values):
         variable = cgutils.add_global_variable(builder.module, _TABLE, "fastload_bus_guard")
         variable.linkage = "internal"
         variable.initializer = ir.Constant(_TABLE, None)

@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core import config
+from numba.core import config as numba_config
 
+config: Any = numba_config  # Numba makes its attributes when it is loaded
 _KERNELS = Path(__file__).resolve().parent
 _IMPORT = re.compile(r"^[ \t]*from (fastload\.kernels\.|\.)(\w+) import", re.MULTILINE)
 _UNUSED_SECONDS = 30 * 86_400
@@ -67,7 +68,9 @@ def _kept(function: Callable[..., Any], compiled: Callable[..., Any]) -> Any:
 @contextlib.contextmanager
 def _cache_in(folder: Path) -> Iterator[None]:
     """Let Numba choose `folder` for the functions that are decorated meanwhile."""
-    settings = [one for one in (config, sys.modules.get("numba.cuda.core.config")) if hasattr(one, "CACHE_DIR")]
+    settings: list[Any] = [
+        one for one in (config, sys.modules.get("numba.cuda.core.config")) if hasattr(one, "CACHE_DIR")
+    ]
     before = [one.CACHE_DIR for one in settings]
     for one in settings:
         one.CACHE_DIR = str(folder)

@@ -43,8 +43,8 @@ def _pointer(builder: Any, address: Any, to: ir.Type) -> Any:
 
 def _loader(memory: types.Type, result: types.Type) -> Any:
     @intrinsic
-    def load(typing_context, address):  # type: ignore[no-untyped-def]
-        def code(context, builder, signature, values):  # type: ignore[no-untyped-def]
+    def load(typing_context, address):
+        def code(context, builder, signature, values):
             loaded = builder.load(_pointer(builder, values[0], ir.IntType(memory.bitwidth)))
             loaded.align = memory.bitwidth // 8
             loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
@@ -59,8 +59,8 @@ def _vector_loader(count: int) -> Any:
     result = types.UniTuple(types.uint32, count)
 
     @intrinsic
-    def load(typing_context, address):  # type: ignore[no-untyped-def]
-        def code(context, builder, signature, values):  # type: ignore[no-untyped-def]
+    def load(typing_context, address):
+        def code(context, builder, signature, values):
             loaded = builder.load(_pointer(builder, values[0], ir.VectorType(ir.IntType(32), count)))
             loaded.align = 4 * count
             loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
@@ -74,8 +74,8 @@ def _vector_loader(count: int) -> Any:
 
 def _storer(memory: types.Type) -> Any:
     @intrinsic
-    def store(typing_context, address, value):  # type: ignore[no-untyped-def]
-        def code(context, builder, signature, values):  # type: ignore[no-untyped-def]
+    def store(typing_context, address, value):
+        def code(context, builder, signature, values):
             stored = builder.store(values[1], _pointer(builder, values[0], ir.IntType(memory.bitwidth)))
             stored.align = memory.bitwidth // 8
             return context.get_dummy_value()
@@ -94,8 +94,8 @@ def _store_vector(builder: Any, address: Any, words: Any) -> None:
 
 
 @intrinsic
-def _store_two(typing_context, address, a, b):  # type: ignore[no-untyped-def]
-    def code(context, builder, signature, values):  # type: ignore[no-untyped-def]
+def _store_two(typing_context, address, a, b):
+    def code(context, builder, signature, values):
         _store_vector(builder, values[0], values[1:])
         return context.get_dummy_value()
 
@@ -103,8 +103,8 @@ def _store_two(typing_context, address, a, b):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _store_four(typing_context, address, a, b, c, d):  # type: ignore[no-untyped-def]
-    def code(context, builder, signature, values):  # type: ignore[no-untyped-def]
+def _store_four(typing_context, address, a, b, c, d):
+    def code(context, builder, signature, values):
         _store_vector(builder, values[0], values[1:])
         return context.get_dummy_value()
 
@@ -112,10 +112,10 @@ def _store_four(typing_context, address, a, b, c, d):  # type: ignore[no-untyped
 
 
 @intrinsic
-def _widen_half(typing_context, bits):  # type: ignore[no-untyped-def]
+def _widen_half(typing_context, bits):
     """Return the float32 that the lower half of a word stands for as a float16."""
 
-    def code(context, builder, signature, values):  # type: ignore[no-untyped-def]
+    def code(context, builder, signature, values):
         half = builder.bitcast(builder.trunc(values[0], ir.IntType(16)), ir.HalfType())
         return builder.fpext(half, ir.FloatType())
 
@@ -160,10 +160,10 @@ if SIMULATED:
     store_word, store_long = _simulated_storer(ctypes.c_uint32), _simulated_storer(ctypes.c_int64)
     store_two, store_four = _simulated_storer(ctypes.c_uint32, 2), _simulated_storer(ctypes.c_uint32, 4)
 
-    def round_to_half(value: Any) -> Any:  # type: ignore[no-redef]
+    def round_to_half(value: Any) -> Any:
         return np.float32(value).astype(np.float16).view(np.uint16)
 
-    def widen_half(bits: Any) -> Any:  # type: ignore[no-redef]
+    def widen_half(bits: Any) -> Any:
         return np.uint16(int(bits) & 0xFFFF).view(np.float16).astype(np.float32)
 else:
     load_byte, load_short = _loader(types.uint8, types.uint32), _loader(types.uint16, types.uint32)

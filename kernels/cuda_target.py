@@ -48,7 +48,8 @@ def _import_cuda() -> Any:
         # A batch of fewer than 128 images is no mistake, and would be warned of at every launch.
         from numba.cuda import dispatcher
 
-        dispatcher.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
+        config: Any = dispatcher.config
+        config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
     return cuda
 
 

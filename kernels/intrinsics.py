@@ -15,7 +15,8 @@ _LINE = 64
 
 
 def _has_half() -> bool:
-    if config.CPU_NAME is not None or config.CPU_FEATURES is not None:
+    settings: Any = config  # Numba makes its attributes when it is loaded
+    if settings.CPU_NAME is not None or settings.CPU_FEATURES is not None:
         return False  # compiled for another processor than this one
     if platform.machine() in ("aarch64", "arm64"):
         return True
@@ -36,10 +37,10 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any
 
 def _block_copier(size: int) -> Any:
     @intrinsic
-    def copy(typing_context, target, at, source, begin):  # type: ignore[no-untyped-def]
+    def copy(typing_context, target, at, source, begin):
         """Copy a block of uint8 `source` from `begin` to uint8 `target` at `at`; no bounds are checked."""
 
-        def code(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        def code(context, builder, signature, values):
             block = ir.VectorType(ir.IntType(8), size)
             loaded = builder.load(_pointer(context, builder, signature.args[2], values[2], values[3], block))
             loaded.align = 1
@@ -56,10 +57,10 @@ copy16, copy64 = _block_copier(16), _block_copier(64)
 
 
 @intrinsic
-def prefetch_element(typing_context, data, index):  # type: ignore[no-untyped-def]
+def prefetch_element(typing_context, data, index):
     """Begin to read the cache line of an array's element, counted from its first; one outside of it does no harm."""
 
-    def code(context, builder, signature, values):  # type: ignore[no-untyped-def]
+    def code(context, builder, signature, values):
         byte, word = ir.IntType(8), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte.as_pointer(), word, word, word])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
@@ -81,10 +82,10 @@ def prefetch(data, begin, size):
 
 
 @intrinsic
-def to_half(typing_context, value):  # type: ignore[no-untyped-def]
+def to_half(typing_context, value):
     """Round a float32 to the nearest float16, ties to even, and return its bits (uint16)."""
 
-    def code(context, builder, signature, values):  # type: ignore[no-untyped-def]
+    def code(context, builder, signature, values):
         return builder.bitcast(builder.fptrunc(values[0], ir.HalfType()), ir.IntType(16))
 
     return types.uint16(types.float32), code
@@ -96,7 +97,7 @@ LANES = 16
 
 def _surveyor(whole: bool) -> Any:
     @intrinsic
-    def survey(typing_context, m, starts, column, count, limit, lowest):  # type: ignore[no-untyped-def]
+    def survey(typing_context, m, starts, column, count, limit, lowest):
         """Look at LANES columns of eight rows of float32 `m` from `column` on; no bounds are checked.
 
         `starts` are the rows' first elements, uint64. The result's bits, one a column: from bit 0 on, whether one of
@@ -104,11 +105,11 @@ def _surveyor(whole: bool) -> Any:
         infinite or NaN, as it is where one of them is. Only the first `count` columns exist for `survey_tail`.
         """
 
-        def code(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        def code(context, builder, signature, values):
             vector, flags = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.IntType(1), LANES)
             long = ir.IntType(64)
 
-            def splat(value):  # type: ignore[no-untyped-def]
+            def splat(value):
                 return ir.Constant(vector, [ir.Constant(ir.FloatType(), value)] * LANES)
 
             if not whole:
@@ -120,7 +121,7 @@ def _surveyor(whole: bool) -> Any:
                 kind = ir.FunctionType(vector, [vector.as_pointer(), ir.IntType(32), flags, vector])
                 masked = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.load.v{LANES}f32.p0")
 
-            def load(place, index, other):  # type: ignore[no-untyped-def]
+            def load(place, index, other):
                 pointer = _pointer(context, builder, signature.args[place], values[place], index, vector)
                 if not whole:
                     return builder.call(masked, [pointer, ir.IntType(32)(4), mask, splat(other)])
@@ -128,15 +129,15 @@ def _surveyor(whole: bool) -> Any:
                 loaded.align = 4
                 return loaded
 
-            def fold(rows, join):  # type: ignore[no-untyped-def]
+            def fold(rows, join):
                 while len(rows) > 1:
                     rows = [join(rows[i], rows[i + 1]) for i in range(0, len(rows), 2)]
                 return rows[0]
 
-            def chosen(relation):  # type: ignore[no-untyped-def]
+            def chosen(relation):
                 return lambda a, b: builder.select(builder.fcmp_ordered(relation, a, b), a, b)
 
-            def bits(found, shift):  # type: ignore[no-untyped-def]
+            def bits(found, shift):
                 return builder.shl(builder.zext(builder.bitcast(found, ir.IntType(LANES)), long), long(shift))
 
             starts_of = (builder.extract_value(values[1], j) for j in range(8))

@@ -1,1 +1,1 @@
-"""For mypy: bench/ stands here, by a link, where it is imported from and installed, which is inside fastload."""
+"""For mypy: bench/ and kernels/ stand here, by links, where they are imported from and installed: inside fastload."""
