@@ -128,13 +128,24 @@ def draw_parameters(augment: Augment, seed: int, phase: int, ids: np.ndarray, ep
     """Return the parameters of the samples `ids` in `epochs`, int64 [b] each."""
     count = len(ids)
     drawn = Parameters(
-        np.empty(count, np.uint32), np.empty(count, np.uint32), np.empty(count, np.bool_),
-        np.empty(count, np.float32), np.empty(count, np.float32),
-    )  # fmt: skip
+        np.empty(count, np.uint32),
+        np.empty(count, np.uint32),
+        np.empty(count, np.bool_),
+        np.empty(count, np.float32),
+        np.empty(count, np.float32),
+    )
     draw_batch(
-        ids, epochs, np.uint64(seed), np.uint64(phase), kernel_settings(augment).draws,
-        drawn.top, drawn.left, drawn.flip, drawn.brightness, drawn.contrast,
-    )  # fmt: skip
+        ids,
+        epochs,
+        np.uint64(seed),
+        np.uint64(phase),
+        kernel_settings(augment).draws,
+        drawn.top,
+        drawn.left,
+        drawn.flip,
+        drawn.brightness,
+        drawn.contrast,
+    )
     return drawn
 
 

@@ -66,9 +66,17 @@ class FusedEngine:
 
     def _arguments(self, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray) -> tuple[object, ...]:
         return (
-            self._strides, self._shape, ids, epochs, self._seed, self._phase, self._settings, out,
-            self._channels_last, self._kind,
-        )  # fmt: skip
+            self._strides,
+            self._shape,
+            ids,
+            epochs,
+            self._seed,
+            self._phase,
+            self._settings,
+            out,
+            self._channels_last,
+            self._kind,
+        )
 
     def on_cuda_gathered(
         self, images: torch.Tensor, ids: torch.Tensor, epochs: torch.Tensor, out: torch.Tensor
@@ -95,19 +103,28 @@ class FusedEngine:
         """Find, augment and write the batch at position `start` of `order`, on the current stream, in one launch."""
         if self._resident is None or self._resident[0]() is not store or self._resident[1] is not order:
             plan = self._plan(
-                images=store.images.data_ptr(), ids=store.ids.data_ptr(), labels=store.labels.data_ptr(),
-                label_bytes=store.labels.shape[1] * store.labels.element_size(), n=order.n,
+                images=store.images.data_ptr(),
+                ids=store.ids.data_ptr(),
+                labels=store.labels.data_ptr(),
+                label_bytes=store.labels.shape[1] * store.labels.element_size(),
+                n=order.n,
                 shuffled=order.shuffle is not False,
-            )  # fmt: skip
+            )
             # The store is its feed's to drop: a reference here would keep the set in device memory.
             self._resident = weakref.ref(store), order, _Launcher("augment_resident", plan, out.device)
         self._resident[2](len(ids), start, out.data_ptr(), labels.data_ptr(), ids.data_ptr())
 
     def _plan(self, **resident: int) -> np.ndarray:
         return augment_plan.plan(
-            self._settings, self._strides, self._shape, self._seed, self._phase, self._channels_last, self._kind,
+            self._settings,
+            self._strides,
+            self._shape,
+            self._seed,
+            self._phase,
+            self._channels_last,
+            self._kind,
             **resident,
-        )  # fmt: skip
+        )
 
 
 class _Launcher:

@@ -69,9 +69,19 @@ def pair(tmp_path_factory):
 
 
 def batch_of(
-    file, augment, order, *, start=0, count=None, device=CUDA, engine="fused", resident=True,
-    dtype="float32", layout="nchw", stream=None,
-):  # fmt: skip
+    file,
+    augment,
+    order,
+    *,
+    start=0,
+    count=None,
+    device=CUDA,
+    engine="fused",
+    resident=True,
+    dtype="float32",
+    layout="nchw",
+    stream=None,
+):
     """One batch of a feed of its own, complete."""
     count = count or len(file)
     output = Output(count, torch.device(device), DTYPES[dtype], LAYOUTS[layout])
@@ -96,9 +106,13 @@ def assert_meets_reference(batch, file, augment, order, start, dtype="float32"):
             int(file.ids[row]), epoch, order.seed, order.phase, augment.brightness, augment.contrast, augment.flip
         )
         want, divisor = reference.pixels(
-            file.image(row), drawn, augment.size, clamp=augment.clamp, standardize=augment.standardize,
+            file.image(row),
+            drawn,
+            augment.size,
+            clamp=augment.clamp,
+            standardize=augment.standardize,
             centre=augment.centre,
-        )  # fmt: skip
+        )
         reference.assert_close(values[i], want, divisor, dtype)
 
 
@@ -265,9 +279,14 @@ def test_a_feed_follows_the_callers_stream(pair):
 
 def make(pair, **changes):
     settings = {
-        "batch_size": BATCH, "steps": STEPS, "swap": SWAP, "augment": Augment(crop=24), "device": "cuda",
-        "with_ids": True, "seed": 5,
-    }  # fmt: skip
+        "batch_size": BATCH,
+        "steps": STEPS,
+        "swap": SWAP,
+        "augment": Augment(crop=24),
+        "device": "cuda",
+        "with_ids": True,
+        "seed": 5,
+    }
     return TwoPhaseLoader(pair[0], pair[1], **(settings | changes))
 
 

@@ -29,10 +29,13 @@ def compiled():
     running = {
         capability: subprocess.Popen(
             [sys.executable, str(ROOT / "tests" / "ptx_compile.py"), *map(str, capability)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for capability in ARCHITECTURES
-    }  # fmt: skip
+    }
     reports = {}
     for capability, process in running.items():
         output, errors = process.communicate(timeout=300)

@@ -18,7 +18,10 @@ def test_the_cuda_kernels_and_feeds_meet_the_reference_in_the_simulator():
     }
     ran = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "simulator" / "augment_in_simulator.py")],
-        env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "as the reference in the simulator" in ran.stdout

@@ -286,9 +286,10 @@ def _surveyed(m, starts, column, count, limit, lowest, whole):
 
 @settings(deadline=None, max_examples=60)
 @given(
-    dims=st.integers(1, 40), seed=st.integers(0, 2**32 - 1),
+    dims=st.integers(1, 40),
+    seed=st.integers(0, 2**32 - 1),
     odd=st.sampled_from([None, np.nan, np.inf, -np.inf, np.float32(3e38)]),
-)  # fmt: skip
+)
 def test_a_survey_tells_of_each_column_whether_one_of_eight_rows_reaches_it(dims, seed, odd):
     rng = np.random.default_rng(seed)
     # Of few values, so that limits are met exactly; and walled by columns that would tell otherwise.

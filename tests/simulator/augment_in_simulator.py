@@ -114,10 +114,20 @@ def run_resident(augment, images, *, start, count, dtype, last, planar, shuffled
     out = guarded(count, height * width * images.shape[3], dtype)
     out_labels, out_ids = np.full((count + places, 1), -5, np.int64), np.full(count + places, -5, np.int64)
     plan = augment_plan.plan(
-        kernel_settings(augment), strides, images.shape[1:], SEED, FINE_TUNE, last, KINDS[dtype],
-        images=address(data), ids=address(IDS), labels=address(LABELS), label_bytes=8, n=len(images),
+        kernel_settings(augment),
+        strides,
+        images.shape[1:],
+        SEED,
+        FINE_TUNE,
+        last,
+        KINDS[dtype],
+        images=address(data),
+        ids=address(IDS),
+        labels=address(LABELS),
+        label_bytes=8,
+        n=len(images),
         shuffled=shuffled,
-    )  # fmt: skip
+    )
     launch(resident, plan, count, threads, places, start, address(out), address(out_labels), address(out_ids))
     assert (out_labels[count:] == -5).all() and (out_ids[count:] == -5).all()
     return batch_of(out, count), out_labels[:count], out_ids[:count]
@@ -130,21 +140,36 @@ def run_gathered(augment, images, ids, epochs, *, phase=FAST, dtype, last, plana
     height, width = augment.size
     out = guarded(len(images), height * width * images.shape[3], dtype)
     plan = augment_plan.plan(kernel_settings(augment), strides, images.shape[1:], SEED, phase, last, KINDS[dtype])
-    launch(
-        gathered, plan, len(images), threads, places, address(data), address(ids), address(epochs), address(out)
-    )  # fmt: skip
+    launch(gathered, plan, len(images), threads, places, address(data), address(ids), address(epochs), address(out))
     return batch_of(out, len(images))
 
 
 def check_resident(
-    augment, *, start=3, count=4, dtype="float32", last=False, planar=False, shuffled=True, threads=8, places=1,
+    augment,
+    *,
+    start=3,
+    count=4,
+    dtype="float32",
+    last=False,
+    planar=False,
+    shuffled=True,
+    threads=8,
+    places=1,
     images=IMAGES,
-):  # fmt: skip
+):
     n, channels = len(images), images.shape[3]
     out, out_labels, out_ids = run_resident(
-        augment, images, start=start, count=count, dtype=dtype, last=last, planar=planar, shuffled=shuffled,
-        threads=threads, places=places,
-    )  # fmt: skip
+        augment,
+        images,
+        start=start,
+        count=count,
+        dtype=dtype,
+        last=last,
+        planar=planar,
+        shuffled=shuffled,
+        threads=threads,
+        places=places,
+    )
     values = as_hwc(out, dtype, last, augment, channels)
     for i in range(count):
         epoch, row = divmod(start + i, n)
