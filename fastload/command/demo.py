@@ -27,11 +27,12 @@ from torch.nn.functional import cross_entropy
 from fastload.augment import Augment
 from fastload.classifier import SIDE, accuracy, averaged, paper_classifier, paper_optimizer
 from fastload.command.digits import write_digits
-from fastload.command.subset_terminal import TerminalListener, duration
+from fastload.command.subset_terminal import TerminalListener
 from fastload.common.arguments import integer, positive, seed64
 from fastload.common.device import resolve_device
 from fastload.common.progress import progress_bar
 from fastload.common.terminal import command_lines
+from fastload.common.text import duration_text
 from fastload.errors import DataError, FastloadError, UsageError
 from fastload.loop.loader import TwoPhaseLoader
 from fastload.loop.swap import planned_swap
@@ -205,7 +206,7 @@ class _Demo:
         self.show.command("fastload", "pack", source, out, *options)
         size = f"{summary.file_bytes / 1e6:,.1f} MB"
         self.show.text(
-            f"{summary.images:,} images, {len(summary.counts):,} classes, {size}, {duration(summary.seconds)}"
+            f"{summary.images:,} images, {len(summary.counts):,} classes, {size}, {duration_text(summary.seconds)}"
         )
 
     def _pack_own(self, data: str, test: str | None) -> None:
@@ -271,7 +272,7 @@ class _Demo:
                 listener=listener,
             )
         seconds = time.perf_counter() - began
-        self.show.text(f"{report.chosen:,} of {report.total:,} samples in {duration(seconds)}")
+        self.show.text(f"{report.chosen:,} of {report.total:,} samples in {duration_text(seconds)}")
         return seconds
 
     # -- train -----------------------------------------------------------------------------------------------------
@@ -321,7 +322,7 @@ class _Demo:
         swapped = swaps[0] if swaps else began if loader.swap_step == 0 else ended
         seconds = ended - began
         rate = given.steps * given.batch_size / seconds
-        self.show.text(f"  {name}: {share:.1%} of the test set right, {duration(seconds)}")
+        self.show.text(f"  {name}: {share:.1%} of the test set right, {duration_text(seconds)}")
         return Training(name, share, selection_seconds, swapped - began, ended - swapped, rate, waited / seconds)
 
     def _clock(self) -> float:

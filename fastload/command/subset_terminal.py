@@ -8,15 +8,20 @@ from collections.abc import Callable
 
 from fastload.common.progress import progress_bar
 from fastload.common.terminal import tell
+from fastload.common.text import duration_text, size_text
 from fastload.subset.estimate import Estimate
 from fastload.subset.listener import Listener
-from fastload.subset.report import STEP_TITLES, StepReport, SubsetReport, size_text
+from fastload.subset.report import STEP_TITLES, StepReport, SubsetReport
 
 _UNITS = {"train": "steps", "embed": "images", "analyse": "images", "filter": "images", "write": "images"}
 
 
 class TerminalListener(Listener):
-    """Tells a person on stderr; `quiet` tells nothing."""
+    """Tells a person on stderr how build-subset gets on.
+
+    Arguments:
+        quiet: tell nothing.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
@@ -32,9 +37,9 @@ class TerminalListener(Listener):
 
     def needs(self, needs: Estimate) -> None:
         """Print what will be needed."""
-        steps = ", ".join(f"{STEP_TITLES[step]} {duration(seconds)}" for step, seconds in needs.seconds.items())
+        steps = ", ".join(f"{STEP_TITLES[step]} {duration_text(seconds)}" for step, seconds in needs.seconds.items())
         reused = "".join(f", {STEP_TITLES[step]}: reused" for step in needs.reused)
-        self._tell(f"needs: time about {duration(sum(needs.seconds.values()))} ({steps}{reused})")
+        self._tell(f"needs: time about {duration_text(sum(needs.seconds.values()))} ({steps}{reused})")
         memory = f"memory {_amount(needs.memory, needs.memory_available, 'available')}"
         if needs.device_memory_free is not None:
             memory += f", on the device {_amount(needs.device_memory, needs.device_memory_free, 'free')}"
@@ -64,7 +69,7 @@ class TerminalListener(Listener):
         self._bar.close()
         if report.how != "not needed":
             detail = f", {report.detail}" if report.detail else ""
-            self._tell(f"{STEP_TITLES[report.step]}: {report.how}, {duration(report.seconds)}{detail}")
+            self._tell(f"{STEP_TITLES[report.step]}: {report.how}, {duration_text(report.seconds)}{detail}")
 
     def _tell(self, text: str) -> None:
         if not self._quiet:
@@ -75,20 +80,14 @@ def _amount(needed: int, there: int | None, word: str) -> str:
     return f"about {size_text(needed)}" + ("" if there is None else f" of {size_text(there)} {word}")
 
 
-def duration(seconds: float) -> str:
-    """Return seconds as people say them: 0.3 s, 12 s, 3 min 20 s, 2 h 05 min."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
 def print_report(report: SubsetReport, *, json: bool, quiet: bool) -> None:
-    """Print the report on stdout: lines, JSON, or nothing."""
+    """Print the report on stdout.
+
+    Arguments:
+        report: what was done.
+        json: print JSON in place of lines.
+        quiet: print no lines.
+    """
     if json:
         print(json_text.dumps(report.state(), indent=1))
     elif not quiet:

@@ -52,6 +52,26 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def size_text(count: float) -> str:
+    """Return bytes as people say them: 812 kB, 13.5 MB, 16.7 GB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{max(1, round(count / 1e3)):,} kB"
+
+
+def duration_text(seconds: float) -> str:
+    """Return seconds as people say them: 0.3 s, 12 s, 3 min 20 s, 2 h 05 min."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
 def _is_harmless(letter: str) -> bool:
     return letter.isprintable() or letter in _JOINERS or unicodedata.category(letter) == "Zs"
 

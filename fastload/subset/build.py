@@ -142,7 +142,7 @@ def _build(settings: Settings, ranks: Leader) -> SubsetReport:
 
 
 def _report(run: Run, losses: list[float], hashed: str, chosen: Chosen, rows: np.ndarray) -> SubsetReport:
-    file, facts, columns = run.file, chosen.facts, chosen.columns
+    file, facts, columns = run.full, chosen.facts, chosen.columns
     given = columns["dimension"][columns["dimension"] >= 0]
     dimensions = int(facts["dimensions"])
     return SubsetReport(
@@ -164,7 +164,7 @@ def _report(run: Run, losses: list[float], hashed: str, chosen: Chosen, rows: np
         overlap=Overlap(**facts["overlap"]) if facts["overlap"] else None,
         ids=columns["ids"].tolist(),
         names=None if file.names is None else [file.names[row] for row in rows.tolist()],
-        embedding_order="" if run.brought is None else run.brought.rule,
+        embedding_order="" if run.own_embeddings is None else run.own_embeddings.rule,
         left_out={
             "included": len(run.candidates.included),
             "excluded": len(run.candidates.excluded),

@@ -123,16 +123,16 @@ class CandidateRows:
     hashes: dict[str, str]
 
     @classmethod
-    def of(cls, file: Packed, candidates: Candidates, brought: OwnEmbeddings | None, balance: bool) -> CandidateRows:
+    def of(cls, file: Packed, candidates: Candidates, own: OwnEmbeddings | None, balance: bool) -> CandidateRows:
         """Find the candidates' rows.
 
         Arguments:
             file: the full set.
             candidates: what may be chosen of it.
-            brought: the user's own embeddings; None for those in the full set's order.
+            own: the user's own embeddings; None for those in the full set's order.
             balance: whether classes are balanced.
         """
-        row_of = np.arange(len(file)) if brought is None else brought.row_of
+        row_of = np.arange(len(file)) if own is None else own.row_of
         kept = candidates.keep[row_of]
         row_of = row_of[kept]
         ids = file.ids[row_of]
@@ -142,7 +142,7 @@ class CandidateRows:
             of_all = labels_of(file, "--balance-classes")
             labels = of_all[row_of]
             hashes["labels"] = _hash(of_all)
-        if brought is not None:
+        if own is not None:
             hashes["embedding_ids"] = _hash(ids)
         if not kept.all():
             hashes["candidates"] = _hash(np.concatenate([ids, file.ids[candidates.included]]))

@@ -70,7 +70,7 @@ def plan_embedding(run: Run, encoder: Encoder | None) -> EmbedPlan:
     streaming = StreamingPass(
         run.work.file("lists.safetensors"),
         settings_hash(settings),
-        len(run.file),
+        len(run.full),
         run.begin_pass,
         None if run.rows.kept.all() else run.rows.kept,
     )
@@ -81,7 +81,7 @@ def plan_embedding(run: Run, encoder: Encoder | None) -> EmbedPlan:
 def embed_step(run: Run, encoder: Encoder | None) -> Embedded:
     """Return the embeddings of the full set; `encoder` is None where none is to make them."""
     if encoder is None:
-        return _brought(run)
+        return _own_embeddings(run)
     plan = plan_embedding(run, encoder)
     settings = plan.settings
     path = run.work.file("embeddings.npy" if plan.streaming is None else "lists.safetensors")
@@ -111,7 +111,7 @@ def _settings(run: Run, encoder: Encoder) -> dict[str, Any]:
 def _stored_already(run: Run, settings: dict[str, Any]) -> tuple[bool, int]:
     """Return whether the embeddings are stored, and else how many rows of them."""
     stored = open_stored(run.work.file("embeddings.npy"))
-    complete = stored is not None and stored.shape[0] == len(run.file)
+    complete = stored is not None and stored.shape[0] == len(run.full)
     done = run.work.finished("embed", settings)
     if done is not None:
         return complete and hash_rows(stored) == done.get("hash"), 0
@@ -128,11 +128,11 @@ def _embed(run: Run, plan: EmbedPlan, encoder: Encoder) -> Embedded:
         run.work.record("embed", settings, before + time.monotonic() - began, {"rows": rows}, done=False)
 
     def pass_from(first: int) -> None:
-        run.listener.begin("embed", len(run.file), first)
+        run.listener.begin("embed", len(run.full), first)
         record(first)
         _ask_for_shares(run, encoder, first)
         embed(
-            run.file,
+            run.full,
             encoder,
             plan.streaming or run.work.file("embeddings.npy"),
             device=run.device,
@@ -156,7 +156,7 @@ def _embed(run: Run, plan: EmbedPlan, encoder: Encoder) -> Embedded:
         run.work.record("embed", settings, seconds, {"hash": hashed})
     how = f"resumed at row {plan.first:,}" if plan.first else "done"
     repeated = f", {passes} passes" if passes > 1 else ""
-    run.report("embed", how, seconds, f"{len(run.file):,} × {columns}{repeated}")
+    run.report("embed", how, seconds, f"{len(run.full):,} × {columns}{repeated}")
     return _embedded(run, plan, hashed)
 
 
@@ -183,7 +183,7 @@ def _repeat_until_long_enough(run: Run, streaming: StreamingPass, pass_from: Cal
         if not streaming.complete:
             pass_from(streaming.rows)
             streaming.sync()
-        with naming_them(run.file, run.candidates, run.work, lambda: streaming.not_finite):
+        with naming_them(run.full, run.candidates, run.work, lambda: streaming.not_finite):
             if streaming.strategy.selection() is not None:
                 return
         streaming.again()
@@ -203,13 +203,13 @@ def _stored(run: Run) -> MatrixFile:
     return stored
 
 
-def _brought(run: Run) -> Embedded:
+def _own_embeddings(run: Run) -> Embedded:
     """Return the user's own embeddings; none for a strategy that needs none."""
-    if run.brought is None:
+    if run.own_embeddings is None:
         run.report_skipped("embed")
         return Embedded("", None, None)
     began = time.monotonic()
-    hashed = hash_rows(run.brought.vectors)
-    rows, columns = run.brought.shape
-    run.report("embed", "brought", time.monotonic() - began, f"{rows:,} × {columns}, {run.brought.rule}")
-    return Embedded(hashed, run.brought.vectors, None)
+    hashed = hash_rows(run.own_embeddings.vectors)
+    rows, columns = run.own_embeddings.shape
+    run.report("embed", "brought", time.monotonic() - began, f"{rows:,} × {columns}, {run.own_embeddings.rule}")
+    return Embedded(hashed, run.own_embeddings.vectors, None)

@@ -28,11 +28,11 @@ from fastload.subset.trials import Trial, time_embedding, time_training
 def estimate_step(run: Run) -> None:
     """Tell the listener what is needed. Raises DataError for too small a disk, UsageError for too little memory."""
     found = Estimate()
-    columns, streaming = 0 if run.brought is None else run.brought.shape[1], False
+    columns, streaming = 0 if run.own_embeddings is None else run.own_embeddings.shape[1], False
     model = _add_training(run, found) if run.trains else None
     if run.embeds:
         columns, streaming = _add_embedding(run, found, model)
-    size = run.choice.size or min(len(run.file), (run.choice.per_dimension or 0) * max(1, columns))
+    size = run.choice.size or min(len(run.full), (run.choice.per_dimension or 0) * max(1, columns))
     _add_selection(run, found, columns, size, streaming)
     _add_writing(run, found, size)
     found.measure_free(run.out.parent, run.device)
@@ -46,7 +46,7 @@ def _add_training(run: Run, found: Estimate) -> Autoencoder | None:
     if model is not None:
         found.reused.append("train")
         return model
-    trial = time_training(run.file, run.training, device=run.device, engine=run.settings.engine)
+    trial = time_training(run.full, run.training, device=run.device, engine=run.settings.engine)
     found.seconds["train"] = trial.seconds * (run.training.steps - steps_trained(run))
     _add_memory(found, trial)
     return None
@@ -54,8 +54,8 @@ def _add_training(run: Run, found: Estimate) -> Autoencoder | None:
 
 def _add_embedding(run: Run, found: Estimate, model: Autoencoder | None) -> tuple[int, bool]:
     """Add the encoder's pass; return the embeddings' columns, and whether nobody stores them."""
-    count = len(run.file)
-    known = run.encoder if model is None else autoencoder_encoder(model)
+    count = len(run.full)
+    known = run.own_encoder if model is None else autoencoder_encoder(model)
     encoder = known or untrained_encoder(run)
     plan = plan_embedding(run, known)
     if plan.done:
@@ -63,7 +63,7 @@ def _add_embedding(run: Run, found: Estimate, model: Autoencoder | None) -> tupl
         columns = plan.columns
     else:
         rows = min(chunk_rows(encoder.view), count)
-        trial = time_embedding(run.file, encoder, rows, device=run.device, engine=run.settings.engine)
+        trial = time_embedding(run.full, encoder, rows, device=run.device, engine=run.settings.engine)
         columns = trial.columns
         found.seconds["embed"] = trial.seconds * (count - plan.first) / run.ranks.world_size
         _add_memory(found, trial, run.ranks.on_this_machine)
@@ -74,7 +74,7 @@ def _add_embedding(run: Run, found: Estimate, model: Autoencoder | None) -> tupl
 
 def _add_selection(run: Run, found: Estimate, columns: int, size: int, streaming: bool) -> None:
     """Add what choosing `size` samples by `columns` takes; `streaming`: the lists are made in the encoder's pass."""
-    count = len(run.file)
+    count = len(run.full)
     stored = 0 if streaming else count * columns * 4
     found.memory += count * SAMPLE_BYTES + (0 if streaming else reading_memory(stored))
     found.seconds["analyse"] = count * CHOOSE_SECONDS + stored / 1e9
@@ -100,7 +100,7 @@ def _add_selection(run: Run, found: Estimate, columns: int, size: int, streaming
 
 def _add_writing(run: Run, found: Estimate, size: int) -> None:
     """Add what writing `size` samples takes."""
-    file = run.file
+    file = run.full
     height, width, channels = run.shape
     subset = size * height * width * channels
     found.disk += subset + size * (64 + (0 if file.labels is None else file.labels.nbytes // len(file)))

@@ -244,14 +244,6 @@ def _listed(dimensions: np.ndarray, counts: np.ndarray, unit: str) -> str:
     return ", ".join(f"{unit} {d}: {counts[d]:,}" for d in dimensions)
 
 
-def size_text(count: float) -> str:
-    """Return bytes as people say them: 812 kB, 13.5 MB, 16.7 GB."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{max(1, round(count / 1e3)):,} kB"
-
-
 def measure_lists(strongest: TopKState) -> tuple[Overlap, list[int]]:
     """Return the overlap of the dimensions' lists of their strongest samples (one group), and the dead dimensions."""
     return Overlap(**measure_overlap(strongest)), np.flatnonzero(strongest.minimum == strongest.maximum).tolist()

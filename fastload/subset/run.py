@@ -42,14 +42,14 @@ class Run:
 
     Arguments:
         settings: as asked for.
-        file: the full set.
+        full: the full set.
         out: the subset to write.
         shape: (H, W, C) of its images.
         choice: what is to be chosen.
         candidates: what may be chosen.
         training: how the autoencoder is trained, where it is.
-        encoder: the user's own, where there is one.
-        brought: the user's own embeddings, where there are.
+        own_encoder: the user's, where there is one.
+        own_embeddings: the user's, where there are.
         device: of this rank, "cpu" or "cuda:N".
         ranks: the other ranks.
         work: what is kept for the next run.
@@ -59,14 +59,14 @@ class Run:
     """
 
     settings: Settings
-    file: Packed
+    full: Packed
     out: Path
     shape: tuple[int, int, int]
     choice: Choice
     candidates: Candidates
     training: TrainingSettings
-    encoder: Encoder | None
-    brought: OwnEmbeddings | None
+    own_encoder: Encoder | None
+    own_embeddings: OwnEmbeddings | None
     device: str
     ranks: Leader
     work: WorkFolder
@@ -77,12 +77,12 @@ class Run:
     @property
     def trains(self) -> bool:
         """Whether an autoencoder is needed."""
-        return self.choice.embeds and self.encoder is None and self.brought is None
+        return self.choice.embeds and self.own_encoder is None and self.own_embeddings is None
 
     @property
     def embeds(self) -> bool:
         """Whether an encoder's pass is needed."""
-        return self.choice.embeds and self.brought is None
+        return self.choice.embeds and self.own_embeddings is None
 
     @property
     def threads(self) -> int:
@@ -92,12 +92,12 @@ class Run:
     @cached_property
     def data(self) -> dict[str, Any]:
         """What identifies the full set and the code, JSON-able."""
-        return data_state(self.file)
+        return data_state(self.full)
 
     @cached_property
     def rows(self) -> CandidateRows:
         """The candidates as rows of the embeddings."""
-        return CandidateRows.of(self.file, self.candidates, self.brought, bool(self.choice.balance))
+        return CandidateRows.of(self.full, self.candidates, self.own_embeddings, bool(self.choice.balance))
 
     # -- what strategies are asked ------------------------------------------------------------------
 
@@ -169,33 +169,33 @@ def open_run(settings: Settings, ranks: Leader) -> Iterator[Run]:
     """
     out, listener = Path(settings.out), settings.listener or Listener()
     check_target(out)
-    with settings.open_full() as file, torch_threads(settings.thread_count):
-        _check_full(file, out)
+    with settings.open_full() as full, torch_threads(settings.thread_count):
+        _check_full(full, out)
         _check_replaceable(out)
-        shape = output_shape(file, settings.resize)
-        choice = Choice.of(settings, file, shape)
-        candidates = _candidates(settings, file, choice, listener)
+        shape = output_shape(full, settings.resize)
+        choice = Choice.of(settings, full, shape)
+        candidates = _candidates(settings, full, choice, listener)
         if settings.scores is not None:
             stored = settings.keep or settings.embeddings is not None
-            check_scores(Path(settings.scores), file, out, choice.strategy, stored=stored)
-        training = settings.training(len(file))
+            check_scores(Path(settings.scores), full, out, choice.strategy, stored=stored)
+        training = settings.training(len(full))
         device = rank_device(settings.device, ranks.world_size)
         encoder = settings.load_encoder() if choice.embeds else None
-        brought = None
+        embeddings = None
         if settings.embeddings is not None and choice.embeds:
             ids = settings.embedding_ids
-            brought = open_embeddings(settings.embeddings, file, None if ids is None else os.fspath(ids))
+            embeddings = open_embeddings(settings.embeddings, full, None if ids is None else os.fspath(ids))
         with WorkFolder(out, fresh=settings.fresh) as work:
             run = Run(
                 settings=settings,
-                file=file,
+                full=full,
                 out=out,
                 shape=shape,
                 choice=choice,
                 candidates=candidates,
                 training=training,
-                encoder=encoder,
-                brought=brought,
+                own_encoder=encoder,
+                own_embeddings=embeddings,
                 device=device,
                 ranks=ranks,
                 work=work,

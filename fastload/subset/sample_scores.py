@@ -63,7 +63,8 @@ def score_samples(
     is the strategy's own, 1 / (1 + distance), and the dimension is the cluster.
 
     Arguments:
-        strategy: one that `check_scores` lets pass. embeddings: [N, D], looked at in chunks.
+        strategy: one that `check_scores` lets pass.
+        embeddings: [N, D], looked at in chunks.
         scored: bool [N], the rows to score. Others, and those with NaN or infinity, get NaN and dimension -1.
         candidates: the embeddings that the strategy chose from; kmeans finds its clusters by them again.
         samples: whose those are.

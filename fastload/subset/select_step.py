@@ -48,7 +48,7 @@ def select_step(run: Run, embedded: Embedded) -> Chosen:
     if facts is not None:
         run.listener.note(f"{path} is damaged, so analysing is done again")
     run.say_changed("analyse", settings)
-    run.listener.begin("analyse", len(run.file))
+    run.listener.begin("analyse", len(run.full))
     began = time.monotonic()
     selection, strongest = _select(run, embedded)
     columns = _with_included(run, selection)
@@ -85,7 +85,7 @@ def _with_included(run: Run, selection: Selection) -> dict[str, np.ndarray]:
     others = chosen["rank"][chosen["dimension"] < 0]
     first = int(others.max()) + 1 if len(others) else 0  # no rank twice
     included = {
-        "ids": run.file.ids[rows],
+        "ids": run.full.ids[rows],
         "dimension": np.full(len(rows), -1, np.int32),
         "rank": first + np.arange(len(rows), dtype=np.int32),
         "score": np.zeros(len(rows), np.float32),
@@ -105,9 +105,9 @@ def _select(run: Run, embedded: Embedded) -> tuple[Selection, TopKState | None]:
 
     def find_not_finite() -> np.ndarray:
         found = rows_not_finite(as_embeddings(embedded.vectors))
-        return found if run.brought is None else run.brought.row_of[found]
+        return found if run.own_embeddings is None else run.own_embeddings.row_of[found]
 
-    with naming_them(run.file, run.candidates, run.work, find_not_finite):
+    with naming_them(run.full, run.candidates, run.work, find_not_finite):
         if vectors is not None and run.choice.streams:
             return _select_in_one_pass(run, vectors)
         return _select_by_strategy(run, vectors), None

@@ -19,7 +19,7 @@ def train_step(run: Run) -> tuple[Encoder | None, list[float]]:
     """Return the encoder, None where nothing is to be embedded, and the mean losses of the epochs of its training."""
     if not run.trains:
         run.report_skipped("train")
-        return run.encoder, []
+        return run.own_encoder, []
     settings = _settings(run)
     model = saved_model(run)
     if model is not None:
@@ -57,7 +57,7 @@ def steps_trained(run: Run) -> int:
 
 def untrained_encoder(run: Run) -> Encoder:
     """Return the encoder that training will begin with: as large and as fast as the one that it gives."""
-    channels = run.file.shape[2] if run.file.shape is not None else 3
+    channels = run.full.shape[2] if run.full.shape is not None else 3
     model = Autoencoder(channels, run.training.embedding_size)
     return autoencoder_encoder(model.to(memory_format=torch.channels_last).eval())  # type: ignore[call-overload]
 
@@ -80,7 +80,7 @@ def _train(run: Run, settings: dict[str, Any]) -> tuple[Encoder, list[float]]:
 
     with run.deferred_interrupt() as should_stop:
         trained = train(
-            run.file,
+            run.full,
             run.training,
             device=run.device,
             engine=run.settings.engine,

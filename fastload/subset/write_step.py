@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from fastload.common.text import size_text
 from fastload.embedding.chunks import Embeddings
 from fastload.errors import DataError
 from fastload.packed.file import PackedWriter, SelectionTable
 from fastload.packed.format import digest
 from fastload.packing.subset_pixels import decode_rows
 from fastload.subset.candidates import KeptRows
-from fastload.subset.report import size_text
 from fastload.subset.run import Run
 from fastload.subset.sample_scores import score_samples, write_scores
 from fastload.subset.select_step import Chosen
@@ -26,7 +26,7 @@ def filter_step(run: Run, chosen: Chosen) -> np.ndarray:
     Raises DataError where the bytes stored of any are not those that were packed.
     """
     began = time.monotonic()
-    file, ids = run.file, chosen.columns["ids"]
+    file, ids = run.full, chosen.columns["ids"]
     run.listener.begin("filter", len(ids))
     order = np.argsort(file.ids, kind="stable")
     rows = order[np.searchsorted(file.ids, ids, sorter=order)]
@@ -47,7 +47,7 @@ def scores_step(run: Run, vectors: Embeddings | None) -> None:
     if run.settings.scores is None:
         return
     assert vectors is not None, "checked before the work"
-    row_of = np.arange(len(run.file)) if run.brought is None else run.brought.row_of
+    row_of = np.arange(len(run.full)) if run.own_embeddings is None else run.own_embeddings.row_of
     scored = np.isin(row_of, run.candidates.excluded, invert=True)
     score, dimension = score_samples(
         run.choice.strategy,
@@ -58,7 +58,7 @@ def scores_step(run: Run, vectors: Embeddings | None) -> None:
         run.request(),
     )
     order = np.argsort(row_of)  # of the full set's rows
-    write_scores(Path(run.settings.scores), run.file.ids, score[order], dimension[order])
+    write_scores(Path(run.settings.scores), run.full.ids, score[order], dimension[order])
 
 
 def write_step(run: Run, chosen: Chosen, rows: np.ndarray, hashed: str) -> None:
@@ -70,7 +70,7 @@ def write_step(run: Run, chosen: Chosen, rows: np.ndarray, hashed: str) -> None:
         hashed: the embeddings' hash.
     """
     began = time.monotonic()
-    file, columns = run.file, chosen.columns
+    file, columns = run.full, chosen.columns
     run.listener.begin("write", len(rows))
     writer = PackedWriter(
         run.out,
@@ -96,9 +96,9 @@ def _attributes(run: Run, hashed: str) -> dict[str, object]:
         "strategy": run.choice.strategy,
         "settings": json.dumps(run.choice.state() | included, sort_keys=True),
         "seed": np.uint64(run.choice.seed),
-        "full_fingerprint": run.file.fingerprint,
+        "full_fingerprint": run.full.fingerprint,
         "embeddings": hashed,
     }
-    if run.brought is not None:
-        attributes["embedding_order"] = run.brought.rule
+    if run.own_embeddings is not None:
+        attributes["embedding_order"] = run.own_embeddings.rule
     return attributes

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from packs import write_encoded, write_raw
 from PIL import Image
 
-from fastload.command.subset_terminal import duration
+from fastload.common.text import duration_text
 from fastload.errors import DataError, UsageError
 from fastload.packed.file import PackedFile, damaged_rows, fingerprint
 from fastload.subset import build as subset
@@ -604,7 +604,7 @@ def test_a_share_in_hundredths_of_a_percent_rounds_exactly(count, hundredths):
 
 
 def test_durations_read_as_people_say_them():
-    assert [duration(s) for s in (0.04, 9.94, 9.97, 59.6, 200, 7500)] == [
+    assert [duration_text(s) for s in (0.04, 9.94, 9.97, 59.6, 200, 7500)] == [
         "0.0 s",
         "9.9 s",
         "10 s",
