@@ -1,4 +1,4 @@
-"""Arguments as callers have them: NumPy's numbers become plain ones, and everything else is an error by name."""
+"""Check arguments: NumPy's numbers become plain ones, and any other type is an error that names the argument."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The device that a name stands for, and, where it cannot be had, why: torch, the driver and fastload's own parts."""
+"""Resolve a device by its name, or say why it cannot be used: torch, the driver, or a missing part of fastload."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows when an object is dropped: calls written in C, for an interrupt in Python code would be swallowed there.
+"""Clean up when an object is dropped, by calls written in C: an interrupt in Python code would be swallowed there.
 
 Python runs what belongs to an object's end (`__del__`, weakref callbacks, a generator's `finally`) wherever the last
 reference happens to go, and prints what it raises as "Exception ignored in": Ctrl-C too, where it comes just then.

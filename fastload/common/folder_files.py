@@ -1,4 +1,4 @@
-"""Files in a folder that is open, reached by their names alone: no link is followed, no other's content changed."""
+"""Files of an open folder, reached by name only: no link is followed, and nobody else's file is changed."""
 
 from __future__ import annotations
 

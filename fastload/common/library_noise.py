@@ -1,4 +1,4 @@
-"""What C libraries print by themselves about a damaged file (libpng, DALI), beside the one line that a command says."""
+"""Silence what C libraries (libpng, DALI) print about a damaged file beside the one line of a command."""
 
 from __future__ import annotations
 

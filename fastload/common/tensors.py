@@ -1,4 +1,4 @@
-"""Tensors and facts in one safetensors file: written whole or not at all, and believed only as they were written."""
+"""Tensors and facts in one safetensors file: written whole or not at all, and refused if changed afterwards."""
 
 from __future__ import annotations
 

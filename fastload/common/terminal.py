@@ -1,4 +1,4 @@
-"""How the commands speak to a person: in clean lines that fit the terminal, whatever text holds and a stream takes."""
+"""Print for people: clean lines that fit the terminal, whatever the text holds and the stream accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Threads that the trainer's thread starts and drops, and in which it may be interrupted meanwhile.
+"""Threads that the trainer's thread starts and drops, also when it is interrupted meanwhile.
 
 Python code runs as a `Thread` is started, and as one is dropped that has ended. An interrupt in the first leaves a
 thread that is listed for ever and never runs, and one in the second is swallowed. So another thread does both.

@@ -1,4 +1,4 @@
-"""What a packed file is made of: its numbers, its digests and its checksum, the same for who writes and who reads."""
+"""The packed format: its version numbers, digests and checksum, shared by writer and reader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HDF5's own structures, laid out in memory: what h5py would write, as pieces that the caller writes himself.
+"""Lay out HDF5's structures in memory: the pieces that h5py would write, for the caller to write.
 
 h5py buffers what it is given and writes when objects are freed and files closed, where it prints and ignores a full
 disk, or crashes. So it never sees the disk: it lays the file out here, and each byte goes out by `pwrite`, whose errors

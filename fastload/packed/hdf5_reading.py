@@ -1,4 +1,4 @@
-"""Read HDF5 that nobody vouches for: what is read is stored in the very file, and no larger than that can hold."""
+"""Read untrusted HDF5: only data stored in the file itself, and no more than the file can hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a file that is open is still the one that was opened: it may be written over while it is in use."""
+"""Detect that an open file was written over while it is in use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `pack --encoded` keeps is decoded once by the decoder that will read it: both phases see the same pixels.
+"""Decode what `pack --encoded` keeps once, by the decoder that will read it: both phases see the same pixels.
 
 A training's stream decodes with DALI; `build-subset`, `verify` and `pack` itself with Pillow. Each refuses files that
 the other takes, and where a file's data contradict themselves they make different images of it.

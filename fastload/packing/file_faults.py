@@ -1,4 +1,4 @@
-"""Damage that Pillow lets pass: a file of which a part is missing or false, though its decoder asks for no more."""
+"""Find damage that Pillow lets pass: missing or false parts of a file that its decoder does not read."""
 
 from __future__ import annotations
 

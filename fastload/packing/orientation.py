@@ -1,4 +1,4 @@
-"""Which way up an image is: the one place that reads it, and that writes it where decoders read differently.
+"""Read which way up an image is, and write it where decoders disagree: the only place that does either.
 
 Pillow's rule holds: the orientation of the EXIF data (of several EXIF segments of a JPEG the first; of a PNG the `eXIf`
 chunk, else the text chunk in which older programs keep it), and where they have none, that of XMP (`tiff:Orientation`).

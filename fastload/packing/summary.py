@@ -1,4 +1,4 @@
-"""What `pack` tells of its work: how many images of which class were stored, what was left out, and why."""
+"""The summary of `pack`: how many images of which class were stored, what was left out, and why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which few samples matter most: embeddings → a ranking of samples, by a strategy of a name."""
+"""Select the samples that matter most: a named strategy ranks samples by their embeddings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the name of a folder says: that it is a part of a set (train, val), or a box for pictures, and no class."""
+"""What a folder's name says: a split (train, val) or a container of pictures, neither of which is a class."""
 
 from __future__ import annotations
 

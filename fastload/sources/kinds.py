@@ -1,4 +1,4 @@
-"""What a file is, by its name and where that says nothing by its first bytes: a picture, or something else."""
+"""Tell pictures from other files by name, or by the first bytes where the name says nothing."""
 
 from __future__ import annotations
 

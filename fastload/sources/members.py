@@ -1,4 +1,4 @@
-"""What a folder or an archive is to fastload: a stream of members, each with a function that reads it."""
+"""A folder or an archive as a stream of members, each with a function that reads it."""
 
 from __future__ import annotations
 

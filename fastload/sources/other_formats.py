@@ -1,4 +1,4 @@
-"""Files that people try as a source and that are none: what each is, and the way that leads to one."""
+"""Formats that are not sources but are often tried as one: what each is, and how to make a source of it."""
 
 from __future__ import annotations
 
