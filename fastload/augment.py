@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastload.common.arguments import flag, real, whole
+from fastload.common.arguments import flag, integer, real
 from fastload.errors import UsageError
 from fastload.kernels.augment import KEEP, STDDEV, VARIANCE, Draws, Settings
 from fastload.kernels.augment_cpu import draw_batch
@@ -48,7 +48,7 @@ class Augment:
         # Plain numbers, whatever NumPy or a configuration gave: they go into checkpoints.
         crop = tuple(self.crop) if isinstance(self.crop, Iterable) else (self.crop, self.crop)
         try:
-            sides = tuple(whole("crop", side, 1) for side in crop)
+            sides = tuple(integer("crop", side, 1) for side in crop)
         except UsageError:
             sides = ()
         if len(sides) != 2:
@@ -62,7 +62,7 @@ class Augment:
         for name in ("clamp", "centre"):
             object.__setattr__(self, name, flag(name, getattr(self, name)))
         if self.resize is not None:
-            object.__setattr__(self, "resize", whole("resize", self.resize))
+            object.__setattr__(self, "resize", integer("resize", self.resize))
             if self.resize < min(sides):
                 raise UsageError(f"resize={self.resize!r}; it must be at least the crop's {min(sides)} pixels")
         if not 0 <= self.flip <= 1:

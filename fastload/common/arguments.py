@@ -27,9 +27,6 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
     return number
 
 
-whole = integer  # the name that it had
-
-
 def real(name: str, value: Any) -> float:
     """Return a number as a plain float, NaN and infinity too; raise UsageError, naming it, for anything else."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
-from fastload.common.arguments import whole
+from fastload.common.arguments import integer
 from fastload.errors import UsageError
 from fastload.feeds.buffers import FLOAT_TYPES
 
@@ -51,7 +51,7 @@ class Output:
     keep: int = 4
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "batch_size", whole("batch_size", self.batch_size, 1))
+        object.__setattr__(self, "batch_size", integer("batch_size", self.batch_size, 1))
         if self.dtype not in FLOAT_TYPES:
             raise UsageError(f"dtype={self.dtype}; it is one of torch.float32, torch.float16, torch.bfloat16")
         if self.memory_format not in (torch.contiguous_format, torch.channels_last):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fastload.augment import Augment, checked
-from fastload.common.arguments import flag, whole
+from fastload.common.arguments import flag, integer
 from fastload.common.device import resolve_device
 from fastload.errors import ClosedError
 from fastload.feeds.batch import Output, yielded
@@ -69,7 +69,7 @@ class EvaluationLoader:
         self._augment, self._engine = settings, engine
         self._output = Output(batch_size, resolve_device(device), dtype, memory_format)
         self._with_ids, self._closed = flag("with_ids", with_ids), False
-        self._first, self._every = whole("first_row", first_row, 0), whole("every", every, 1)
+        self._first, self._every = integer("first_row", first_row, 0), integer("every", every, 1)
 
     def __len__(self) -> int:
         return max(0, -(-(len(self._file) - self._first) // (self._output.batch_size * self._every)))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from fastload.common.arguments import real, whole
+from fastload.common.arguments import integer, real
 from fastload.errors import UsageError
 from fastload.loop.policies import SwapPolicy
 
@@ -66,11 +66,11 @@ def saved_of(state: Any, identity: Mapping[str, Any], policy: SwapPolicy, ranks:
                 + _mend(name, state.get(name), ranks)
             )
     try:
-        step, seconds = whole("step", state["step"], 0), real("seconds", state["seconds"])
+        step, seconds = integer("step", state["step"], 0), real("seconds", state["seconds"])
         if not 0 <= seconds < math.inf:
             raise UsageError(f"seconds={seconds}; it must be 0 or more")
-        swap = None if state["agreed_swap"] is None else whole("agreed_swap", state["agreed_swap"], 0)
-        callbacks = whole("swap_callbacks", state.get("swap_callbacks", 0), 0)  # older states have none
+        swap = None if state["agreed_swap"] is None else integer("agreed_swap", state["agreed_swap"], 0)
+        callbacks = integer("swap_callbacks", state.get("swap_callbacks", 0), 0)  # older states have none
         policy = policy.restored(state)
     except (KeyError, TypeError, UsageError) as error:
         raise UsageError(f"the state is damaged ({error}); load an earlier one") from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastload.common.arguments import whole
+from fastload.common.arguments import integer
 
 if TYPE_CHECKING:
     from fastload.loop.loader import TwoPhaseLoader
@@ -107,7 +107,7 @@ class DataLoaderView:
 
         Hugging Face's Trainer calls it before each epoch, also when it resumes.
         """
-        epoch, settings = whole("epoch", epoch, 0), self._run.settings
+        epoch, settings = integer("epoch", epoch, 0), self._run.settings
         if settings.steps_per_epoch is not None and self.step // settings.steps_per_epoch != epoch:
             step = epoch * settings.steps_per_epoch
             self._run.go_to(step if settings.steps is None else min(step, settings.steps))

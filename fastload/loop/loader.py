@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from fastload.augment import Augment
-from fastload.common.arguments import flag, whole
+from fastload.common.arguments import flag, integer
 from fastload.errors import UsageError
 from fastload.feeds.evaluation import EvaluationLoader
 from fastload.loop.checkpoint import saved_of, state_of
@@ -162,7 +162,7 @@ class TwoPhaseLoader(DataLoaderView):
         The scalars: phase (0 fast, 1 fine-tune), images_per_second, waited, ring_fill, read_mb_per_second; each since
         the last time.
         """
-        self._run.reports.log = ScalarLog(writer, whole("every", every, 1), prefix)
+        self._run.reports.log = ScalarLog(writer, integer("every", every, 1), prefix)
 
     def evaluation(self, path: PathsLike, *, batch_size: int | None = None, shard: bool = False) -> EvaluationLoader:
         """Return a loader of a test set: centre crop, file order, partial last batch, same device and types.
@@ -177,7 +177,7 @@ class TwoPhaseLoader(DataLoaderView):
         Raises DataError, naming it, for a class that the training set has not.
         """
         settings, output = self._run.settings, self._run.settings.output
-        size = output.batch_size if batch_size is None else whole("batch_size", batch_size, 1)
+        size = output.batch_size if batch_size is None else integer("batch_size", batch_size, 1)
         part = {"first_row": settings.rank * size, "every": settings.world_size} if flag("shard", shard) else {}
         return EvaluationLoader(
             path,

@@ -6,7 +6,7 @@ import math
 import weakref
 from typing import Any
 
-from fastload.common.arguments import real, whole
+from fastload.common.arguments import integer, real
 from fastload.errors import UsageError
 from fastload.loop.bar import Bar
 
@@ -51,7 +51,7 @@ def run_length(steps: Any, seconds: Any) -> tuple[int | None, float | None]:
     if (steps is None) == (seconds is None):
         raise UsageError(f"steps={steps} and seconds={seconds}: give one of the two, the length of the run")
     if steps is not None:
-        return whole("steps", steps, 1), None
+        return integer("steps", steps, 1), None
     seconds = real("seconds", seconds)
     if not 0 < seconds < math.inf:
         raise UsageError(f"seconds={seconds}; it must be positive")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fastload.augment import Augment, checked
-from fastload.common.arguments import flag, seed64, whole
+from fastload.common.arguments import flag, integer, seed64
 from fastload.common.device import resolve_device
 from fastload.common.launcher import ranks_of
 from fastload.common.processors import default_threads
@@ -68,9 +68,13 @@ class LoaderSettings:
         steps, seconds = run_length(self.steps, self.seconds)
         self._set(steps=steps, seconds=seconds)
         self._set(
-            steps_per_epoch=None if self.steps_per_epoch is None else whole("steps_per_epoch", self.steps_per_epoch, 1),
-            prefetch=None if self.prefetch is None else whole("prefetch", self.prefetch, 1),
-            resident_budget=None if self.resident_budget is None else whole("resident_budget", self.resident_budget, 0),
+            steps_per_epoch=None
+            if self.steps_per_epoch is None
+            else integer("steps_per_epoch", self.steps_per_epoch, 1),
+            prefetch=None if self.prefetch is None else integer("prefetch", self.prefetch, 1),
+            resident_budget=None
+            if self.resident_budget is None
+            else integer("resident_budget", self.resident_budget, 0),
             augment=checked(self.augment),
             shuffle=shuffle_of(self.shuffle),
             seed=seed64(self.seed),

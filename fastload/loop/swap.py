@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastload.common.arguments import real, whole
+from fastload.common.arguments import integer, real
 from fastload.errors import UsageError
 
 _FIELDS: dict[str, tuple[str, ...]] = {
@@ -62,7 +62,7 @@ class Swap:
             min_delta: what counts as an improvement, in units of the loss, 0 or more.
             window: reported losses whose mean is one value; a tensor is read (a GPU waited for) once a window only.
         """
-        patience, window = whole("patience", patience, 1), whole("window", window, 1)
+        patience, window = integer("patience", patience, 1), integer("window", window, 1)
         min_delta = real("min_delta", min_delta)
         if not 0 <= min_delta < math.inf:
             raise UsageError(f"Swap.on_plateau(min_delta={min_delta}): it must be 0 or more")
@@ -159,5 +159,5 @@ class Plateau:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state()`."""
         self.best = math.inf if state["best"] is None else real("best", state["best"])
-        self.stale, self._count = whole("stale", state["stale"], 0), whole("count", state["count"], 0)
+        self.stale, self._count = integer("stale", state["stale"], 0), integer("count", state["count"], 0)
         self._sum = real("sum", state["sum"])
