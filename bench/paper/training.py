@@ -18,7 +18,7 @@ from fastload.bench.paper.state import key_of
 from fastload.bench.paper.subsets import Subset
 from fastload.bench.paper.trainee import Trainee, learning_rate, rehearse
 from fastload.bench.paper.workplace import AUGMENT, OutOfTime, Workplace
-from fastload.feeds.batch import yielded
+from fastload.feeds.batch import as_tuple
 from fastload.feeds.feed import Output, run_feed
 from fastload.loop.loader import TwoPhaseLoader
 from fastload.order import FAST, FINE_TUNE, Order
@@ -147,7 +147,7 @@ def _batches(place: Workplace, run: Run, first: int) -> Iterator[Iterator[tuple[
         feed = FreshFeed(place.full, AUGMENT, subsets, Output(batch, place.device, memory_format=last))
         stream = run_feed(feed, lambda step: (step * batch, batch), first, steps, place.device)
         try:
-            yield (yielded(batch, with_ids=False) for batch in stream)
+            yield (as_tuple(batch, with_ids=False) for batch in stream)
         finally:
             stream.close()
         return

@@ -21,9 +21,9 @@ class Batch(NamedTuple):
     ids: torch.Tensor
 
 
-def yielded(batch: Batch, with_ids: bool) -> tuple[torch.Tensor, ...]:
-    """Return the batch as loaders yield it: (images, labels, ids), without ids unless asked for, without labels that
-    the set has not.
+def as_tuple(batch: Batch, with_ids: bool) -> tuple[torch.Tensor, ...]:
+    """Return a batch as loaders yield it: (images, labels, ids); without ids unless asked for, and without labels where
+    the set has none.
     """
     if batch.labels is None:
         return (batch.images, batch.ids) if with_ids else (batch.images,)
@@ -86,7 +86,7 @@ class Feed(Protocol):
         """Return the batch of the positions start … start + count - 1; raise UsageError once this is closed."""
 
     def close(self) -> None:
-        """Let go of buffers, files and pipelines: they end with the last batch that is being made of them."""
+        """Release buffers, files and pipelines: they are freed with the last batch that is being made from them."""
 
 
 def label_tensor(labels: np.ndarray) -> torch.Tensor:

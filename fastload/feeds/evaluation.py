@@ -11,7 +11,7 @@ from fastload.augment import Augment, checked
 from fastload.common.arguments import flag, integer
 from fastload.common.device import resolve_device
 from fastload.errors import ClosedError
-from fastload.feeds.batch import Output, yielded
+from fastload.feeds.batch import Output, as_tuple
 from fastload.feeds.feed import FeedRun, open_feed, run_feed
 from fastload.order import FINE_TUNE, Order
 from fastload.packed.classes import label_map, mapped_labels
@@ -125,7 +125,7 @@ class EvaluationPass(Iterator[tuple[torch.Tensor, ...]]):
     def __next__(self) -> tuple[torch.Tensor, ...]:
         try:
             self._loader._check_open()
-            return yielded(next(self._run), self._loader._with_ids)
+            return as_tuple(next(self._run), self._loader._with_ids)
         except Exception:
             if self._loader._closed:
                 self.close()

@@ -139,7 +139,7 @@ class FeedRun(Iterator[Batch]):
         return batch
 
     def close(self) -> None:
-        """End the threads, and let go of the feed. Safe to call twice."""
+        """End the threads, and close the feed. Safe to call twice."""
         if self._ahead is not None:
             self._ahead.close()
         if self._feed is not None:

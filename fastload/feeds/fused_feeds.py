@@ -30,10 +30,6 @@ def _engine(inputs: FeedInputs) -> FusedEngine:
     )
 
 
-def _discard(batch: Batch) -> None:
-    """Say that a batch was made only to compile and check what makes it."""
-
-
 class FusedCpuFeed:
     """CPU twin, resident (a copy in memory) or streamed: out of a guarded map, or image by image where there is none.
 
@@ -57,7 +53,7 @@ class FusedCpuFeed:
         else:
             self._mapped = GuardedMap.open(self._reader.place)
         self._ring = inputs.buffer_ring()
-        _discard(self.make(0, 1))  # compiles the kernels
+        self.make(0, 1)  # compiles the kernels
 
     def make(self, start: int, count: int) -> Batch:
         # Held until the batch is made, whoever closes this meanwhile.
@@ -107,7 +103,7 @@ class FusedResidentFeed:
         self._store: ResidentStore | None = ResidentStore(inputs.reader.everything(), stored, file.ids, device)
         self._home = torch.cuda.current_stream(device)
         inputs.reader.close()
-        _discard(self.make(0, 1))
+        self.make(0, 1)  # compiles the kernels
 
     def make(self, start: int, count: int) -> Batch:
         store = self._store  # held until the launch is queued; then its memory waits for the stream
@@ -148,7 +144,7 @@ class FusedStreamFeed:
         for _ in range(workers):
             self._pinned.put((torch.empty(size, dtype=torch.uint8, pin_memory=True), torch.cuda.Event(blocking=True)))
         with torch.cuda.stream(torch.cuda.Stream(device)):
-            _discard(self.make(0, 1))
+            self.make(0, 1)  # compiles the kernels
             torch.cuda.current_stream().synchronize()
 
     def make(self, start: int, count: int) -> Batch:

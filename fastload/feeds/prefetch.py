@@ -21,7 +21,7 @@ _PATIENCE = 2.0  # seconds that `close` waits for a batch in the making; its thr
 
 
 class _Failure:
-    """What stands in the place of a batch that could not be made."""
+    """Stands for a batch that could not be made."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -156,9 +156,9 @@ class Prefetcher:
             if shared.stopped:
                 raise ClosedError()
             if shared.failure is not None and step not in ready:
-                raise _told(shared.failure)
+                raise _to_raise(shared.failure)
         if isinstance(found, _Failure):
-            raise _told(found.error)
+            raise _to_raise(found.error)
         batch, event = found
         if event is not None:
             stream = torch.cuda.current_stream(event.device)
@@ -198,19 +198,19 @@ def _workers(shared: _Shared, device: torch.device, count: int) -> list[threadin
     return [] if shared.stopped else [_Worker(shared, device, number) for number in range(count)]
 
 
-def _told(error: BaseException) -> BaseException:
-    """Return what the training loop gets of a failure in a thread."""
+def _to_raise(error: BaseException) -> BaseException:
+    """Return what the training loop raises for a failure in a thread."""
     if isinstance(error, FastloadError):
         return error
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        told: Exception = UsageError(
+        raised: Exception = UsageError(
             f"out of memory while a batch was made ({_first_line(error)}); choose a smaller batch_size=, prefetch= or "
             "resident_budget="
         )
     else:
-        told = RuntimeError(f"a batch could not be made: {error}")
-    told.__cause__ = error
-    return told
+        raised = RuntimeError(f"a batch could not be made: {error}")
+    raised.__cause__ = error
+    return raised
 
 
 def _first_line(error: BaseException) -> str:

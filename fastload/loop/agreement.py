@@ -16,7 +16,7 @@ import xxhash
 
 from fastload.common.launcher import RankError, default_store
 from fastload.errors import ClosedError, UsageError
-from fastload.loop.conversation import Conversation
+from fastload.loop.rendezvous import Rendezvous
 
 AHEAD = 16
 """Steps between an announcement and what it may decide; ranks are seldom further apart."""
@@ -59,7 +59,7 @@ class Agreement(Protocol):
     """Whether what this rank wants happens at its next batch."""
 
     @property
-    def settled(self) -> bool:
+    def is_done(self) -> bool:
         """Whether nobody needs this rank's word any more, once it has swapped."""
 
     def decide(self, step: int, decision: Decision, wishes: Wishes) -> Decision:
@@ -76,7 +76,7 @@ class Alone:
     """One rank: what it wants happens at once."""
 
     at_once = True
-    settled = True
+    is_done = True
 
     def decide(self, step: int, decision: Decision, wishes: Wishes) -> Decision:
         swap, end = decision
@@ -112,11 +112,11 @@ class Planned:
     def __init__(self, store: Any, rank: int, world_size: int, name: str, start: int) -> None:
         self._made_of = store, rank, world_size, name
         self._rank, self._start = rank, start
-        self._said = Conversation(store, rank, world_size, name)
+        self._shared = Rendezvous(store, rank, world_size, name)
         self._next = start
         self._asked = False
 
-    settled = True
+    is_done = True
 
     def leave(self) -> None:
         """Nobody needs this rank's word."""
@@ -128,28 +128,28 @@ class Planned:
         if decision.swap is not None or (step < self._next and wishes.asked == self._asked):
             return decision
         self._next = step + AHEAD // 2
-        if not self._said.meet():
+        if not self._shared.join():
             return decision
         if step >= self._start + AHEAD // 2:
-            self._said.settle()
+            self._shared.keep_run()
         if wishes.asked and not self._asked:
-            self._said.tell("asked", True)
+            self._shared.put("asked", True)
             self._asked = True
-        if not self._said.heard("asked"):
+        if not self._shared.get("asked"):
             return decision
-        self._said.tell(f"at/{self._rank}", step)
-        told = self._said.heard("swap")
-        if told is None and self._rank == 0:
-            others = self._said.heard_from_all("at/{}".format)
+        self._shared.put(f"at/{self._rank}", step)
+        announced = self._shared.get("swap")
+        if announced is None and self._rank == 0:
+            others = self._shared.get_all("at/{}".format)
             if others is not None:
-                told = max([step, *others]) + MARGIN
-                self._said.tell("swap", told)
-        if told is not None and told < step:
+                announced = max([step, *others]) + MARGIN
+                self._shared.put("swap", announced)
+        if announced is not None and announced < step:
             raise RankError(
-                f"rank {self._rank} is at step {step:,} already, and swap_now() has the others swap at step {told:,}: "
-                "the ranks are too far apart; give swap=Swap.never() where swap_now() is to be called"
+                f"rank {self._rank} is at step {step:,} already, and swap_now() has the others swap at step "
+                f"{announced:,}: the ranks are too far apart; give swap=Swap.never() where swap_now() is to be called"
             )
-        return decision if told is None else Decision(told, decision.end)
+        return decision if announced is None else Decision(announced, decision.end)
 
 
 class Together:
@@ -168,24 +168,26 @@ class Together:
     ) -> None:
         self._made_of = store, rank, world_size, name
         self._rank, self._start, self._open_end, self._stopped = rank, start, open_end, stopped
-        self._said = Conversation(store, rank, world_size, name)
+        self._shared = Rendezvous(store, rank, world_size, name)
         self._until = start + AHEAD
         self._next = start + AHEAD // 2
         # What is decided stands here first, since an interrupt may come before the caller has it.
         self._decision: Decision | None = None
         self._unsaid: dict[str, Any] | None = None  # by rank 0: announced as soon as it decides anything more
-        self._met = rank != 0
+        self._all_joined = rank != 0
 
     @property
-    def settled(self) -> bool:
+    def is_done(self) -> bool:
         """Whether nobody needs this rank's word any more, once all is decided."""
-        return self._met
+        return self._all_joined
 
     def leave(self) -> None:
         """Rank 0: wait for those who have not signed in yet, where they have to hear what was announced."""
         give_up = time.monotonic() + FAREWELL
-        while self._decision is not None and not self._met and not self._stopped() and time.monotonic() < give_up:
-            self._met = self._said.meet()
+        while (
+            self._decision is not None and not self._all_joined and not self._stopped() and time.monotonic() < give_up
+        ):
+            self._all_joined = self._shared.join()
             time.sleep(0.002)
 
     def restarted(self, step: int) -> Together:
@@ -198,20 +200,20 @@ class Together:
         return self._listen(step, decision, wishes.asked)
 
     def _announce(self, step: int, decision: Decision, wishes: Wishes) -> Decision:
-        self._met = self._said.meet()
+        self._all_joined = self._shared.join()
         if self._unsaid is None:
             swap, end = decision
             wants_swap = swap is None and (wishes.asked or wishes.due)
             wants_end = end is None and wishes.end
             if step < self._next and not (wants_swap or wants_end):
                 return decision
-            if swap is None and not wants_swap and self._met and self._said.heard("asked"):
+            if swap is None and not wants_swap and self._all_joined and self._shared.get("asked"):
                 wants_swap = True
             until = max(self._until, step + AHEAD)
             swap, end = until if wants_swap else swap, until if wants_end else end
             self._unsaid = {"from": self._start, "until": until, "swap": swap, "end": end}
         said = self._unsaid
-        self._said.tell("told", said)
+        self._shared.put("told", said)
         self._until, self._next = said["until"], step + AHEAD // 2
         self._decision = Decision(said["swap"], said["end"])
         self._unsaid = None
@@ -222,11 +224,11 @@ class Together:
             return decision
         give_up, pause = time.monotonic() + PATIENCE, 0.0002
         while True:
-            if self._said.meet():
-                if asked and not self._said.heard("asked"):
-                    self._said.tell("asked", True)
+            if self._shared.join():
+                if asked and not self._shared.get("asked"):
+                    self._shared.put("asked", True)
                 if step >= self._next or step >= self._until:
-                    decision = self._heard(step, decision)
+                    decision = self._read_announcement(step, decision)
             if step < self._until or self._is_final(decision):
                 return decision
             if self._stopped():
@@ -239,14 +241,14 @@ class Together:
             time.sleep(pause)
             pause = min(2 * pause, 0.02)
 
-    def _heard(self, step: int, decision: Decision) -> Decision:
+    def _read_announcement(self, step: int, decision: Decision) -> Decision:
         """Return what rank 0 has announced for this run last."""
-        told = self._said.heard("told")
-        if told is None or told["from"] != self._start:
+        announced = self._shared.get("told")
+        if announced is None or announced["from"] != self._start:
             return decision
-        self._said.settle()
-        self._decision = Decision(told["swap"], told["end"])
-        self._until = max(self._until, told["until"])
+        self._shared.keep_run()
+        self._decision = Decision(announced["swap"], announced["end"])
+        self._until = max(self._until, announced["until"])
         self._next = min(self._until, step + AHEAD // 2)
         return self._decision
 

@@ -21,7 +21,7 @@ class SwapCallbacks(list[Callable[[Any], Any]]):
         self._begun = self.returned = returned
 
     def add(self, callback: Callable[[Any], Any]) -> None:
-        """Register one. Raises UsageError for what does not take one argument: told now, not at the swap."""
+        """Register one. Raises UsageError, now rather than at the swap, for what does not take one argument."""
         if not callable(callback) or not _takes_one(callback):
             raise UsageError(f"on_swap({callback!r}): it takes a function of one argument, the loader")
         self.append(callback)

@@ -13,8 +13,8 @@ from fastload.loop.policies import SwapPolicy
 STATE_FORMAT = 1
 
 
-class Saved(NamedTuple):
-    """What a checkpoint says, checked.
+class Snapshot(NamedTuple):
+    """Where a run stands, as a checkpoint says it.
 
     Arguments:
         step: batches delivered.
@@ -31,20 +31,20 @@ class Saved(NamedTuple):
     policy: SwapPolicy
 
 
-def state_of(saved: Saved, identity: Mapping[str, Any]) -> dict[str, Any]:
+def state_of(snapshot: Snapshot, identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return a checkpoint as plain numbers, text, lists and dicts; `identity` is what the loader must have again."""
     return {
         "fastload_state": STATE_FORMAT,
-        "step": saved.step,
-        "seconds": saved.seconds,
-        "agreed_swap": saved.swap,
-        "swap_callbacks": saved.callbacks,
-        "plateau": saved.policy.history(),
+        "step": snapshot.step,
+        "seconds": snapshot.seconds,
+        "agreed_swap": snapshot.swap,
+        "swap_callbacks": snapshot.callbacks,
+        "plateau": snapshot.policy.history(),
         **identity,
     }
 
 
-def saved_of(state: Any, identity: Mapping[str, Any], policy: SwapPolicy, ranks: int) -> Saved:
+def snapshot_of(state: Any, identity: Mapping[str, Any], policy: SwapPolicy, ranks: int) -> Snapshot:
     """Return what a checkpoint says; raise UsageError, naming what differs, unless it belongs to this loader.
 
     Arguments:
@@ -74,7 +74,7 @@ def saved_of(state: Any, identity: Mapping[str, Any], policy: SwapPolicy, ranks:
         policy = policy.restored(state)
     except (KeyError, TypeError, UsageError) as error:
         raise UsageError(f"the state is damaged ({error}); load an earlier one") from error
-    return Saved(step, seconds, swap, callbacks, policy)
+    return Snapshot(step, seconds, swap, callbacks, policy)
 
 
 def _mend(name: str, found: Any, ranks: int) -> str:

@@ -54,7 +54,7 @@ class RunFiles:
         return class_names(self.full, self.subset)
 
     def fingerprints(self) -> dict[str, str | None]:
-        """Return what tells the files from others, "full" and "subset"."""
+        """Return the fingerprints of the files, by "full" and "subset"; None where there is none."""
         files = {"full": self.full, "subset": self.subset}
         return {name: file.fingerprint if file else None for name, file in files.items()}
 

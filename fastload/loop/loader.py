@@ -12,7 +12,7 @@ from fastload.augment import Augment
 from fastload.common.arguments import flag, integer
 from fastload.errors import UsageError
 from fastload.feeds.evaluation import EvaluationLoader
-from fastload.loop.checkpoint import saved_of, state_of
+from fastload.loop.checkpoint import snapshot_of, state_of
 from fastload.loop.dataloader_view import DataLoaderView
 from fastload.loop.files import PHASES
 from fastload.loop.run import Run
@@ -213,19 +213,19 @@ class TwoPhaseLoader(DataLoaderView):
         ranks and batch size (at an equal global batch) may differ.
         """
         run, settings = self._run, self._run.settings
-        saved = saved_of(state, run.identity(), run.swapping.policy, settings.world_size)
+        snapshot = snapshot_of(state, run.identity(), run.swapping.policy, settings.world_size)
         run.check_usable()
         run.files.check_unchanged()
-        if settings.steps is not None and saved.step > settings.steps:
+        if settings.steps is not None and snapshot.step > settings.steps:
             raise UsageError(
-                f"the state is at step {saved.step:,}, this loader ends at {settings.steps:,}; raise steps="
+                f"the state is at step {snapshot.step:,}, this loader ends at {settings.steps:,}; raise steps="
             )
-        run.go_on_from(saved, resumed_at=saved.step)
+        run.go_on_from(snapshot, resumed_at=snapshot.step)
 
     def close(self) -> None:
         """Free every thread, buffer, pipeline and file. Safe to call twice, at any time and from any thread.
 
-        Whoever draws batches then gets a UsageError at the next one.
+        A loop that goes on drawing batches then gets a UsageError at the next one.
         """
         self._run.close()
 

@@ -57,14 +57,14 @@ class Phase:
             self._stop_if_closed()
         return feed
 
-    def warm(self, index: int = 0, last: int | None = None) -> None:
+    def start_ahead(self, index: int = 0, last: int | None = None) -> None:
         """Begin to make batches ahead, from the batch `index` up to `last`, excluded; None for no end."""
         feed = self.prepare()
         if self._ahead is None and not feed.immediate:
             self._begin(feed, index, last)
 
     @property
-    def is_warm(self) -> bool:
+    def is_ahead(self) -> bool:
         """Whether batches are being made ahead, or need not be."""
         feed = self._feed
         return feed is not None and (feed.immediate or self._ahead is not None)
@@ -81,11 +81,11 @@ class Phase:
         try:
             return ahead.get(index)
         except Exception:
-            self.rest()  # whoever asks again has it made anew: the disk may be there again
+            self.pause()  # the next call makes it anew: the disk may be there again
             raise
 
     def _begin(self, feed: Feed, index: int, last: int | None) -> Prefetcher:
-        self.rest()
+        self.pause()
         make, locate = feed.make, self._locate  # not self: threads must not keep a dropped loader alive
         self._ahead = ahead = Prefetcher(
             lambda at: make(*locate(at)),
@@ -111,7 +111,7 @@ class Phase:
             self._fill = ahead.fill
         return self._fill
 
-    def rest(self) -> None:
+    def pause(self) -> None:
         """Stop making batches ahead; the feed stays."""
         ahead = self._ahead
         if ahead is not None:
@@ -121,7 +121,7 @@ class Phase:
 
     def release(self) -> None:
         """Free threads, buffers and the feed, which is opened anew when it is needed again."""
-        self.rest()
+        self.pause()
         feed = self._feed
         if feed is not None:
             feed.close()

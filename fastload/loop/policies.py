@@ -17,7 +17,7 @@ class SwapPolicy:
     """What a run asks of its policy. These answers are those of `Swap.never()`, and the others' where they say no more.
 
     Arguments:
-        swap: what the run was told, for checkpoints; None for a planned step.
+        swap: the argument of the loader, for checkpoints; None for a planned step.
     """
 
     step: int | None = None
@@ -49,10 +49,6 @@ class SwapPolicy:
     def history(self) -> dict[str, Any] | None:
         """Return what has been seen so far, for checkpoints."""
         return None
-
-    def afresh(self) -> SwapPolicy:
-        """Return the policy as it is at the beginning of a run."""
-        return self
 
     def restored(self, state: Mapping[str, Any]) -> SwapPolicy:
         """Return the policy as it was when a checkpoint was taken."""
@@ -112,10 +108,6 @@ class OnPlateau(SwapPolicy):
 
     def history(self) -> dict[str, Any] | None:
         return self._plateau.state()
-
-    def afresh(self) -> SwapPolicy:
-        assert self._swap is not None
-        return OnPlateau(self._swap)
 
     def restored(self, state: Mapping[str, Any]) -> SwapPolicy:
         assert self._swap is not None

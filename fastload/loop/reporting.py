@@ -1,4 +1,4 @@
-"""What a loader's run tells: stats with advice, scalars for a writer, a progress bar. No batch depends on any of it."""
+"""Reports on a run: stats with advice, scalars for a writer, a progress bar. No batch depends on any of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastload.packed.set import Packed
 
 
 class Reporter:
-    """Tells of a run, from the state in which it stands.
+    """Reports on a run, from its state.
 
     Arguments:
         phases: fast and fine-tune, each with its file.
@@ -42,7 +42,7 @@ class Reporter:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether there is anybody to tell of each batch."""
+        """Whether each batch is to be reported."""
         return self.log is not None or self._bar_kind is not None
 
     def costs(self, state: RunState) -> dict[str, dict[str, Any]]:
@@ -69,8 +69,8 @@ class Reporter:
                 stats["advice"] = self._judge(stats, file, free)
         return found
 
-    def tell(self, state: RunState, loop: Loop, now: Callable[[], RunState]) -> None:
-        """Tell of a batch that is about to be delivered; `now` returns how the run stands, whenever it is asked."""
+    def report(self, state: RunState, loop: Loop, now: Callable[[], RunState]) -> None:
+        """Report a batch that is about to be delivered; `now` returns where the run stands, whenever it is called."""
         log = self.log
         if log is not None and log.due(state.step):
             log.step(state.step, int(state.swapped_at is not None), self.costs(state))

@@ -16,10 +16,10 @@ import torch
 
 from fastload.common.launcher import check_still_alone
 from fastload.errors import ClosedError, UsageError
-from fastload.feeds.batch import yielded
+from fastload.feeds.batch import as_tuple
 from fastload.loop.agreement import agree
 from fastload.loop.callbacks import SwapCallbacks
-from fastload.loop.checkpoint import Saved
+from fastload.loop.checkpoint import Snapshot
 from fastload.loop.delivery import deliveries
 from fastload.loop.files import RunFiles
 from fastload.loop.loops import Loop, Pass, next_pass
@@ -170,25 +170,25 @@ class Run:
             state = self.state  # a callback has drawn batches
         steps = self.settings.steps
         if state.swapped_at is None:
-            if not self.fine.is_warm and self.files.full is not None:
-                self._warm_if_near(state, state.seconds + state.last_step(asked, left))
+            if not self.fine.is_ahead and self.files.full is not None:
+                self._start_ahead_if_near(state, state.seconds + state.last_step(asked, left))
             batch = self.fast.get(state.step, steps if swap_step == math.inf else int(swap_step))
         else:
             batch = self.fine.get(state.step - state.swapped_at, None if steps is None else steps - state.swapped_at)
         state = state.with_batch(asked, time.perf_counter(), left)
         if self.reports.is_wanted:
-            self.reports.tell(state, loop, lambda: self.state)
-        return state, yielded(batch, self.settings.with_ids)
+            self.reports.report(state, loop, lambda: self.state)
+        return state, as_tuple(batch, self.settings.with_ids)
 
-    def _warm_if_near(self, state: RunState, seconds: float) -> None:
+    def _start_ahead_if_near(self, state: RunState, seconds: float) -> None:
         if self.swapping.is_near(state, seconds, self.fine.depth):
-            self.fine.warm()
+            self.fine.start_ahead()
 
     def _cross_over(self, loader: Any) -> None:
         """Do what comes between the subset's last batch and the full set's first; after an interrupt, once more."""
-        self.swapping.fulfil()
+        self.swapping.clear_request()
         if self.settings.keep_resident:
-            self.fast.rest()
+            self.fast.pause()
         else:
             self.fast.release()
         self.callbacks.call(loader)
@@ -199,8 +199,8 @@ class Run:
         """End a loop in `state`; return what says so."""
         self.state = state
         if self.is_finished(state.step):
-            self.fine.rest()
-            self.fast.rest()
+            self.fine.pause()
+            self.fast.pause()
             self.swapping.leave()
         if loop.bar is not None:
             loop.bar.end()
@@ -214,16 +214,16 @@ class Run:
             raise UsageError("swap_now(): there is no full set to swap to; make the loader with full=")
         with self.lock:
             if self.state.swapped_at is None:
-                self.swapping.ask(self.state)
+                self.swapping.request(self.state)
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
-    def snapshot(self, step: int | None = None) -> Saved:
+    def snapshot(self, step: int | None = None) -> Snapshot:
         """Return where the run stands, or would at another step, with the swap decided so far."""
         state, swapping = self.state, self.swapping
         at = state.step if step is None else step
         callbacks = self.callbacks.returned if at == state.step == state.swapped_at else 0
-        return Saved(at, state.seconds, swapping.agreed_swap(state), callbacks, swapping.policy)
+        return Snapshot(at, state.seconds, swapping.agreed_swap(state), callbacks, swapping.policy)
 
     def go_to(self, step: int) -> None:
         """Go on with the batch of another step, in whichever phase that is as far as is decided."""
@@ -232,13 +232,13 @@ class Run:
     def go_to_start(self) -> None:
         """Go back to the first step, as if no batch had been drawn."""
         self.check_usable()
-        self.go_on_from(Saved(0, 0.0, None, 0, self.settings.new_policy()), resumed_at=None)
+        self.go_on_from(Snapshot(0, 0.0, None, 0, self.settings.new_policy()), resumed_at=None)
 
-    def go_on_from(self, saved: Saved, *, resumed_at: int | None) -> None:
+    def go_on_from(self, snapshot: Snapshot, *, resumed_at: int | None) -> None:
         """Go on from where a snapshot was taken.
 
         Arguments:
-            saved: the snapshot.
+            snapshot: where the run stood.
             resumed_at: its step, where it comes from a checkpoint.
         """
         with self.lock:
@@ -246,16 +246,16 @@ class Run:
                 raise UsageError(
                     "load_state_dict() or reset() was called by an on_swap callback; call it outside the loop"
                 )
-            self.fast.rest()
-            self.fine.rest()
-            policy, state = saved.policy, self.state
+            self.fast.pause()
+            self.fine.pause()
+            policy, state = snapshot.policy, self.state
             # At the step of the swap itself callbacks may have yet to be called.
-            at = min((step for step in (policy.step, saved.swap) if step is not None), default=math.inf)
-            swapped_at = int(at) if policy.starts_on_full or saved.step > at else None
+            at = min((step for step in (policy.step, snapshot.swap) if step is not None), default=math.inf)
+            swapped_at = int(at) if policy.starts_on_full or snapshot.step > at else None
             vars(self).update(  # at once: an interrupt comes before or after
-                state=RunState(saved.step, swapped_at, saved.seconds, fast=state.fast, fine=state.fine),
-                swapping=self.swapping.restarted(saved.step, policy, saved.swap),
-                callbacks=SwapCallbacks(self.callbacks, saved.callbacks),
+                state=RunState(snapshot.step, swapped_at, snapshot.seconds, fast=state.fast, fine=state.fine),
+                swapping=self.swapping.restarted(snapshot.step, policy, snapshot.swap),
+                callbacks=SwapCallbacks(self.callbacks, snapshot.callbacks),
                 _pass=None,
                 _resumed_at=resumed_at,
                 _empty_loops=0,

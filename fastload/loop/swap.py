@@ -18,7 +18,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "plateau": ("patience", "min_delta", "window"),
     "never": (),
 }
-"""What each kind of `Swap` is told, in the order of its state."""
+"""The fields of each kind of `Swap`, in the order of its state."""
 
 
 @dataclass(frozen=True)

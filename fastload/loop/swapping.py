@@ -31,7 +31,7 @@ class Swapping:
     ) -> None:
         self.policy, self._steps, self._seconds, self._agreement = policy, steps, seconds, agreement
         self._decision = Decision(swap)
-        self._is_asked = False
+        self._is_requested = False
         # Alone, and with all that is to come planned, there is nothing to decide at each batch.
         alone = agreement is not None and agreement.at_once
         self._is_open = policy.step is None or seconds is not None or not alone
@@ -44,15 +44,15 @@ class Swapping:
     @property
     def must_decide(self) -> bool:
         """Whether `decide` is to be called before the next batch."""
-        return self._is_open or self._is_asked
+        return self._is_open or self._is_requested
 
     def decide(self, state: RunState, seconds: float) -> None:
         """Bring the decision up to date, `seconds` into the run."""
         agreement, swapped = self._agreement, state.swapped_at is not None
-        if agreement is None or (swapped and self._seconds is None and agreement.settled):
+        if agreement is None or (swapped and self._seconds is None and agreement.is_done):
             return
         wishes = Wishes(
-            asked=self._is_asked and not swapped,
+            asked=self._is_requested and not swapped,
             due=not swapped and self.policy.due(seconds),
             end=self._seconds is not None and seconds >= self._seconds,
         )
@@ -91,19 +91,19 @@ class Swapping:
         end = self._decision.end
         return (self._steps is not None and step >= self._steps) or (end is not None and step >= end)
 
-    def ask(self, state: RunState) -> None:
+    def request(self, state: RunState) -> None:
         """Have the run swap as soon as all ranks can. Raises UsageError for ranks that have no means to agree."""
         if self._agreement is None:
             raise UsageError(
                 "swap_now(): these ranks have no means to agree on a step; initialize torch.distributed, or give store="
             )
-        self._is_asked = True
+        self._is_requested = True
         if self._agreement.at_once:
             self.decide(state, state.seconds)
 
-    def fulfil(self) -> None:
-        """Take back what was asked: the run swaps."""
-        self._is_asked = False
+    def clear_request(self) -> None:
+        """Forget the request: the run swaps now."""
+        self._is_requested = False
 
     def leave(self) -> None:
         """Tell other ranks what they still need to hear, at the end of the run."""

@@ -1,4 +1,4 @@
-"""What a loader says of itself: what its phases cost, scalars for a writer, and what to change if training waits."""
+"""What a run's phases cost, also as scalars for a writer, and what to change where training waits for data."""
 
 from __future__ import annotations
 
@@ -73,19 +73,19 @@ Write = Callable[[Mapping[str, float], int], Any]
 
 
 class ScalarLog:
-    """Writes what changed since the last time, each `every` steps. What the writer raises is told once, and no more."""
+    """Writes what changed since the last time, each `every` steps. What the writer raises is a warning, once."""
 
     def __init__(self, writer: Any, every: int, prefix: str) -> None:
         self._write, self._every, self._prefix = _write_to(writer, prefix), every, prefix
         self._before: dict[str, dict[str, Any]] = {}
-        self._told: int | None = None
+        self._logged: int | None = None
         self._failed = False
 
     def step(self, step: int, phase: int, stats: dict[str, dict[str, Any]]) -> None:
         """Write the scalars at `step`; `stats` is the loader's, `phase` 0 for fast and 1 for fine-tune."""
-        if step == self._told:  # told before an interrupt, after which the same batch is asked for again
+        if step == self._logged:  # logged before an interrupt, after which the same batch is asked for again
             return
-        self._told, name = step, list(stats)[phase]
+        self._logged, name = step, list(stats)[phase]
         now, before = stats[name], self._before.get(name, {"images": 0, "seconds": 0.0, "waited_seconds": 0.0})
         waited = now["waited"] * now["seconds"]
         seconds = now["seconds"] - before["seconds"]

@@ -184,7 +184,7 @@ def test_closing_wakes_who_waits_for_a_batch(pair):
     thread = threading.Thread(target=draw)
     thread.start()
     time.sleep(0.2)
-    loader._run.fine.rest()  # what close() does first; close() itself waits for whoever is in the loader
+    loader._run.fine.pause()  # what close() does first; close() itself waits for whoever is in the loader
     thread.join(STOP)
     released.set()
     assert not thread.is_alive() and "closed" in str(failures[0])

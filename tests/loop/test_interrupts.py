@@ -74,9 +74,14 @@ def run(pair):
 
 
 @functools.cache
-def _handlers_begin(code):
-    """Where a handler has not noted its exception yet: no signal comes there, and Python would keep the wrong one."""
-    return {at for at in range(0, len(code.co_code), 2) if code.co_code[at] == dis.opmap["PUSH_EXC_INFO"]}
+def _handlers_edges(code):
+    """Where a handler has not noted its exception yet, or is to drop it next: Python would keep the wrong one.
+
+    No signal comes there: Python looks for signals at calls, and where it jumps back, only.
+    """
+    names = {at: dis.opname[code.co_code[at]] for at in range(0, len(code.co_code), 2)}
+    before_drop = {at for at, name in names.items() if name == "COPY" and names.get(at + 2) == "POP_EXCEPT"}
+    return {at for at, name in names.items() if name in ("PUSH_EXC_INFO", "POP_EXCEPT")} | before_drop
 
 
 class Tracer:
@@ -89,7 +94,7 @@ class Tracer:
         if not frame.f_code.co_filename.startswith(OURS):
             return None
         frame.f_trace_opcodes = self.instructions
-        if frame.f_lasti in _handlers_begin(frame.f_code):
+        if frame.f_lasti in _handlers_edges(frame.f_code):
             return self
         self.left -= 1
         if self.left == 0:
