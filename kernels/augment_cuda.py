@@ -180,9 +180,12 @@ def _augment_crop(plan, found, factors):
         _sum_threads(2, scratch, thread, threads, first, stride)
         if thread == 0:
             mean, scale = standardization(
-                _group_sum(scratch, first, threads), _group_sum(scratch, stride + first, threads),
-                np.int64(pixels) * channels, middle, standardize,
-            )  # fmt: skip
+                _group_sum(scratch, first, threads),
+                _group_sum(scratch, stride + first, threads),
+                np.int64(pixels) * channels,
+                middle,
+                standardize,
+            )
             offsets[place, 0], offsets[place, 1] = mean, scale
         cuda.syncthreads()
         mean, scale = offsets[place, 0], offsets[place, 1]
@@ -224,11 +227,16 @@ def _output_place(plan, out, slot):
 def augment_resident(plan, count, start, out, out_labels, out_ids):
     """CUDA kernel, a few threads an image: a whole batch from its first position, out of device-resident images.
 
-    Arguments, int64, addresses but for the second and third:
-        plan: see `plan`; blocks, threads and shared memory: `launch_shape`. count: the images b of the batch. The
-            memory of the plan's images is aligned to four bytes at both ends: of its last word all is read.
-        start: the batch's first position. out: float32 or 16 bits each [b, h·w·c], aligned to 16 bytes.
-        out_labels: b rows of the plan's `label_bytes`. out_ids: int64 [b].
+    Blocks, threads and shared memory are those of `launch_shape`. The memory of the plan's images is aligned to four
+    bytes at both ends: of its last word all is read.
+
+    Arguments, int64:
+        plan: address of what `augment_plan.plan` returned.
+        count: the images b of the batch.
+        start: the batch's first position.
+        out: address of float32 or 16 bits each [b, h·w·c], aligned to 16 bytes.
+        out_labels: address of b rows of the plan's `label_bytes`.
+        out_ids: address of int64 [b].
 
     Reasoned from counted bytes, instructions and the linker's report, not measured. 32² → 24², float32, batch of 1,024
     on an H200: 3 MB read and 7 written, 2 µs of its memory. Blocks of four images of 72 threads, of which each has two
@@ -274,10 +282,17 @@ def augment_resident(plan, count, start, out, out_labels, out_ids):
 
 
 def augment_gathered(plan, count, images, ids, epochs, out):
-    """CUDA kernel, a few threads an image: a batch whose images, ids and epochs (int64 [b]) were gathered in order.
+    """CUDA kernel, a few threads an image: a batch whose images, ids and epochs were gathered in order.
 
-    Arguments: as for `augment_resident`, addresses, int64; `images` too is of whole words. The same bits as from it,
-    and bound by the same.
+    Gives the same bits as `augment_resident`, and is bound by the same.
+
+    Arguments, int64:
+        plan: as for `augment_resident`.
+        count: the images b of the batch.
+        images: address of b images, of whole words of four bytes.
+        ids: address of int64 [b].
+        epochs: address of int64 [b].
+        out: as for `augment_resident`.
     """
     found = cuda.shared.array((MAX_IMAGES, 4), types.int64)
     factors = cuda.shared.array((MAX_IMAGES, 2), types.float32)

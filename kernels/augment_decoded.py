@@ -10,7 +10,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .augment import Draws, Settings
-from .augment_cpu import augment_one, work_space
+from .augment_cpu_pixels import augment_one, work_space
 from .compiling import njit
 from .inlining import LOOSE
 
@@ -20,9 +20,16 @@ def finish_batch(crops, shape, flip, brightness, contrast, clamp, standardize, o
     """Finish a batch of crops.
 
     Arguments:
-        crops: uint8 [b, h · w · c], in NHWC order. shape: (h, w, c). flip: bool [b]. brightness, contrast: float32 [b].
-        clamp, standardize: whether, and KEEP, STDDEV or VARIANCE. out: float32 [b, h·w·c], or int16 (the bits) for the
-        other kinds, in NCHW or (`channels_last`) NHWC order. kind: FLOAT32, FLOAT16 or BFLOAT16.
+        crops: uint8 [b, h · w · c], in NHWC order.
+        shape: (h, w, c).
+        flip: bool [b].
+        brightness: float32 [b].
+        contrast: float32 [b].
+        clamp: whether values are brought back to 0…255.
+        standardize: KEEP, STDDEV or VARIANCE.
+        out: float32 [b, h·w·c], or int16 (the bits) for the other kinds; filled.
+        channels_last: whether `out` is in NHWC order, not NCHW.
+        kind: FLOAT32, FLOAT16 or BFLOAT16.
     """
     height, width, channels = shape
     none = np.float32(0)
@@ -45,14 +52,15 @@ def finish_batch(crops, shape, flip, brightness, contrast, clamp, standardize, o
 
 
 @njit(nogil=True, fastmath=LOOSE)
-def finish_decoded(
-    addresses, places, crop, flip, brightness, contrast, clamp, standardize, out, channels_last, kind
-):  # fmt: skip
+def finish_decoded(addresses, places, crop, flip, brightness, contrast, clamp, standardize, out, channels_last, kind):
     """Resize, crop and finish a batch of decoded images, one at a time, so that a crop is finished out of the cache.
 
     Arguments:
-        addresses: of uint8 [H, W, 3] each, int64 [b]. places: int64 [b, 6]: H, W, the sides that the image is resized
-        to, the crop's top and left. crop: (h, w), which must fit in. The others are those of `finish_batch`.
+        addresses: int64 [b], of uint8 [H, W, 3] each.
+        places: int64 [b, 6]: H, W, the sides that the image is resized to, the crop's top and left.
+        crop: (h, w), which must fit in.
+
+    The others are those of `finish_batch`.
     """
     height, width = crop
     pixels = np.empty((height, width, 3), np.uint8)
@@ -61,9 +69,17 @@ def finish_decoded(
         resize_crop(image, places[i, 2], places[i, 3], places[i, 4], places[i, 5], pixels)
         one = slice(i, i + 1)
         finish_batch(
-            pixels.reshape(1, pixels.size), pixels.shape, flip[one], brightness[one], contrast[one], clamp, standardize,
-            out[one], channels_last, kind,
-        )  # fmt: skip
+            pixels.reshape(1, pixels.size),
+            pixels.shape,
+            flip[one],
+            brightness[one],
+            contrast[one],
+            clamp,
+            standardize,
+            out[one],
+            channels_last,
+            kind,
+        )
 
 
 @intrinsic
@@ -83,7 +99,12 @@ def resize_crop(image, height, width, top, left, crop):
     rounding.
 
     Arguments:
-        image: uint8 [H, W, 3], contiguous. crop: uint8 [h, w, 3], which is filled; top + h ≤ height, left + w ≤ width.
+        image: uint8 [H, W, 3], contiguous.
+        height: that the image is resized to.
+        width: that the image is resized to.
+        top: of the crop, with top + h ≤ height.
+        left: of the crop, with left + w ≤ width.
+        crop: uint8 [h, w, 3], which is filled.
     """
     rows, columns, _ = crop.shape
     if image.shape[0] == height and image.shape[1] == width:

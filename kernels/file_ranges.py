@@ -40,9 +40,13 @@ def read_ranges(descriptors, begins, firsts, starts, sizes, out, places):
     """Read byte ranges of a set to `places` of uint8 `out`; return the first that cannot be read whole, or -1.
 
     Arguments:
-        descriptors: int32 [F], the set's files. begins: int64 [F], where each file's image bytes begin.
+        descriptors: int32 [F], the set's files.
+        begins: int64 [F], where each file's image bytes begin.
         firsts: int64 [F + 1], the place of each file's first byte in the set, and the end.
-        starts, sizes, places: int64 [b]; a range lies in one file.
+        starts: int64 [b], of the ranges in the set; each lies in one file.
+        sizes: int64 [b], in bytes.
+        out: uint8 [bytes], filled.
+        places: int64 [b], where each range goes in `out`.
 
     pread and not a memory map: that needs MADV_POPULATE_READ before each touch, or a file that shrank is SIGBUS, and
     one that shrinks between the two still is; or a guard (see bus_guard.py), which not every system has. Gathering 3 KB
@@ -58,7 +62,10 @@ def read_ranges(descriptors, begins, firsts, starts, sizes, out, places):
 
 @njit(nogil=True)
 def advise_ranges(descriptors, begins, firsts, starts, sizes):
-    """Ask the system to begin reading byte ranges of a set, which may go on in its next files, and do not wait."""
+    """Ask the system to begin reading byte ranges of a set, which may go on in its next files, and do not wait.
+
+    Arguments: as for `read_ranges`.
+    """
     for i in range(starts.size):
         position, end = starts[i], starts[i] + sizes[i]
         while position < end:

@@ -68,9 +68,24 @@ def _note_bad_row(m, row, sample, bad_ids, bad_count):
 
 @njit(nogil=True)
 def _scan_rows(
-    x, kind, samples, first_id, order, first, last, stride, floor, values, ids, counts, lowest, bad_ids, bad_count,
-    limit, buffer,
-):  # fmt: skip
+    x,
+    kind,
+    samples,
+    first_id,
+    order,
+    first,
+    last,
+    stride,
+    floor,
+    values,
+    ids,
+    counts,
+    lowest,
+    bad_ids,
+    bad_count,
+    limit,
+    buffer,
+):
     """Offer every `stride`-th eight rows of order[first … last - 1] (of x where `order` is empty) to heaps.
 
     Eight rows at once, since one row at a time is bound by the loads of limits, not by memory; while they are looked
@@ -101,9 +116,15 @@ def _scan_rows(
         places = (p0, p1, p2, p3, p4, p5, p6, p7)
         m, rows = _float_rows(x, kind, places, buffer)
         begin = (
-            np.uint64(rows[0] * dims), np.uint64(rows[1] * dims), np.uint64(rows[2] * dims), np.uint64(rows[3] * dims),
-            np.uint64(rows[4] * dims), np.uint64(rows[5] * dims), np.uint64(rows[6] * dims), np.uint64(rows[7] * dims),
-        )  # fmt: skip
+            np.uint64(rows[0] * dims),
+            np.uint64(rows[1] * dims),
+            np.uint64(rows[2] * dims),
+            np.uint64(rows[3] * dims),
+            np.uint64(rows[4] * dims),
+            np.uint64(rows[5] * dims),
+            np.uint64(rows[6] * dims),
+            np.uint64(rows[7] * dims),
+        )
         following = start + 8 * stride
         seen = np.uint64(0)
         for column in range(0, dims, LANES):
@@ -143,8 +164,21 @@ def _scan_rows(
 
 @njit(nogil=True)
 def scan_group(
-    x, kind, samples, first_id, order, first, last, stride, values, ids, counts, lowest, bad_ids, bad_count
-):  # fmt: skip
+    x,
+    kind,
+    samples,
+    first_id,
+    order,
+    first,
+    last,
+    stride,
+    values,
+    ids,
+    counts,
+    lowest,
+    bad_ids,
+    bad_count,
+):
     """Offer rows order[first … last - 1] (first … last - 1 where `order` is empty) to one group's heaps.
 
     Samples of every `stride`-th eight rows, then of 32 times as many, and so on, come first, into heaps of their own:
@@ -163,19 +197,48 @@ def scan_group(
         sample_counts = np.zeros(dims, np.int32)
         for start in range(first, last, _BLOCK * stride):
             _scan_rows(
-                x, kind, samples, first_id, order, start, min(last, start + _BLOCK * stride), stride, floor,
-                sample_values, sample_ids, sample_counts, sample_lowest, sample_bad, sample_bad_count,
-                limit, buffer,
-            )  # fmt: skip
+                x,
+                kind,
+                samples,
+                first_id,
+                order,
+                start,
+                min(last, start + _BLOCK * stride),
+                stride,
+                floor,
+                sample_values,
+                sample_ids,
+                sample_counts,
+                sample_lowest,
+                sample_bad,
+                sample_bad_count,
+                limit,
+                buffer,
+            )
         for i in range(dims):
             if sample_counts[i] == k:
                 floor[i] = sample_values[i, 0]
         stride //= RATIO
     for start in range(first, last, _BLOCK):
         _scan_rows(
-            x, kind, samples, first_id, order, start, min(last, start + _BLOCK), 1, floor,
-            values, ids, counts, lowest, bad_ids, bad_count, limit, buffer,
-        )  # fmt: skip
+            x,
+            kind,
+            samples,
+            first_id,
+            order,
+            start,
+            min(last, start + _BLOCK),
+            1,
+            floor,
+            values,
+            ids,
+            counts,
+            lowest,
+            bad_ids,
+            bad_count,
+            limit,
+            buffer,
+        )
 
 
 @njit(nogil=True)

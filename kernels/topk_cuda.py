@@ -57,9 +57,28 @@ def slabs_at_once(dims: int, multiprocessors: int) -> int:
 
 
 def top_slabs(
-    x, kind, wide, dims, samples, order, ordered, slab_first, slab_last, slab_group, slab_lowest_id, stride, skip,
-    values, ids, counts, slab_values, slab_ids, slab_counts, slab_minimum, bad,
-):  # fmt: skip
+    x,
+    kind,
+    wide,
+    dims,
+    samples,
+    order,
+    ordered,
+    slab_first,
+    slab_last,
+    slab_group,
+    slab_lowest_id,
+    stride,
+    skip,
+    values,
+    ids,
+    counts,
+    slab_values,
+    slab_ids,
+    slab_counts,
+    slab_minimum,
+    bad,
+):
     """CUDA kernel: one thread four columns of a slab of rows, lists of what gets past the state's k-th best.
 
     Lanes of a warp take neighbouring columns, so rows load whole; threads' y takes further slabs where columns are
@@ -74,15 +93,28 @@ def top_slabs(
     memory itself, some 1 µs: of a million rows and k = 20, about one a thread.
 
     Arguments:
-        x: address of float32 or 16-bit values [R, D]. kind: FLOAT32, FLOAT16 or BFLOAT16. wide: whether four columns
-        are one load: D a multiple of four and x aligned to it; else a thread's columns lie a block's width apart.
-        samples: int64 [R], the ids. order: int64 [R], rows sorted by group, used where `ordered` is 1.
-        slab_first, slab_last: int64 [S], which of the level's visits. slab_group: int64 [S].
+        x: address of float32 or 16-bit values [R, D].
+        kind: FLOAT32, FLOAT16 or BFLOAT16.
+        wide: whether four columns are one load: D a multiple of four and x aligned to it; else a thread's columns lie a
+            block's width apart.
+        dims: D.
+        samples: int64 [R], the ids.
+        order: int64 [R], rows sorted by group, used where `ordered` is 1.
+        ordered: 1 where there are several groups.
+        slab_first: int64 [S], the first of the level's visits.
+        slab_last: int64 [S], the last of them, and one more.
+        slab_group: int64 [S].
         slab_lowest_id: int64 [S], the slab's lowest id, or -1 where it is not known.
-        stride, skip: the level visits positions j·stride, all j (skip 0), or those not multiples of 32 (skip 1).
-        values, ids: [G, D, k], counts: int32 [G, D]: the state, read only.
-        slab_values, slab_ids: [S, c, D], slab_counts: int32 [S, D], slab_minimum: float32 [S, D]: written.
-        bad: uint8 [R + 1]: set to 1 for rows with NaN or infinity, and at R when there is any.
+        stride: the level visits positions j·stride.
+        skip: 0 for all j, 1 for those that are not multiples of 32.
+        values: float32 [G, D, k], of the state, read only, as are the next two.
+        ids: int64 [G, D, k].
+        counts: int32 [G, D].
+        slab_values: float32 [S, c, D], written, as are the next three.
+        slab_ids: int64 [S, c, D].
+        slab_counts: int32 [S, D].
+        slab_minimum: float32 [S, D].
+        bad: uint8 [R + 1], set to 1 for rows with NaN or infinity, and at R when there is any.
     """
     floor_values = cuda.shared.array((COLUMNS, SLAB_THREADS), types.float32)
     floor_ids = cuda.shared.array((COLUMNS, SLAB_THREADS), types.int64)
@@ -110,9 +142,11 @@ def top_slabs(
     size = np.int32(4 if kind == FLOAT32 else 2)
     # A column that is not there is read as the last one is.
     places = (
-        np.int32(column * size), np.int32(min(column + apart, dims - 1) * size),
-        np.int32(min(column + 2 * apart, dims - 1) * size), np.int32(min(column + 3 * apart, dims - 1) * size),
-    )  # fmt: skip
+        np.int32(column * size),
+        np.int32(min(column + apart, dims - 1) * size),
+        np.int32(min(column + 2 * apart, dims - 1) * size),
+        np.int32(min(column + 3 * apart, dims - 1) * size),
+    )
     begin = slab_first[slab]
     origin, pitch = (begin + skip * (1 + begin // (RATIO - 1))) * stride, np.int64(dims) * size
     start, leap = x + origin * pitch, stride * pitch
@@ -141,8 +175,11 @@ def top_slabs(
             p, q, r, s = float32s(f0), float32s(f1), float32s(f2), float32s(f3)
         else:
             h0, h1, h2, h3 = (
-                shorts_at(r0, places), shorts_at(r1, places), shorts_at(r2, places), shorts_at(r3, places),
-            )  # fmt: skip
+                shorts_at(r0, places),
+                shorts_at(r1, places),
+                shorts_at(r2, places),
+                shorts_at(r3, places),
+            )
             p, q = each_widened(h0, kind), each_widened(h1, kind)
             r, s = each_widened(h2, kind), each_widened(h3, kind)
         hits = np.uint32(hits | hits_of(p, q, r, s, limits))
@@ -192,9 +229,19 @@ def top_slabs(
 
 
 def merge_slabs(
-    groups, first_slab, last_slab, slab_values, slab_ids, slab_counts, slab_minimum,
-    values, ids, counts, minimum, room,
-):  # fmt: skip
+    groups,
+    first_slab,
+    last_slab,
+    slab_values,
+    slab_ids,
+    slab_counts,
+    slab_minimum,
+    values,
+    ids,
+    counts,
+    minimum,
+    room,
+):
     """CUDA kernel: one block a (group, column): the slabs' lists and the state's list become the state's list.
 
     Entries go to shared memory as long as there is room, are sorted there (a bitonic network on the total order of
@@ -202,9 +249,17 @@ def merge_slabs(
     barriers of the network, not by memory: it reads lists, of which a level has far fewer bytes than rows.
 
     Arguments:
-        groups, first_slab, last_slab: int64 [Q], the groups of this launch and their slabs; the grid is Q · D:
-            a second axis would end at 65,535.
-        slab_…: as `top_slabs` wrote them. values, ids, counts: the state. minimum: float32 [G, D].
+        groups: int64 [Q], of this launch; the grid is Q · D: a second axis would end at 65,535.
+        first_slab: int64 [Q], of each group.
+        last_slab: int64 [Q], of each group, and one more.
+        slab_values: as `top_slabs` wrote them, as are the next three.
+        slab_ids: see there.
+        slab_counts: see there.
+        slab_minimum: see there.
+        values: float32 [G, D, k], the state, as are the next two.
+        ids: int64 [G, D, k].
+        counts: int32 [G, D].
+        minimum: float32 [G, D].
         room: entries sorted at once, a power of two, above k and at most 2,048.
     """
     best = cuda.shared.array(_SORTED, types.float32)
@@ -291,14 +346,37 @@ def _cuda_signatures():
     lists, list_ids = types.float32[:, :, ::1], types.int64[:, :, ::1]
     counts, floats = types.int32[:, ::1], types.float32[:, ::1]
     yield (
-        "top_slabs", top_slabs,
-        (integer, integer, integer, integer, ids, ids, integer, ids, ids, ids, ids, integer, integer,
-         lists, list_ids, counts, lists, list_ids, counts, floats, types.uint8[::1]),
-    )  # fmt: skip
+        "top_slabs",
+        top_slabs,
+        (
+            integer,
+            integer,
+            integer,
+            integer,
+            ids,
+            ids,
+            integer,
+            ids,
+            ids,
+            ids,
+            ids,
+            integer,
+            integer,
+            lists,
+            list_ids,
+            counts,
+            lists,
+            list_ids,
+            counts,
+            floats,
+            types.uint8[::1],
+        ),
+    )
     yield (
-        "merge_slabs", merge_slabs,
+        "merge_slabs",
+        merge_slabs,
         (ids, ids, ids, lists, list_ids, counts, floats, lists, list_ids, counts, floats, integer),
-    )  # fmt: skip
+    )
 
 
 CUDA_KERNELS = list(_cuda_signatures())

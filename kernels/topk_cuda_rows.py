@@ -31,8 +31,11 @@ def four_rows(visit, end, phase, skip, x, pitch, start, leap, order, ordered, or
 @inlined
 def float32s(words):
     return (
-        words[0].view(np.float32), words[1].view(np.float32), words[2].view(np.float32), words[3].view(np.float32)
-    )  # fmt: skip
+        words[0].view(np.float32),
+        words[1].view(np.float32),
+        words[2].view(np.float32),
+        words[3].view(np.float32),
+    )
 
 
 @inlined
@@ -41,9 +44,11 @@ def _from_bfloat16s(words):
     a, b = words
     shift, upper = np.uint32(16), np.uint32(0xFFFF0000)
     return (
-        np.uint32(a << shift).view(np.float32), np.uint32(a & upper).view(np.float32),
-        np.uint32(b << shift).view(np.float32), np.uint32(b & upper).view(np.float32),
-    )  # fmt: skip
+        np.uint32(a << shift).view(np.float32),
+        np.uint32(a & upper).view(np.float32),
+        np.uint32(b << shift).view(np.float32),
+        np.uint32(b & upper).view(np.float32),
+    )
 
 
 @inlined
@@ -117,9 +122,11 @@ def hits_of(p, q, r, s, limits):
 @inlined
 def least_of(a, p, q, r, s):
     return (
-        min(a[0], min(min(p[0], q[0]), min(r[0], s[0]))), min(a[1], min(min(p[1], q[1]), min(r[1], s[1]))),
-        min(a[2], min(min(p[2], q[2]), min(r[2], s[2]))), min(a[3], min(min(p[3], q[3]), min(r[3], s[3]))),
-    )  # fmt: skip
+        min(a[0], min(min(p[0], q[0]), min(r[0], s[0]))),
+        min(a[1], min(min(p[1], q[1]), min(r[1], s[1]))),
+        min(a[2], min(min(p[2], q[2]), min(r[2], s[2]))),
+        min(a[3], min(min(p[3], q[3]), min(r[3], s[3]))),
+    )
 
 
 @inlined

@@ -176,6 +176,32 @@ def test_the_files_that_a_file_imports_are_those_that_python_sees():
         assert {found.stem for found in compiling.imported_kernels(path, text)} == expected, path
 
 
+@pytest.mark.parametrize(
+    ("kernel", "helper"),
+    [
+        ("augment_cpu", "augment_cpu_pixels"),
+        ("augment_cpu", "file_ranges"),
+        ("augment_cpu", "philox"),
+        ("augment_decoded", "augment"),
+        ("augment_cuda", "augment_cuda_pixels"),
+        ("augment_cuda", "augment_plan"),
+        ("augment_cuda", "philox"),
+        ("topk_cpu", "topk"),
+        ("topk_cuda", "topk_cuda_rows"),
+        ("topk_cuda", "topk"),
+    ],
+)
+def test_an_edit_of_a_kernels_helper_in_any_file_is_seen(tmp_path, monkeypatch, kernel, helper):
+    monkeypatch.setattr(compiling, "_KERNELS", tmp_path)
+    for path in KERNELS.glob("*.py"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    before = {name: compiling.source_hash(tmp_path / f"{name}.py") for name in (kernel, "bus_guard")}
+    with (tmp_path / f"{helper}.py").open("a") as file:
+        file.write("# edited\n")
+    after = {name: compiling.source_hash(tmp_path / f"{name}.py") for name in before}
+    assert after[kernel] != before[kernel] and after["bus_guard"] == before["bus_guard"]
+
+
 def test_compiled_functions_are_made_in_one_place_and_share_helpers_in_the_kernels_alone():
     for path in [*KERNELS.glob("*.py"), *OTHERS]:
         imported = {
