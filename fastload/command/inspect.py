@@ -92,7 +92,7 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, str) and value[:1] in "{[":
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return value
     if isinstance(value, np.ndarray):
         return value.tolist()

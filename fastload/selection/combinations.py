@@ -13,7 +13,8 @@ from fastload.selection.exact import measure_grid, measure_moments, rank_columns
 def combinations(embeddings: Embeddings | None, samples: Samples, request: Request) -> Selection:
     """Rank samples by pairs of dimensions: a pair's activation is the lower of the two, each standardized.
 
-    Standardized is (activation - mean) / standard deviation over all samples. The pairs are neighbours on a circle of
+    Standardized is (activation - mean) / standard deviation over all samples. A sample that is at the least value of
+    one of the two does not activate the pair, however high it is in the other: of sparse embeddings, most are. The pairs are neighbours on a circle of
     the dimensions in the seed's permuted order, so that there are as many pairs as dimensions and each is in two;
     dimensions that never vary are left out, and one that is alone is paired with itself. `dimension` is the pair's
     number. All else is as for top-activations, with pairs for dimensions; `per_dimension` counts for each pair.
@@ -26,9 +27,12 @@ def combinations(embeddings: Embeddings | None, samples: Samples, request: Reque
     first, second = _pairs(grid.alive, request.seed)
     stddev = np.where(moments.stddev > 0, moments.stddev, 1.0)
 
+    least = -moments.mean / stddev
+    inactive = np.maximum(least[first], least[second])
+
     def activations(rows: np.ndarray) -> np.ndarray:
         standardized = (grid.quantized(rows) - moments.mean) / stddev
-        return np.minimum(standardized[:, first], standardized[:, second])
+        return np.maximum(np.minimum(standardized[:, first], standardized[:, second]), inactive)
 
     facts = {"pairs": np.stack([first, second], axis=1).tolist()}
     return rank_columns("combinations", embeddings, samples, request, len(first), activations, facts, passes=2)

@@ -62,14 +62,12 @@ def pieces(embeddings: Embeddings, samples: Sized, request: Request) -> Iterator
 class Grid:
     """Integers 0…`levels` in place of values: `(value - low) / step`, rounded; arrays are float64 [dims].
 
-    Values below `low` and above `high` count as those. `minimum` is the least value of all. A dimension that never
-    varies (not `alive`) is 0 everywhere.
+    Values below `low` and above `high` count as those. A dimension that never varies (not `alive`) is 0 everywhere.
     """
 
     low: np.ndarray
     high: np.ndarray
     step: np.ndarray
-    minimum: np.ndarray
     alive: np.ndarray
     levels: int
 
@@ -123,7 +121,7 @@ def measure_grid(embeddings: Embeddings | None, samples: Samples, request: Reque
     if shared:
         extent = np.full(dims, extent.max())
     levels = 2 ** grid_bits(count, dims) - 1
-    return Grid(low, high, np.where(extent > 0, extent, 1.0) / levels, minimum, maximum > minimum, levels)
+    return Grid(low, high, np.where(extent > 0, extent, 1.0) / levels, maximum > minimum, levels)
 
 
 def _limits(

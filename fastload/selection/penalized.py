@@ -15,7 +15,7 @@ HIGH = 2.0
 def penalized(embeddings: Embeddings | None, samples: Samples, request: Request) -> Selection:
     """Rank samples by a / max(1, h / h̄): a the activation, h how many of the sample's are high, h̄ the mean of h.
 
-    `a` is counted from its dimension's minimum, in shares of the grid's extent. Samples with no more high activations
+    `a` is counted from the low end of its dimension's grid, in shares of the grid's extent. Samples with no more high activations
     than the average one are ranked as by top-activations, of which all else holds too. Raises as that does.
     """
     grid = measure_grid(embeddings, samples, request, "penalized", shared=False)
@@ -30,7 +30,7 @@ def penalized(embeddings: Embeddings | None, samples: Samples, request: Request)
     mean = total / len(samples)
 
     def activations(rows: np.ndarray) -> np.ndarray:
-        shares = (rows.astype(np.float64) - grid.minimum) / grid.step / grid.levels
+        shares = (np.maximum(rows, grid.low, dtype=np.float64) - grid.low) / grid.step / grid.levels
         return shares / np.maximum(1.0, count_high(rows) / mean)[:, None] if total else shares
 
     facts = {"mean_high": mean}

@@ -11,7 +11,7 @@ from fastload.sources.base import Sample, Source
 from fastload.sources.folders import walk_folder
 from fastload.sources.kinds import HEAD, PICTURE_SUFFIXES, looks_like_picture, needs_a_look, suffix_of, system_part
 from fastload.sources.label_files import CLASS_FILES, LabelValue, read_label
-from fastload.sources.members import DamagedMember, Load, Member, why_unreadable
+from fastload.sources.members import LINK, DamagedMember, Load, Member, why_unreadable
 from fastload.sources.tars import is_tar_name, tar_stem, walk_tar
 from fastload.sources.zips import is_zip, walk_zip
 
@@ -80,10 +80,15 @@ class Listing:
 def list_files(
     path: Path, *, prefix: str = "", inner: bool = False, label_files: Collection[str] = CLASS_FILES
 ) -> Listing:
-    """Walk through a folder or archive; return what it holds, and what its label files of the given suffixes say."""
+    """Walk through a folder or archive; return what it holds, and what its label files of the given suffixes say.
+
+    Raises DataError for a link that cannot be followed, where a folder of pictures may stand behind it.
+    """
     members: list[Member] = []
     labels: dict[str, LabelValue] = {}
     for member, load in walk(path, inner=inner):
+        if member.obstacle.startswith(LINK) and needs_a_look(member.name) and system_part(member.name) is None:
+            raise DataError(f"{path}: '{member.name}' {member.obstacle}")
         members.append(member._replace(picture=is_picture(member, load)))
         if member.kind == "file" and suffix_of(member.name) in label_files and system_part(member.name) is None:
             labels[member.name] = read_label(path, member, load)

@@ -10,9 +10,8 @@ from pathlib import Path
 from fastload.common.text import storable
 from fastload.errors import DataError
 from fastload.sources.kinds import is_system
-from fastload.sources.members import Load, Member, no_content
+from fastload.sources.members import LINK, Load, Member, no_content
 
-_BROKEN_LINK = "is a link that cannot be followed here; put a copy in its place"
 _SPECIAL = "is neither a file nor a folder; remove it"
 
 Inode = tuple[int, int]
@@ -45,7 +44,7 @@ def _walk(root: Path) -> Iterator[tuple[Member, Load]]:
         try:
             status = entry.stat()
         except OSError:
-            yield Member(name, 0, "file", _BROKEN_LINK), no_content
+            yield Member(name, 0, "file", LINK), no_content
             continue
         if stat.S_ISREG(status.st_mode):
             yield Member(name, status.st_size, "file"), _loader(entry.path)

@@ -10,6 +10,9 @@ from fastload.errors import DataError
 LARGEST_FILE = 1 << 28
 """The most bytes of one picture's file, or of one file of a CIFAR archive: 256 MB. Nothing longer is read."""
 
+LINK = "is a link that cannot be followed here; put a copy in its place"
+"""How the obstacle of a member begins that is a link; it may lead to a file or to a folder of them."""
+
 # What unpacks to more than this is a bomb: gzip's utmost is 1,032 times, pictures have 1 to 3.
 _FREE, _RATIO = 1 << 30, 1000
 

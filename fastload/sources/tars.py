@@ -17,7 +17,7 @@ from typing import Any, Self
 import zstandard
 
 from fastload.errors import DataError, FastloadError
-from fastload.sources.members import Load, Member, check_unpacked_size, member_name, no_content
+from fastload.sources.members import LINK, Load, Member, check_unpacked_size, member_name, no_content
 from fastload.sources.other_formats import what_instead
 
 WINDOW = 1 << 31
@@ -27,9 +27,7 @@ HEADERS = 1 << 20
 _PIECE = 1 << 20
 _LONG_NUMBER = re.compile(rb"\d{500}")
 _TAR_NAME = re.compile(r"\.(tar|tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst))$", re.IGNORECASE)
-_LINK = (
-    "is a link that cannot be followed here; put a copy in its place (for a tar: make it with -h --hard-dereference)"
-)
+_LINK = f"{LINK} (for a tar: make it with -h --hard-dereference)"
 _BROKEN = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError, ValueError)
 
 

@@ -12,14 +12,13 @@ from pathlib import Path
 from fastload.common.text import storable
 from fastload.errors import DataError, FastloadError
 from fastload.sources.kinds import PICTURE_SUFFIXES, suffix_of
-from fastload.sources.members import DamagedMember, Load, Member, check_unpacked_size, member_name, no_content
+from fastload.sources.members import LINK, DamagedMember, Load, Member, check_unpacked_size, member_name, no_content
 
 _MAGIC = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")  # a first member, an empty zip, a part of a split one
 _READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _METHODS = {9: "Deflate64", 93: "Zstandard", 95: "xz", 96: "JPEG", 98: "PPMd", 99: "AES encryption"}
 _ENCRYPTED, _UTF8 = 0x1, 0x800
 _MADE_ON_UNIX = 3
-_LINK = "is a link that cannot be followed here; put a copy in its place"
 
 
 def is_zip(path: Path) -> bool:
@@ -79,7 +78,7 @@ def _name(info: zipfile.ZipInfo) -> str:
 
 def _obstacle(info: zipfile.ZipInfo) -> str:
     if info.create_system == _MADE_ON_UNIX and stat.S_ISLNK(info.external_attr >> 16):
-        return _LINK
+        return LINK
     if info.flag_bits & _ENCRYPTED:
         return "is encrypted; unpack the zip with its password, and pack the folder"
     if info.compress_type not in _READABLE:

@@ -143,6 +143,25 @@ def test_a_few_values_far_from_all_others_leave_the_choice_of_the_others_as_it_w
     np.testing.assert_array_equal(again.ids, found.ids)
 
 
+@pytest.mark.parametrize("strategy", SUGGESTIONS)
+@pytest.mark.parametrize("rows", [1, 5, 60])
+def test_samples_far_from_all_others_in_every_dimension_do_not_make_the_choice_one_by_id(strategy, rows):
+    x = np.random.default_rng(0).standard_normal((3000, 32)).astype(np.float32)
+    x[2900 : 2900 + rows] *= 1e8
+    chosen = select(strategy, x, np.arange(3000), size=200).ids
+    others = chosen[(chosen < 2900) | (chosen >= 2900 + rows)]
+    assert 1000 <= np.median(others) <= 2000, "by id, the median would be 100"
+
+
+def test_of_sparse_embeddings_combinations_choose_no_sample_for_its_id():
+    x = np.maximum(np.random.default_rng(1).standard_normal((3000, 32)) - 2.5, 0).astype(np.float32)
+    found = select("combinations", x, np.arange(3000), size=200)
+    assert 1200 <= np.median(found.ids) <= 1800
+    pairs = np.array(found.report["pairs"])[found.dimension[found.dimension >= 0]]
+    both = x[found.ids[found.dimension >= 0, None], pairs] > 0
+    assert both.all(), "a sample that is inactive in one of the two activates no pair"
+
+
 def test_narrow_values_far_from_zero_keep_their_order_beside_one_outlier():
     x = np.random.default_rng(9).standard_normal((1000, 8)) * 1e-3 + 10
     plain = select("pca", x, np.arange(1000), size=100)

@@ -362,6 +362,26 @@ def test_links_in_a_circle_and_special_files_are_named(tmp_path: Path) -> None:
     refused("'b/1.png' is neither a file nor a folder", folder)
 
 
+def test_a_link_in_an_archive_that_may_lead_to_a_class_s_folder_is_named(tmp_path: Path) -> None:
+    folder = put(tmp_path / "s", {f"{name}/{number}.png": encode(noise()) for name in "ab" for number in range(3)})
+    (folder / "c").symlink_to("../elsewhere/c")
+    refused("'c' is a link that cannot be followed", folder)
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        archive.add(folder, ".")
+    refused("'c' is a link that cannot be followed .*make it with -h", tmp_path / "s.tar")
+    with zipfile.ZipFile(tmp_path / "s.zip", "w") as zipped:
+        for file in sorted(folder.glob("*/*.png")):
+            zipped.write(file, str(file.relative_to(folder)))
+        info = zipfile.ZipInfo("c")
+        info.external_attr = (stat.S_IFLNK | 0o777) << 16
+        zipped.writestr(info, "../elsewhere/c")
+    refused("'c' is a link that cannot be followed", tmp_path / "s.zip")
+    (folder / "c").rename(folder / "notes.txt")
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        archive.add(folder, ".")
+    assert sorted(open_source(tmp_path / "s.tar").classes) == ["a", "b"], "a link to a text leads to no pictures"
+
+
 # -- paths that are none --------------------------------------------------------------------------
 
 
