@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from fastload.common.terminal import bar_on, is_live, is_terminal, tell
+from fastload.common.terminal import bar_console, bar_on, is_live, is_terminal, tell
 
 Advance = Callable[[int], None]
 
@@ -34,7 +34,6 @@ def progress_bar(
     if not is_live(sys.stderr):
         yield _Lines(description, total, unit).advance
         return
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -58,7 +57,7 @@ def progress_bar(
         columns.append(TimeElapsedColumn())
     else:
         columns += [MofNCompleteColumn(), Rate(), TextColumn("ETA"), TimeRemainingColumn(compact=True)]
-    console = Console(stderr=True)
+    console = bar_console()
     with bar_on(console), Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(description, total=total)
         yield lambda count: bar.advance(task, count)

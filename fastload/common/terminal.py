@@ -117,6 +117,17 @@ def is_live(stream: TextIO | None) -> bool:
     return is_terminal(stream) and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
+def bar_console() -> Console:
+    """Return a console on stderr for a bar; where nobody reads that any more, the bar ends, and nothing else."""
+    from rich.console import Console
+
+    class BarConsole(Console):
+        def on_broken_pipe(self) -> None:
+            self.quiet = True  # rich's own sends stdout nowhere, and ends the program
+
+    return BarConsole(stderr=True)
+
+
 @contextlib.contextmanager
 def bar_on(console: Console) -> Iterator[None]:
     """While a bar is on the console, `tell(…, error=True)` prints above it."""

@@ -16,6 +16,7 @@ from fastload.feeds.feed import FeedRun, open_feed, run_feed
 from fastload.order import FINE_TUNE, Order
 from fastload.packed.classes import label_map, mapped_labels
 from fastload.packed.file import PackedFile
+from fastload.packed.labels import checked_labels
 from fastload.packed.set import PackedSet, PathsLike, open_packed
 
 
@@ -60,7 +61,7 @@ class EvaluationLoader:
         self._file = source if isinstance(source, PackedFile | PackedSet) else open_packed(source, argument="path")
         try:
             mapping = label_map(self._file.classes, classes, source=self._file.path, target="the training set")
-            found = self._file.labels
+            found = checked_labels(self._file) if classes else self._file.labels
             self._labels = None if found is None else mapped_labels(found, mapping, self._file.path)
         except BaseException:
             if self._owned:

@@ -200,6 +200,8 @@ class Together:
         return self._listen(step, decision, wishes.asked)
 
     def _announce(self, step: int, decision: Decision, wishes: Wishes) -> Decision:
+        if self._decision is None and self._is_final(decision):
+            return decision  # of the checkpoint that all go on from: nobody listens
         self._all_joined = self._shared.join()
         if self._unsaid is None:
             swap, end = decision

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from fastload.common.dropping import when_dropped
+from fastload.common.terminal import bar_console
 from fastload.common.threads import Signal, Started
 from fastload.errors import UsageError
 
@@ -133,12 +134,11 @@ class _Tqdm:
 
 class _Rich:
     def __init__(self, total: int | None, done: int) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         phase, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
         columns = phase, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()
-        self._bar = Progress(*columns, console=Console(stderr=True))
+        self._bar = Progress(*columns, console=bar_console())
         self._task = self._bar.add_task("", total=total, completed=done, rate="")
         self._bar.start()
 

@@ -7,6 +7,7 @@ import numpy as np
 from fastload.errors import DataError, UsageError
 from fastload.order import Shuffle, sorted_by_label
 from fastload.packed.classes import label_map, mapped_labels
+from fastload.packed.labels import checked_labels
 from fastload.packed.set import Packed
 
 
@@ -62,8 +63,10 @@ def class_names(full: Packed | None, subset: Packed | None) -> list[str]:
 def numbered_labels(file: Packed, classes: list[str], target: object) -> np.ndarray | None:
     """Return a file's labels, numbered by `classes`, the names of `target`; None of an unlabelled file.
 
-    Raises DataError, naming it, for a class of the file that is none of `classes`.
+    Raises DataError, naming it, for a class of the file that is none of `classes`, and for a label that no training
+    can use: not finite, or not the number of a class.
     """
-    if file.labels is None:
+    labels = checked_labels(file)
+    if labels is None:
         return None
-    return mapped_labels(file.labels, label_map(file.classes, classes, source=file.path, target=target), file.path)
+    return mapped_labels(labels, label_map(file.classes, classes, source=file.path, target=target), file.path)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastload.common.text import plural
 from fastload.errors import DataError
 
 LARGEST_LABELS = 1 << 30
@@ -71,6 +72,21 @@ def label_faults(labels: np.ndarray, classes: Sequence[str]) -> list[LabelFault]
     else:
         return []
     return [LabelFault(rows, reason)] if len(rows) else []
+
+
+def checked_labels(file: Any) -> np.ndarray | None:
+    """Return the labels of a packed file or set, None of an unlabelled one, as `verify` would pass them.
+
+    Raises DataError, naming the first sample, for labels that no training can use.
+    """
+    if file.labels is None:
+        return None
+    for fault in label_faults(file.labels, file.classes):
+        raise DataError(
+            f"{file.path}: {plural(len(fault.rows), 'label')} {fault.reason}, the first that of "
+            f"{file.name_of(int(fault.rows[0]))}; mend the source's labels, and pack it again"
+        )
+    return file.labels
 
 
 def as_ids(values: Any, where: str) -> np.ndarray:

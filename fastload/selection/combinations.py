@@ -14,10 +14,11 @@ def combinations(embeddings: Embeddings | None, samples: Samples, request: Reque
     """Rank samples by pairs of dimensions: a pair's activation is the lower of the two, each standardized.
 
     Standardized is (activation - mean) / standard deviation over all samples. A sample that is at the least value of
-    one of the two does not activate the pair, however high it is in the other: of sparse embeddings, most are. The pairs are neighbours on a circle of
-    the dimensions in the seed's permuted order, so that there are as many pairs as dimensions and each is in two;
-    dimensions that never vary are left out, and one that is alone is paired with itself. `dimension` is the pair's
-    number. All else is as for top-activations, with pairs for dimensions; `per_dimension` counts for each pair.
+    one of the two does not activate the pair, however high it is in the other: of sparse embeddings, most are. The
+    pairs are neighbours on a circle of the dimensions in the seed's permuted order, so that there are as many pairs as
+    dimensions and each is in two; dimensions that never vary are left out, and one that is alone is paired with itself.
+    `dimension` is the pair's number. All else is as for top-activations, with pairs for dimensions; `per_dimension`
+    counts for each pair.
 
     Raises as top-activations does.
     """

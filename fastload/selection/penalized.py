@@ -15,8 +15,8 @@ HIGH = 2.0
 def penalized(embeddings: Embeddings | None, samples: Samples, request: Request) -> Selection:
     """Rank samples by a / max(1, h / h̄): a the activation, h how many of the sample's are high, h̄ the mean of h.
 
-    `a` is counted from the low end of its dimension's grid, in shares of the grid's extent. Samples with no more high activations
-    than the average one are ranked as by top-activations, of which all else holds too. Raises as that does.
+    `a` is counted from the low end of its dimension's grid, in shares of the grid's extent. Samples with no more high
+    activations than the average one are ranked as by top-activations, of which all else holds too. Raises as that does.
     """
     grid = measure_grid(embeddings, samples, request, "penalized", shared=False)
     assert embeddings is not None

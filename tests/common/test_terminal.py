@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import shlex
+import subprocess
 import sys
 
 import pytest
@@ -89,3 +91,21 @@ def test_nothing_is_shown_where_there_is_no_terminal(monkeypatch: pytest.MonkeyP
     with progress_bar("embed", 3) as advance:
         advance(3)
     assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]
+
+
+def test_a_bar_whose_terminal_has_gone_ends_and_leaves_stdout_alone(tmp_path) -> None:
+    program = (
+        "import os, time; from fastload.common import progress, terminal\n"
+        "progress.is_live = progress.is_terminal = lambda stream: True\n"
+        "with progress.progress_bar('Packing', 3) as advance:\n"
+        "    for _ in range(3): advance(1); time.sleep(0.2)\n"
+        "print('the result')\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(tmp_path / "out.txt", "wb") as out:
+        command, variables = [sys.executable, "-c", program], os.environ | {"FORCE_COLOR": "1"}
+        done = subprocess.run(command, stdout=out, stderr=writer, env=variables, timeout=60)
+    os.close(writer)
+    assert (tmp_path / "out.txt").read_text() == "the result\n"
+    assert done.returncode in (0, 120), "120: Python itself cannot flush stderr"

@@ -371,6 +371,25 @@ def test_a_rank_that_comes_when_rank_0_has_all_its_batches_hears_of_the_run_all_
     assert ats[0] == ats[1] and (ats[0] is None) == (asks is None)
 
 
+def test_rank_0_of_a_run_resumed_after_its_swap_waits_for_nobody_at_its_end(pair, monkeypatch):
+    monkeypatch.setattr("fastload.loop.agreement.FAREWELL", 600.0)
+    with ranked(pair, Store(), 0) as loader:
+        for _ in loader:
+            if loader.step == 5:
+                loader.swap_now()
+            if loader.phase == "fine-tune":
+                break
+        state, swap_step = loader.state_dict(), loader.swap_step
+
+    def resumed(rank, store):
+        with ranked(pair, store, rank) as loader:
+            loader.load_state_dict(state)
+            return swapped_at(loader)
+
+    store = Store()
+    assert run_together(lambda: resumed(0, store), lambda: resumed(1, store)) == [swap_step] * 2
+
+
 def test_rank_0_ends_though_another_rank_never_comes(pair, monkeypatch):
     monkeypatch.setattr("fastload.loop.agreement.FAREWELL", 0.3)
     began = time.monotonic()

@@ -95,3 +95,19 @@ def test_a_subset_whose_classes_stand_in_another_order_gives_the_full_set_s_labe
     other = write_raw(tmp_path / "other.h5", noise_images(10), np.arange(10) % 2, classes=["bee", "dog"])
     with pytest.raises(DataError, match=r"other\.h5: has other classes than .*train\.h5: 'dog'"):
         make(training, other, swap=3)
+
+
+@pytest.mark.parametrize("label", [-1, 2, 2**40, np.nan])
+def test_a_label_that_no_training_can_use_is_refused_when_a_loader_is_made(tmp_path, label):
+    labels = np.array([0, 1] * 8, np.float64 if label != label else np.int64)
+    good = write_raw(tmp_path / "good.h5", noise_images(16, 8, 8), labels, classes=["a", "b"])
+    labels[5] = label
+    bad = write_raw(tmp_path / "bad.h5", noise_images(16, 8, 8), labels, classes=["a", "b"])
+    settings = {"batch_size": 4, "steps": 4, "swap": 0, "augment": Augment(crop=8), "device": "cpu"}
+    with pytest.raises(DataError, match=r"bad\.h5: 1 label (outside|not finite).*the first that of row 5 \(id 5\)"):
+        TwoPhaseLoader(bad, **settings)
+    with (
+        TwoPhaseLoader(good, **settings) as loader,
+        pytest.raises(DataError, match=r"1 label (outside|not finite)"),
+    ):
+        loader.evaluation(bad)
