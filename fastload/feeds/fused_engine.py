@@ -25,9 +25,13 @@ class FusedEngine:
     """Augments raw images under fixed settings.
 
     Arguments:
-        augment: the settings. seed, phase: of the random parameters.
-        shape: (H, W, C) of the images. strides: bytes from one image, row, column and channel to the next.
-        dtype: float32, float16 or bfloat16. channels_last: whether pixels are written in NHWC order.
+        augment: what happens to each image.
+        seed: of the random parameters, 64-bit.
+        phase: of the random parameters.
+        shape: (H, W, C) of the images.
+        strides: bytes from one image, row, column and channel to the next.
+        dtype: torch.float32, float16 or bfloat16.
+        channels_last: whether pixels are written in NHWC order.
     """
 
     def __init__(
@@ -85,7 +89,9 @@ class FusedEngine:
 
         Arguments:
             images: uint8 [at least `whole_words` of the batch's bytes], one image after the other, from its first byte.
-            ids, epochs: int64 [b]. out: [b, C, h, w], of the engine's dtype and layout.
+            ids: of the samples, int64 [b].
+            epochs: of the samples, int64 [b].
+            out: [b, C, h, w], of the engine's dtype and layout.
         """
         if self._gathered is None:
             self._gathered = _Launcher("augment_gathered", self._plan(), out.device)
