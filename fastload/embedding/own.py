@@ -203,7 +203,7 @@ def read_list(path: Path) -> np.ndarray:
             if file.read(6) == b"\x93NUMPY":
                 return _checked_ids(np.load(path, allow_pickle=False), str(path))
             file.seek(0)
-            lines = [line for line in file.read().decode().splitlines() if line.strip()]
+            lines = [line for line in file.read().decode("utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(

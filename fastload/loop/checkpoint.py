@@ -72,7 +72,7 @@ def snapshot_of(state: Any, identity: Mapping[str, Any], policy: SwapPolicy, ran
         swap = None if state["agreed_swap"] is None else integer("agreed_swap", state["agreed_swap"], 0)
         callbacks = integer("swap_callbacks", state.get("swap_callbacks", 0), 0)  # older states have none
         policy = policy.restored(state)
-    except (KeyError, TypeError, UsageError) as error:
+    except (LookupError, TypeError, AttributeError, UsageError) as error:
         raise UsageError(f"the state is damaged ({error}); load an earlier one") from error
     return Snapshot(step, seconds, swap, callbacks, policy)
 

@@ -104,8 +104,12 @@ def _numbers(values: Any, where: str) -> np.ndarray:
     if torch is not None and isinstance(values, torch.Tensor):
         if values.layout != torch.strided:
             raise DataError(f"{where} is a sparse tensor; give a dense one")
-        values = values.detach().cpu()
-        values = values.float().numpy() if values.dtype == torch.bfloat16 else values.numpy()
+        kind = str(values.dtype)
+        try:
+            values = values.detach().cpu()
+            values = values.float().numpy() if values.dtype == torch.bfloat16 else values.numpy()
+        except (TypeError, RuntimeError, NotImplementedError) as error:  # float8, quantized, nested, on "meta"
+            raise DataError(f"{where} is a tensor ({kind}) that NumPy cannot hold; give plain numbers") from error
     if isinstance(values, np.ma.MaskedArray):
         hidden = np.argwhere(np.ma.getmaskarray(values))
         if len(hidden):

@@ -195,6 +195,14 @@ def test_resume_remembers_the_policy_s_history_and_the_swap(pair, swap, stop):
         assert same(before + run(loader), whole)
 
 
+@pytest.mark.parametrize("history", [None, 3, [], {}, torch.zeros(2), {"best": 1.0, "stale": -1, "sum": 0, "count": 0}])
+def test_a_state_whose_history_of_losses_is_damaged_is_a_usage_error(pair, history):
+    with make(pair, swap=Swap.on_plateau()) as loader:
+        with pytest.raises(UsageError, match="the state is damaged"):
+            loader.load_state_dict(loader.state_dict() | {"plateau": history})
+        assert loader.step == 0
+
+
 def test_a_state_of_another_policy_is_refused(pair):
     with make(pair, swap=Swap.after(seconds=5)) as loader:
         state = loader.state_dict()

@@ -80,6 +80,9 @@ HOSTILE = [
     (np.array([1j]), "is complex128; labels are numbers"),
     (np.array(["2020-01-01"], "datetime64[D]"), "is datetime64"),
     (torch.eye(2).to_sparse(), "is a sparse tensor"),
+    (torch.ones(2).to(torch.float8_e4m3fn), r"is a tensor \(torch.float8_e4m3fn\) that NumPy cannot hold"),
+    (torch.empty(2, device="meta"), "is a tensor .*that NumPy cannot hold"),
+    (torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "is a tensor .*that NumPy cannot hold"),
     (3, "is one int64 for the whole set"),
 ]
 

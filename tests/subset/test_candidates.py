@@ -62,17 +62,19 @@ def test_what_is_excluded_is_never_chosen_and_the_rest_as_if_it_were_all(full, s
 
 
 @pytest.mark.parametrize("strategy", ["top-activations", "random"])
-@pytest.mark.parametrize("form", ["ids", "names", "text", "file", "npy"])
+@pytest.mark.parametrize("form", ["ids", "names", "text", "file", "file of Windows", "npy"])
 def test_what_is_included_comes_first_in_the_order_that_was_given(full, tmp_path, strategy, form):
     ids = [33, 7, 51]
     names = [f"c{i % 3}/{i:03}.png" for i in ids]
     (tmp_path / "list.txt").write_text("\n".join(names) + "\n")
+    (tmp_path / "windows.txt").write_text("\r\n".join(names), encoding="utf-8-sig")
     np.save(tmp_path / "list.npy", ids)
     include = {
         "ids": ids,
         "names": names,
         "text": "33, 7,51",
         "file": tmp_path / "list.txt",
+        "file of Windows": tmp_path / "windows.txt",
         "npy": str(tmp_path / "list.npy"),
     }[form]
     report = chosen(full, strategy=strategy, include=include)
