@@ -425,6 +425,7 @@ def test_patterns_of_more_names_than_anybody_has_are_refused_at_once(pattern: st
         ("x", b"text" * 999, "is no source that fastload knows .*; give one of these"),
         ("x", b"", "damaged or truncated tar .empty file.|is no source"),
     ],
+    ids=lambda value: "" if isinstance(value, bytes) else None,
 )
 def test_what_is_no_source_is_named_for_what_it_is(tmp_path: Path, name: str, content: bytes, words: str) -> None:
     (tmp_path / name).write_bytes(content)
