@@ -19,6 +19,7 @@ from packs import noise_images, write_raw
 from places import TESTS
 
 from fastload import Augment, PackedFile
+from fastload.augment import kernel_settings
 from fastload.errors import DataError
 from fastload.feeds.feed import Output, open_feed
 from fastload.kernels import augment_cpu as kernel
@@ -170,7 +171,7 @@ def test_places_beyond_two_gigabytes_are_reached(tmp_path):
             np.arange(rows),
             np.uint64(1),
             np.uint64(0),
-            (32, 32, True, 0.5, np.float32(-63), np.float32(126), np.float32(0.2), np.float32(1.6), True, 1),
+            kernel_settings(Augment(crop=32, centre=True)),
         )
         first = (begin - 4096) // sample
         kernel.augment_parts(*mapped.place, mapped.data, np.arange(first, first + rows), *arguments, from_map, False, 0)
