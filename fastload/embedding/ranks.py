@@ -134,14 +134,15 @@ class Leader:
 
     def close(self) -> None:
         self._closing = True
-        for connection in self._connections.values():
+        for connection in list(self._connections.values()):
             end_sending(connection)
         # What was told must be read before the connection goes: closing with unread chunks here would take it back.
         give_up = time.monotonic() + _FAREWELL_SECONDS
         for reader in self._readers:
             reader.join(max(0.0, give_up - time.monotonic()))
-        for connection in self._connections.values():
-            connection.close()
+        with contextlib.suppress(KeyError):
+            while True:  # each is closed once, whoever closes this meanwhile
+                self._connections.popitem()[1].close()
 
 
 class Follower:
