@@ -57,7 +57,7 @@ class Leader:
 
     def __init__(self, connections: Mapping[int, Connection]) -> None:
         self.world_size = len(connections) + 1
-        self._connections = connections
+        self._connections = dict(connections)
         self._waiting: dict[int, queue.Queue[Message]] = {rank: queue.Queue(_AHEAD) for rank in connections}
         self._failure: RankFailure | None = None
         self._closing = False
