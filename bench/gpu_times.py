@@ -21,7 +21,8 @@ from fastload.augment import Augment
 from fastload.bench import data
 from fastload.bench.measure import Result, result_of, synchronize
 from fastload.bench.parts import Missing, Setting, packed_data
-from fastload.feeds.feed import Output, open_feed
+from fastload.feeds.batch import Output
+from fastload.feeds.feed import open_feed
 from fastload.order import FAST, Order
 from fastload.packed.file import PackedFile
 from fastload.selection.topk import TopK

@@ -21,7 +21,8 @@ import torch
 from fastload.augment import Augment
 from fastload.bench import data
 from fastload.bench.measure import Contestant, Deadline, Result, race, synchronize
-from fastload.feeds.feed import Output, open_feed, run_feed
+from fastload.feeds.batch import Output
+from fastload.feeds.feed import open_feed, run_feed
 from fastload.order import FAST, FINE_TUNE, Order
 from fastload.packed.file import PackedFile
 

@@ -25,7 +25,8 @@ from fastload.bench.peers.install import Peer
 from fastload.bench.rivals import Outcome, Rival, export, feed_threads
 from fastload.bench.storage import evict, read_through, write_tiled_noise
 from fastload.bench.swapping import swapping
-from fastload.feeds.feed import Output, open_feed, run_feed
+from fastload.feeds.batch import Output
+from fastload.feeds.feed import open_feed, run_feed
 from fastload.order import FINE_TUNE, Order, Shuffle
 from fastload.packed.file import PackedFile
 

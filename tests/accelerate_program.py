@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-
-from fastload import Augment, TwoPhaseLoader
+from framework_run import make
 
 folder, full, subset = sys.argv[1:4]
 accelerator = Accelerator(cpu=True)
@@ -19,19 +18,7 @@ accelerator = Accelerator(cpu=True)
 def train(until, state=None):
     """Train up to the step `until`, from `state` on; return the ids seen, and save the state."""
     seen = []
-    with TwoPhaseLoader(
-        full,
-        subset,
-        batch_size=2,
-        steps=20,
-        swap=8,
-        steps_per_epoch=6,
-        augment=Augment(crop=8),
-        device="cpu",
-        with_ids=True,
-        seed=3,
-        resident_budget=0,
-    ) as loader:
+    with make((full, subset), batch_size=2) as loader:
         model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         model, optimizer, loader = accelerator.prepare(model, optimizer, loader)

@@ -20,7 +20,8 @@ import torch
 
 from fastload import Augment, PackedFile
 from fastload.errors import DataError
-from fastload.feeds.feed import Output, open_feed, run_feed
+from fastload.feeds.batch import Output
+from fastload.feeds.feed import open_feed, run_feed
 from fastload.order import Order
 
 BATCH = 64

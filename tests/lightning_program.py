@@ -9,9 +9,8 @@ from pathlib import Path
 
 import lightning
 import torch
+from framework_run import make
 from lightning.pytorch.callbacks import ModelCheckpoint
-
-from fastload import Augment, TwoPhaseLoader
 
 folder, full, subset = sys.argv[1:4]
 
@@ -30,19 +29,7 @@ class Module(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
     def train_dataloader(self):  # called once the ranks know each other
-        return TwoPhaseLoader(
-            full,
-            subset,
-            batch_size=2,
-            steps=20,
-            swap=8,
-            steps_per_epoch=6,
-            augment=Augment(crop=8),
-            device="cpu",
-            with_ids=True,
-            seed=3,
-            resident_budget=0,
-        )
+        return make((full, subset), batch_size=2)
 
 
 def fit(steps, checkpoint=None, callbacks=()):

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from fastload.augment import Augment
-from fastload.feeds.feed import Batch, Output, open_feed
+from fastload.feeds.batch import Batch, Output
+from fastload.feeds.feed import open_feed
 from fastload.feeds.prefetch import Prefetcher
 from fastload.order import FINE_TUNE
 from fastload.packed.file import PackedFile

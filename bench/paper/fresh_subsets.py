@@ -13,7 +13,8 @@ import torch
 from fastload.augment import Augment
 from fastload.common.memory import resident_room
 from fastload.errors import UsageError
-from fastload.feeds.feed import Batch, Output, open_feed
+from fastload.feeds.batch import Batch, Output
+from fastload.feeds.feed import open_feed
 from fastload.order import FINE_TUNE, Order, RowOrder
 from fastload.packed.file import PackedFile
 

@@ -21,7 +21,8 @@ from fastload.bench.paper.throttle import Throttle
 from fastload.bench.paper.trainee import LEARNING_RATE, Trainee, rehearse
 from fastload.bench.paper.workplace import AUGMENT, Workplace
 from fastload.errors import UsageError
-from fastload.feeds.feed import Batch, Output, run_feed
+from fastload.feeds.batch import Batch, Output
+from fastload.feeds.feed import run_feed
 from fastload.loop.loader import TwoPhaseLoader
 from fastload.subset.size import parse_size
 

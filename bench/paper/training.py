@@ -18,8 +18,8 @@ from fastload.bench.paper.state import key_of
 from fastload.bench.paper.subsets import Subset
 from fastload.bench.paper.trainee import Trainee, learning_rate, rehearse
 from fastload.bench.paper.workplace import AUGMENT, OutOfTime, Workplace
-from fastload.feeds.batch import as_tuple
-from fastload.feeds.feed import Output, run_feed
+from fastload.feeds.batch import Output, as_tuple
+from fastload.feeds.feed import run_feed
 from fastload.loop.loader import TwoPhaseLoader
 from fastload.order import FAST, FINE_TUNE, Order
 from fastload.packed.file import PackedFile

@@ -27,8 +27,6 @@ from fastload.order import Order, RowOrder
 from fastload.packed.reader import SampleReader
 from fastload.packed.set import Packed
 
-__all__ = ["Batch", "Feed", "FeedRun", "Output", "label_tensor", "open_feed", "run_feed", "stream"]
-
 
 def open_feed(
     file: Packed,

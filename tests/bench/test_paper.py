@@ -31,7 +31,7 @@ from fastload.bench.paper.trainee import Trainee, learning_rate
 from fastload.bench.paper.training import Run, train
 from fastload.bench.paper.workplace import Options, OutOfTime, Workplace
 from fastload.errors import DataError, UsageError
-from fastload.feeds.feed import Output
+from fastload.feeds.batch import Output
 from fastload.order import FINE_TUNE, Order
 from fastload.packed.file import PackedFile
 

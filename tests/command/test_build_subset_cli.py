@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from places import ROOT
 
 from fastload.command.cli import main
 from fastload.packed.file import PackedFile, PackedWriter

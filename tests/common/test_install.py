@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import ROOT
+from places import ROOT
 
 from fastload.common import install
 from fastload.common.device import LEAST_DRIVERS

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from places import ROOT
 
 from fastload.augment import Augment
 from fastload.order import Order

@@ -185,7 +185,7 @@ except DataError as error:
 
 
 def environment() -> dict[str, str]:
-    from conftest import ROOT
+    from places import ROOT
 
     return os.environ | {"PYTHONPATH": str(ROOT)}
 

@@ -6,8 +6,8 @@ import re
 
 import h5py
 import numpy as np
-from conftest import ROOT
 from packs import noise_images, write_raw
+from places import ROOT
 
 from fastload.packed.file import PackedFile
 from fastload.subset.build import build_subset

@@ -16,8 +16,8 @@ import time
 import numpy as np
 import pytest
 import torch.distributed as dist
-from conftest import ROOT
 from packs import noise_images, write_raw
+from places import ROOT
 
 from fastload.embedding import joining
 from fastload.embedding.embeddings_hash import hash_rows

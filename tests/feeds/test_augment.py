@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packs import noise_images, write_raw
+from places import ROOT
 
 from fastload.augment import Augment, draw_parameters
 from fastload.errors import UsageError
-from fastload.feeds.feed import Output, open_feed
+from fastload.feeds.batch import Output
+from fastload.feeds.feed import open_feed
 from fastload.feeds.fused_engine import FusedEngine
 from fastload.kernels.augment import bfloat16_bits, float16_bits
 from fastload.order import FAST, FINE_TUNE, Order

@@ -15,7 +15,8 @@ from packs import noise_images, write_encoded, write_pair, write_raw
 
 from fastload import Augment, DataError, TwoPhaseLoader, UsageError
 from fastload.common.memory import free_memory
-from fastload.feeds.feed import Output, open_feed
+from fastload.feeds.batch import Output
+from fastload.feeds.feed import open_feed
 from fastload.order import FAST, FINE_TUNE, Order
 from fastload.packed.file import PackedFile
 from fastload.selection.topk import TopK

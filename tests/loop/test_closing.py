@@ -10,9 +10,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from packs import noise_images, write_encoded, write_pair, write_raw
-from places import TESTS
+from places import ROOT, TESTS
 from samples import encode
 
 from fastload import Augment, PackedFile, TwoPhaseLoader, UsageError

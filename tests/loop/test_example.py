@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from conftest import ROOT
+from places import ROOT
 
 from fastload import build_subset
 from fastload.packed.file import PackedWriter

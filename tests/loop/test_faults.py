@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from batches import feed_threads
-from conftest import ROOT
 from packs import write_pair
+from places import ROOT
 
 from fastload import Augment, DataError, TwoPhaseLoader, UsageError
 

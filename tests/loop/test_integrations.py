@@ -10,34 +10,18 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from framework_run import EPOCH, STEPS, SWAP, make
 from packs import write_pair
-from places import TESTS
+from places import ROOT, TESTS
 
-from fastload import Augment, Swap, TwoPhaseLoader, UsageError
+from fastload import Swap, UsageError
 
-STEPS, SWAP, EPOCH, BATCH = 20, 8, 6, 4  # epochs of 6, 6, 6 and 2 batches; the swap is in the second
 FINE_TUNE_RATE = 0.01
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     return write_pair(tmp_path_factory.mktemp("pair"), count=90, chosen=24)
-
-
-def make(pair, **changes):
-    settings = {
-        "batch_size": BATCH,
-        "steps": STEPS,
-        "swap": SWAP,
-        "steps_per_epoch": EPOCH,
-        "augment": Augment(crop=8),
-        "device": "cpu",
-        "with_ids": True,
-        "seed": 3,
-        "resident_budget": 0,
-    }
-    return TwoPhaseLoader(pair[0], pair[1], **(settings | changes))
 
 
 def network(inputs=3 * 8 * 8):

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
 from packs import write_pair
+from places import ROOT
 
 PAGE = (ROOT / "docs/integrations.md").read_text()
 SMALL = {

@@ -8,8 +8,8 @@ import textwrap
 
 import pytest
 import torch
-from conftest import ROOT
 from packs import write_pair
+from places import ROOT
 
 from fastload import Augment, TwoPhaseLoader
 

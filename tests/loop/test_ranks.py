@@ -11,9 +11,8 @@ import time
 
 import pytest
 import torch.distributed as dist
-from conftest import ROOT
 from packs import write_pair
-from places import TESTS
+from places import ROOT, TESTS
 
 from fastload import Augment, FastloadError, Swap, TwoPhaseLoader, UsageError
 from fastload.loop.agreement import AHEAD

@@ -12,8 +12,8 @@ import threading
 import time
 
 import pytest
-from conftest import ROOT
 from packs import write_pair
+from places import ROOT
 
 from fastload import Augment, TwoPhaseLoader, UsageError
 from fastload.loop.telemetry import WAITS, ScalarLog, advice

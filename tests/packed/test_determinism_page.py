@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import reference
-from conftest import ROOT
+from places import ROOT
 
 from fastload.augment import Augment, draw_parameters
 from fastload.order import Order

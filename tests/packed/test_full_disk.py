@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from full_disk_program import CASES
 from packs import noise_images, write_raw
+from places import ROOT
 
 from fastload.command.verify import verify_file
 from fastload.common.replacing import Replacement, replace_file

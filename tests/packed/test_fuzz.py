@@ -19,8 +19,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from fuzz_program import make
+from places import ROOT
 
 FILES = int(os.environ.get("FASTLOAD_FUZZ", "2000"))
 SEED = int(os.environ.get("FASTLOAD_FUZZ_SEED", "0"))

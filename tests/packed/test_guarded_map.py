@@ -21,7 +21,8 @@ from places import TESTS
 from fastload import Augment, PackedFile
 from fastload.augment import kernel_settings
 from fastload.errors import DataError
-from fastload.feeds.feed import Output, open_feed
+from fastload.feeds.batch import Output
+from fastload.feeds.feed import open_feed
 from fastload.kernels import augment_cpu as kernel
 from fastload.kernels import bus_guard
 from fastload.order import Order

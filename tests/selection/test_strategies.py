@@ -274,7 +274,7 @@ def test_build_subset_takes_every_strategy_and_the_file_says_which(strategy, tmp
 def test_the_page_s_own_strategy_runs(tmp_path, monkeypatch):
     import re
 
-    from conftest import ROOT
+    from places import ROOT
 
     write_raw(tmp_path / "full.h5", noise_images(60, 4, 4), np.arange(60) % 3)
     x = relu(60, 5, 3)
