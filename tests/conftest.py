@@ -29,7 +29,7 @@ def data_file(name: str) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the SIGBUS handler come first: other tests load libraries that put their own in its place."""
+    """Tests of the SIGBUS handler come first: Lightning, as it ends, sets all signals to what Python knows of them."""
     items.sort(key=lambda item: item.path.name != "test_guarded_map.py")
 
 
