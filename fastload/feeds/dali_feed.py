@@ -13,6 +13,7 @@ from fastload.feeds.batch import Batch, labels_of_rows
 from fastload.feeds.dali_engine import DaliEngine
 from fastload.feeds.dali_errors import SampleError
 from fastload.feeds.inputs import FeedInputs
+from fastload.feeds.resident_set import ResidentSet
 
 
 class DaliFeed:
@@ -29,11 +30,7 @@ class DaliFeed:
         self._on_cuda = output.device.type == "cuda"
         self._labels, self._ids = inputs.labels, file.ids
         self._reader, self._read_ahead = inputs.reader, inputs.read_ahead
-        self._stored: torch.Tensor | None = None
-        if self.resident:
-            inputs.check_fits()
-            self._stored = torch.from_numpy(self._reader.images(np.arange(len(file)))).to(output.device)
-            self._reader.close()
+        self._set: ResidentSet | None = inputs.resident_set() if self.resident else None
         self._image_shape, self._ring = inputs.image_shape, inputs.buffer_ring()
         self._engine = DaliEngine(
             inputs.augment,
@@ -67,15 +64,15 @@ class DaliFeed:
         return Batch(images, labels, torch.from_numpy(ids).to(device))
 
     def _samples(self, rows: np.ndarray) -> Any:
-        stored = self._stored
+        resident = self._set
         if self._encoded:
             return self._reader.encoded(rows)
-        if stored is not None:
-            return stored[torch.from_numpy(rows).to(stored.device)]
+        if resident is not None:
+            return resident.rows(rows)
         images = self._reader.images(rows)  # raises once this is closed
         return torch.from_numpy(images).to(self._output.device) if self._on_cuda else images
 
     def close(self) -> None:
         self._engine.close()
         self._reader.close()
-        self._stored = None
+        self._set = None

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fastload.augment import Augment, kernel_settings
+from fastload.feeds.resident_set import ResidentSet
 from fastload.kernels import augment_cpu, augment_cuda, augment_plan
 from fastload.kernels.augment import BFLOAT16, FLOAT16, FLOAT32
 from fastload.kernels.compiling import cuda_jit
@@ -50,7 +51,7 @@ class FusedEngine:
         self._shape, self._strides = shape, strides
         self._channels_last, self._kind = channels_last, _KINDS[dtype]
         self._gathered: _Launcher | None = None
-        self._resident: tuple[weakref.ref[ResidentStore], Order, _Launcher] | None = None
+        self._resident: tuple[weakref.ref[ResidentSet], Order, _Launcher] | None = None
 
     def on_cpu(self, data: np.ndarray, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray) -> None:
         """Augment images `rows` of uint8 `data` into `out` [b, C·h·w], without the GIL."""
@@ -99,7 +100,7 @@ class FusedEngine:
 
     def on_cuda_resident(
         self,
-        store: ResidentStore,
+        resident: ResidentSet,
         order: Order,
         start: int,
         out: torch.Tensor,
@@ -107,17 +108,17 @@ class FusedEngine:
         ids: torch.Tensor,
     ) -> None:
         """Find, augment and write the batch at position `start` of `order`, on the current stream, in one launch."""
-        if self._resident is None or self._resident[0]() is not store or self._resident[1] is not order:
+        if self._resident is None or self._resident[0]() is not resident or self._resident[1] is not order:
             plan = self._plan(
-                images=store.images.data_ptr(),
-                ids=store.ids.data_ptr(),
-                labels=store.labels.data_ptr(),
-                label_bytes=store.labels.shape[1] * store.labels.element_size(),
+                images=resident.images.data_ptr(),
+                ids=resident.ids.data_ptr(),
+                labels=resident.labels.data_ptr(),
+                label_bytes=resident.labels.shape[1] * resident.labels.element_size(),
                 n=order.n,
                 shuffled=order.shuffle is not False,
             )
-            # The store is its feed's to drop: a reference here would keep the set in device memory.
-            self._resident = weakref.ref(store), order, _Launcher("augment_resident", plan, out.device)
+            # The set is its feed's to drop: a reference here would keep it in device memory.
+            self._resident = weakref.ref(resident), order, _Launcher("augment_resident", plan, out.device)
         self._resident[2](len(ids), start, out.data_ptr(), labels.data_ptr(), ids.data_ptr())
 
     def _plan(self, **resident: int) -> np.ndarray:
@@ -163,26 +164,6 @@ class _Launcher:
         launch = _kernel(self._name)[blocks, threads, launch_stream(stream), shared_bytes]
         self._configured[count, stream.cuda_stream] = launch
         return launch
-
-
-def whole_words(size: int) -> int:
-    """Return how many bytes of device memory `size` bytes of images must have: kernels read words, of four bytes."""
-    return -(-size // 4) * 4
-
-
-class ResidentStore:
-    """A whole set in device memory, uploaded once: images uint8 [`whole_words`], labels [n, L], ids int64 [n]."""
-
-    def __init__(self, images: np.ndarray, labels: torch.Tensor, ids: np.ndarray, device: torch.device) -> None:
-        self.images = torch.empty(whole_words(len(images)), dtype=torch.uint8, device=device)
-        self.images[: len(images)].copy_(torch.from_numpy(images))
-        self.ids = torch.from_numpy(ids).to(device)
-        self.labels = labels.reshape(len(ids), -1).to(device)
-
-    def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Keep the memory from being reused, once the store is dropped, before what `stream` has queued is done."""
-        for tensor in (self.images, self.labels, self.ids):
-            tensor.record_stream(stream)
 
 
 def _kernel(name: str) -> Any:

@@ -10,8 +10,9 @@ import torch
 from fastload.common.memory import check_pinned, pinned_bytes
 from fastload.errors import ClosedError
 from fastload.feeds.batch import Batch, labels_of_rows
-from fastload.feeds.fused_engine import FusedEngine, ResidentStore, whole_words
+from fastload.feeds.fused_engine import FusedEngine
 from fastload.feeds.inputs import FeedInputs
+from fastload.feeds.resident_set import ResidentSet, whole_words
 from fastload.order import Order
 from fastload.packed.guarded_map import GuardedMap
 
@@ -44,12 +45,10 @@ class FusedCpuFeed:
         self._engine = _engine(inputs)
         self._order, self._reader, self._read_ahead = inputs.order, inputs.reader, inputs.read_ahead
         self._labels, self._ids = inputs.labels, inputs.file.ids
-        self._data: np.ndarray | None = None
+        self._set: ResidentSet | None = None
         self._mapped: GuardedMap | None = None
         if self.resident:
-            inputs.check_fits()
-            self._data = self._reader.everything()
-            self._reader.close()
+            self._set = inputs.resident_set()
         else:
             self._mapped = GuardedMap.open(self._reader.place)
         self._ring = inputs.buffer_ring()
@@ -57,13 +56,13 @@ class FusedCpuFeed:
 
     def make(self, start: int, count: int) -> Batch:
         # Held until the batch is made, whoever closes this meanwhile.
-        data, mapped = self._data, self._mapped
-        place = self._reader.place if data is None else None  # raises once this is closed
+        resident, mapped = self._set, self._mapped
+        place = self._reader.place if resident is None else None  # raises once this is closed
         rows, epochs = self._order.rows(start, count)
         images, values = self._ring.take(count)
         ids = self._ids[rows]
-        if data is not None:
-            self._engine.on_cpu(data, rows, ids, epochs, values)
+        if resident is not None:
+            self._engine.on_cpu(resident.images.numpy(), rows, ids, epochs, values)
         elif place is not None:
             gather = self._read_ahead is None or self._read_ahead.want(start, count)
             failed = -1
@@ -82,7 +81,7 @@ class FusedCpuFeed:
 
     def close(self) -> None:
         self._reader.close()
-        self._data = self._mapped = None
+        self._set = self._mapped = None
 
 
 class FusedResidentFeed:
@@ -96,32 +95,28 @@ class FusedResidentFeed:
         assert isinstance(inputs.order, Order)  # its kernel finds the rows by itself, in this order only
         self._order, self._output = inputs.order, inputs.output
         self._engine, self._image_shape = _engine(inputs), inputs.image_shape
-        file, labels, device = inputs.file, inputs.labels, inputs.output.device
-        self._label_shape = None if labels is None else labels.shape[1:]
-        stored = torch.empty((len(file), 0)) if labels is None else labels
-        inputs.check_fits()
-        self._store: ResidentStore | None = ResidentStore(inputs.reader.everything(), stored, file.ids, device)
-        self._home = torch.cuda.current_stream(device)
-        inputs.reader.close()
+        self._label_shape = None if inputs.labels is None else inputs.labels.shape[1:]
+        self._set: ResidentSet | None = inputs.resident_set()
+        self._home = torch.cuda.current_stream(self._output.device)
         self.make(0, 1)  # compiles the kernels
 
     def make(self, start: int, count: int) -> Batch:
-        store = self._store  # held until the launch is queued; then its memory waits for the stream
-        if store is None:
+        resident = self._set  # held until the launch is queued; then its memory waits for the stream
+        if resident is None:
             raise ClosedError()
         device = self._output.device
         images = self._output.empty(count, self._image_shape)
-        labels = torch.empty((count, store.labels.shape[1]), dtype=store.labels.dtype, device=device)
+        labels = torch.empty((count, resident.labels.shape[1]), dtype=resident.labels.dtype, device=device)
         ids = torch.empty(count, dtype=torch.int64, device=device)
         stream = torch.cuda.current_stream(device)
         if stream != self._home:
-            store.record_stream(stream)  # or closing would give its memory away while that stream reads it
-        self._engine.on_cuda_resident(store, self._order, start, images, labels, ids)
+            resident.record_stream(stream)  # or closing would give its memory away while that stream reads it
+        self._engine.on_cuda_resident(resident, self._order, start, images, labels, ids)
         given = None if self._label_shape is None else labels.reshape(count, *self._label_shape)
         return Batch(images, given, ids)
 
     def close(self) -> None:
-        self._store = None
+        self._set = None
 
 
 class FusedStreamFeed:

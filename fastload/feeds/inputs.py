@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from fastload.augment import Augment
-from fastload.common.memory import check_fits
 from fastload.feeds.batch import Output
 from fastload.feeds.buffers import BufferRing
 from fastload.feeds.read_ahead import ReadAhead
+from fastload.feeds.resident_set import ResidentSet
 from fastload.order import RowOrder
 from fastload.packed.reader import SampleReader
 from fastload.packed.set import Packed
@@ -52,6 +52,8 @@ class FeedInputs:
         output = self.output
         return BufferRing(output.batch_size, self.image_shape, output.dtype, output.channels_last, output.keep)
 
-    def check_fits(self) -> None:
-        """Raise UsageError unless the whole set fits into the device's memory."""
-        check_fits(self.file.nbytes, self.output.device, str(self.file.path))
+    def resident_set(self) -> ResidentSet:
+        """Read the whole set into the device's memory, and close the reader, which nothing needs any more."""
+        resident = ResidentSet(self.file, self.reader, self.labels, self.output.device)
+        self.reader.close()
+        return resident

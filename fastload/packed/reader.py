@@ -79,15 +79,13 @@ class SampleReader:
         starts, sizes = self.ranges(rows)
         self.check(file_ranges.read_ranges(*place, starts, sizes, out, np.cumsum(sizes) - sizes), rows)
 
-    def everything(self) -> np.ndarray:
-        """Return all of the images' bytes, uint8 [bytes]."""
+    def read_all(self, out: np.ndarray) -> None:
+        """Copy all of the images' bytes to uint8 `out`, which is as large as they are."""
         place = self.place
-        out = np.empty(self._size, np.uint8)
         firsts = place[2]
         starts = np.concatenate([np.arange(a, b, _PIECE) for a, b in pairwise(firsts)])
         sizes = np.diff(np.append(starts, self._size))
         self.check(file_ranges.read_ranges(*place, starts, sizes, out, starts), starts // max(1, self.sample_bytes))
-        return out
 
     def images(self, rows: np.ndarray) -> np.ndarray:
         """Return raw images, uint8 [b, H, W, C], whatever the file's own layout."""

@@ -1,4 +1,4 @@
-"""What memory there is, and what will be taken: torch's cache, pinned buffers, the selection's lists, whole words."""
+"""What memory there is, and what will be taken: torch's cache, pinned buffers, the selection's lists."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from fastload import UsageError
 from fastload.common import memory
-from fastload.feeds.fused_engine import ResidentStore, whole_words
 from fastload.kernels.topk import RATIO, top_stride
 from fastload.kernels.topk_cuda import MAX_K_CUDA, slabs_at_once
 from fastload.selection.topk_cuda import cuda_bytes, most_slabs, plan_level
@@ -61,15 +60,6 @@ def test_pinned_buffers_that_the_host_cannot_hold_are_refused_by_name(monkeypatc
     kept = {"allocated_bytes.current": 2 * 10**9, "active_bytes.current": 10**9}
     monkeypatch.setattr(torch.cuda, "host_memory_stats", lambda: kept, raising=False)
     memory.check_pinned(2 * 10**9, 8, 256)
-
-
-@pytest.mark.parametrize("count", range(1, 6))
-def test_a_resident_set_ends_with_a_whole_word_of_its_own(count):
-    images = np.arange(27 * count, dtype=np.uint8)
-    store = ResidentStore(images, torch.zeros(count, dtype=torch.int64), np.arange(count), torch.device("cpu"))
-    assert store.images.data_ptr() % 4 == 0 and len(store.images) == whole_words(27 * count) >= 27 * count
-    assert len(store.images) % 4 == 0 and len(store.images) - 27 * count < 4
-    assert np.array_equal(store.images[: 27 * count].numpy(), images)
 
 
 @settings(deadline=None, max_examples=200)

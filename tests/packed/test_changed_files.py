@@ -158,7 +158,7 @@ def into_memory(full: Path, change) -> None:
     with PackedFile(full) as file:
         reader = SampleReader(file)
         change(full)
-        reader.everything()
+        reader.read_all(np.empty(file.nbytes, np.uint8))
         reader.close()
 
 

@@ -220,9 +220,9 @@ def check_feed(kind, path, augment, order, *, start, count, dtype, last):
             assert ids[i] == file.ids[row]
             assert torch.equal(labels[i], torch.from_numpy(np.asarray(file.labels[row])))
             compare(values[i], file.image(row), int(ids[i]), epoch, order.phase, augment, dtype)
-        store = weakref.ref(feed._store) if kind is FusedResidentFeed else lambda: None
+        dropped = weakref.ref(feed._set) if kind is FusedResidentFeed else lambda: None
         feed.close()
-        assert store() is None  # its memory is given back, though the feed is still there
+        assert dropped() is None  # its memory is given back, though the feed is still there
 
 
 whole, cropped = Augment(crop=(10, 9)), Augment(crop=(7, 6))

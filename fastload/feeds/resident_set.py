@@ -1,0 +1,56 @@
+"""A set that is kept whole in the device's memory, for every feed that draws from one."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from fastload.common.memory import check_fits
+from fastload.packed.reader import SampleReader
+from fastload.packed.set import Packed
+
+
+class ResidentSet:
+    """A whole raw set in the device's memory, read once.
+
+    A feed drops it when it is closed; what makes a batch holds it until the batch is made.
+
+    Arguments:
+        file: the set.
+        reader: of its samples.
+        labels: [N, ...], or None for a set without.
+        device: where it is kept.
+
+    Attributes:
+        images: uint8 [`whole_words` of the set's bytes], as the file stores them.
+        labels: [N, L], their axes flattened; L is 0 for a set without labels.
+        ids: int64 [N].
+
+    Raises DataError unless the device has memory for it, and where the file cannot be read.
+    """
+
+    def __init__(self, file: Packed, reader: SampleReader, labels: torch.Tensor | None, device: torch.device) -> None:
+        assert file.shape is not None and file.strides is not None
+        check_fits(file.nbytes, device, str(file.path))
+        # NumPy asks the system for huge pages, which torch does not: images are drawn from all over this memory.
+        images = np.empty(whole_words(file.nbytes), np.uint8)
+        reader.read_all(images[: file.nbytes])
+        self.images = torch.from_numpy(images).to(device)
+        self.ids = torch.from_numpy(file.ids).to(device)
+        self.labels = (torch.empty((len(file), 0)) if labels is None else labels.reshape(len(file), -1)).to(device)
+        self._shape, self._strides = (len(file), *file.shape), file.strides
+
+    def rows(self, rows: np.ndarray) -> torch.Tensor:
+        """Return images, uint8 [b, H, W, C] on the device, whatever the file's own layout."""
+        stored = self.images.as_strided(self._shape, self._strides)
+        return stored[torch.from_numpy(rows).to(stored.device)].contiguous()
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory from being reused, once this is dropped, before what `stream` has queued is done."""
+        for tensor in (self.images, self.labels, self.ids):
+            tensor.record_stream(stream)
+
+
+def whole_words(size: int) -> int:
+    """Return how many bytes of device memory `size` bytes of images must have: kernels read words, of four bytes."""
+    return -(-size // 4) * 4
