@@ -4,9 +4,8 @@ import numpy as np
 
 from .augment import corner, draw
 from .augment_cpu_pixels import augment_one, work_space
-from .bus_guard import are_whole
 from .compiling import njit
-from .file_ranges import part_of, read_range
+from .file_ranges import are_whole, part_of, read_range
 from .inlining import LOOSE, loose
 from .intrinsics import prefetch
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 from numba import types
+from numba.extending import register_jitable
 
 from .compiling import njit
 from .inlining import exact
@@ -12,7 +13,10 @@ _posix_fadvise = types.ExternalFunction(
     "posix_fadvise", types.int32(types.int32, types.int64, types.int64, types.int32)
 )
 
+_lseek = types.ExternalFunction("lseek", types.int64(types.int32, types.int64, types.int32))
+
 _POSIX_FADV_WILLNEED = 3
+_SEEK_END = 2
 
 
 @exact
@@ -74,3 +78,12 @@ def advise_ranges(descriptors, begins, firsts, starts, sizes):
             offset = begins[part] + position - firsts[part]
             _posix_fadvise(descriptors[part], offset, last - position, np.int32(_POSIX_FADV_WILLNEED))
             position = last
+
+
+@register_jitable
+def are_whole(descriptors, ends):
+    """Whether each file (int32 [F]) still has its bytes up to `ends`, int64 [F]."""
+    short = 0
+    for k in range(descriptors.size):
+        short += _lseek(descriptors[k], 0, np.int32(_SEEK_END)) < ends[k]
+    return short == 0

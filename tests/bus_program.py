@@ -1,6 +1,6 @@
 """Run by tests/packed/test_guarded_map.py: what may end a process with a signal.
 
-bus_program.py truncations FOLDER ROUNDS | alien FILE HOW | replaced FILE
+bus_program.py truncations FOLDER ROUNDS | alien FILE HOW | replaced FILE | reset FILE
 """
 
 import ctypes
@@ -35,6 +35,10 @@ def opened(file, workers=2):
     return feed
 
 
+def usable(feed):
+    return feed._mapped.gather(lambda *_: True)
+
+
 def shrink(path, size, wait, by_process):
     """Truncate a file after `wait` seconds, from a thread or another process."""
     if not by_process:
@@ -53,12 +57,11 @@ def truncations(folder, rounds):
         path = shutil.copy(Path(folder) / "full.h5", Path(folder) / f"{number}.h5")
         with PackedFile(path) as file:
             feed = opened(file)
-            intact = feed._mapped.intact
             size = draw.randrange(file.data_offset, file.data_offset + file.nbytes)
             shrink(path, size, draw.random() * 0.02, by_process=number % 2 == 1)
             try:
                 for _ in run_feed(feed, lambda step: (step * BATCH, BATCH), 0, 1 << 40, torch.device("cpu")):
-                    mapped += intact()
+                    mapped += usable(feed)
             except DataError as error:
                 named = re.search(r"row ([\d,]+) ", str(error))
                 if named is None:  # all rows of that batch were there, and the file was cut
@@ -90,6 +93,9 @@ def alien(path, how):
     with PackedFile(path) as file:
         feed = opened(file)
         feed.make(0, BATCH)
+        if "reset" in how:
+            signal.signal(signal.SIGBUS, signal.SIG_DFL)
+            assert usable(feed)
         if "after" in how:
             faulthandler.enable()
         if "sent" in how:
@@ -108,22 +114,46 @@ def replaced(path):
     """Let others take SIGBUS over, or block it: a feed reads without the map then, and a lost page is an error."""
     with PackedFile(path) as file:
         feed = opened(file)
-        assert feed._mapped.ready()
+        assert usable(feed)
         expected = feed.make(0, BATCH).images
         faulthandler.enable()
-        assert not feed._mapped.ready()
+        assert not usable(feed)
         assert torch.equal(feed.make(0, BATCH).images, expected)
         faulthandler.disable()
-        assert feed._mapped.ready()
+        assert usable(feed)
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGBUS])
-        assert not feed._mapped.ready()
+        assert not usable(feed)
         assert torch.equal(feed.make(0, BATCH).images, expected)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGBUS])
-        assert feed._mapped.ready()
+        assert usable(feed)
         signal.signal(signal.SIGBUS, lambda *_: print("ours"))
-        assert not feed._mapped.ready()
+        assert not usable(feed)
         os.truncate(path, 8192)
         feed.make(0, BATCH)
+
+
+def reset(path):
+    """Set the default action on SIGBUS: the next batch, and the next map, are gathered, and a lost page is an error."""
+    with PackedFile(path) as file:
+        feed = opened(file)
+        feed._engine.on_cpu_stream = None  # nobody reads
+        signal.signal(signal.SIGBUS, signal.SIG_DFL)
+        expected = feed.make(0, BATCH).images
+        signal.signal(signal.SIGBUS, signal.SIG_DFL)
+        again = opened(file)
+        assert usable(again)
+        again._engine.on_cpu_stream = None
+        assert torch.equal(again.make(0, BATCH).images, expected)
+    threads = [threading.Thread(target=lambda: [usable(again) for _ in range(500)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        signal.signal(signal.SIGBUS, signal.SIG_DFL)
+    assert usable(again)
+    assert again._mapped._guard._table[0] == signal.SIG_DFL  # who is asked next: not ourselves, for ever
+    del again._engine.on_cpu_stream
+    os.truncate(path, 8192)
+    again.make(0, BATCH)
 
 
 if __name__ == "__main__":
@@ -131,4 +161,5 @@ if __name__ == "__main__":
         "truncations": lambda: truncations(sys.argv[2], int(sys.argv[3])),
         "alien": lambda: alien(sys.argv[2], sys.argv[3]),
         "replaced": lambda: replaced(sys.argv[2]),
+        "reset": lambda: reset(sys.argv[2]),
     }[sys.argv[1]]()

@@ -28,11 +28,6 @@ def data_file(name: str) -> Path:
     pytest.skip(f"real data {name} is neither in $FASTLOAD_DATA nor in ../shared/data")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the SIGBUS handler come first: Lightning, as it ends, sets all signals to what Python knows of them."""
-    items.sort(key=lambda item: item.path.name != "test_guarded_map.py")
-
-
 @pytest.fixture(autouse=True, scope="module")
 def nothing_left_for_the_next_module():
     """Loaders that a framework's cycles hold end here, or tests that count threads would see them."""

@@ -66,8 +66,8 @@ class FusedEngine:
     def on_cpu_map(
         self, mapped: GuardedMap, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray
     ) -> bool:
-        """Augment images out of mapped files; return whether all files were as long afterwards as when mapped."""
-        return bool(augment_cpu.augment_parts(*mapped.place, mapped.data, rows, *self._arguments(ids, epochs, out)))
+        """Augment images out of mapped files; return whether they are right, or `on_cpu_stream` must do it."""
+        return mapped.gather(augment_cpu.augment_parts, rows, *self._arguments(ids, epochs, out))
 
     def _arguments(self, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray) -> tuple[object, ...]:
         return (

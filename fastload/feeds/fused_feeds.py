@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 
-import numpy as np
 import torch
 
 from fastload.common.memory import check_pinned, pinned_bytes
@@ -66,18 +65,10 @@ class FusedCpuFeed:
         elif place is not None:
             gather = self._read_ahead is None or self._read_ahead.want(start, count)
             failed = -1
-            if not (gather and self._make_mapped(mapped, rows, ids, epochs, values)):
+            if not (gather and mapped is not None and self._engine.on_cpu_map(mapped, rows, ids, epochs, values)):
                 failed = self._engine.on_cpu_stream(place, rows, ids, epochs, values)
             self._reader.check(failed, rows)
         return Batch(images, labels_of_rows(self._labels, rows), torch.from_numpy(ids))
-
-    def _make_mapped(
-        self, mapped: GuardedMap | None, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, values: np.ndarray
-    ) -> bool:
-        """Make a batch out of the map; return whether it is right, or must be read in the other way."""
-        if mapped is None or not mapped.ready():
-            return False
-        return self._engine.on_cpu_map(mapped, rows, ids, epochs, values) and mapped.intact()
 
     def close(self) -> None:
         self._reader.close()

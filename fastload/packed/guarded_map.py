@@ -4,146 +4,111 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import mmap
 import operator
+import signal
 import threading
-from functools import partial
+from collections.abc import Callable
 
 import numpy as np
 
 from fastload.common.dropping import when_dropped
-from fastload.kernels import bus_guard as kernel
+from fastload.kernels import bus_guard
 from fastload.packed.reader import ImageLocation
 
-_FAILED = -1
 _FOLIO = 2 << 20  # the largest page that a map of files is made of, on x86 and (with pages of 4 KB) ARM
+_Action = ctypes.c_int64 * bus_guard.ACTION
+_opening = threading.Lock()
 
-_libc = ctypes.CDLL(None)
-_mmap, _munmap = _libc.mmap, _libc.munmap
+_mmap = ctypes.CDLL(None).mmap
 _mmap.restype = ctypes.c_ssize_t
-_mmap.argtypes = (
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int64,
-)
-_munmap.argtypes = ctypes.c_void_p, ctypes.c_size_t
+_mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
+_sigaction = ctypes.PyDLL(None).sigaction  # with the GIL: to get it back takes longer than this
 
 
 class _Guard:
-    """The process's SIGBUS handler, installed, and its table: a row (begin, end, mark) a slot."""
+    """The SIGBUS handler, installed, and its table: the action before it, and `slots`, rows of (begin, end, mark)."""
 
     def __init__(self) -> None:
-        self._compiled = kernel.compile_handler()
-        self.address = int(self._compiled.address)
-        found = np.zeros(1, np.int64)
-        ask = ctypes.CFUNCTYPE(None, ctypes.c_int32, ctypes.c_int64, ctypes.c_int64)(self.address)
-        ask(0, found.ctypes.data, 0)
-        table = int(found[0])
-        words = (ctypes.c_int64 * (kernel.ACTION + 3 * kernel.SLOTS)).from_address(table)
-        self.slots = np.ctypeslib.as_array(words)[kernel.ACTION :].reshape(kernel.SLOTS, 3)
-        self.free = list(range(kernel.SLOTS))
-        if not kernel.install(self.address, table):
-            raise OSError("sigaction failed")
+        if not bus_guard.supported():
+            raise OSError("the SIGBUS handler needs 64-bit Linux on x86 or ARM")
+        compiled = bus_guard.compile_handler()
+        self._table = (ctypes.c_int64 * bus_guard.WORDS).from_address(compiled.ctypes(0, None, None))
+        self.slots: np.ndarray = np.ctypeslib.as_array(self._table)[bus_guard.ACTION :].reshape(-1, 3)
+        self._ours = _Action(compiled.address, *[0] * 16, bus_guard.FLAGS)
         # The system may call it as long as the process lives, past the interpreter's end.
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._compiled))
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(compiled))
+        _sigaction(signal.SIGBUS, self._ours, self._table)
+
+    def stands(self) -> bool:
+        """Whether a SIGBUS of this thread would come to the handler: nobody replaced it, and it is not blocked.
+
+        Where the default action is found, the handler is installed again: Lightning, as it ends, sets all signals to
+        what Python knows of them. Never over others: they may hand on to us, and each would call the other for ever.
+        """
+        found = _Action()
+        _sigaction(signal.SIGBUS, None, found)
+        if found[0] == signal.SIG_DFL:
+            self._table[0] = signal.SIG_DFL
+            _sigaction(signal.SIGBUS, self._ours, found)
+            if found[0] != signal.SIG_DFL:  # somebody came in between
+                _sigaction(signal.SIGBUS, found, None)
+            _sigaction(signal.SIGBUS, None, found)
+        return found[0] == self._ours[0] and signal.SIGBUS not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
-_guard: _Guard | None = None
-_refused = False
-_installing = threading.Lock()
-
-
-def _the_guard() -> _Guard | None:
-    """Return the guard, installed once a process; None where this system is not as it expects.
-
-    Once: installed again above somebody who came after us, each would hand an alien signal to the other, for ever.
-    """
-    global _guard, _refused
-    with _installing:
-        if _guard is None and not _refused:
-            _refused = True
-            # Whatever a system makes of it: reading without the map is right everywhere, and only slower.
-            with contextlib.suppress(Exception):
-                if kernel.supported():
-                    _guard = _Guard()
-    return _guard
+_guard = functools.cache(_Guard)
 
 
 class GuardedMap:
     """A packed set's images, mapped one file after the other, for kernels that gather from memory.
 
-    A batch is made so: `ready()` before, `intact()` after. Where either says no, it must be read in another way, which
-    names the row that cannot be read; what was gathered may be zeros. Unmapped when nobody holds this any more: a
-    thread that gathers must hold it.
-
-    Attributes:
-        data: uint8 [bytes], the map; writing to it is a crash. (It is not flagged as read-only: Numba would compile the
-            kernels once more for that, and a sample's bits could differ.)
-        place: (descriptors int32 [F], how long the files must be, where in `data` their image bytes begin, int64 [F]
-            each, their places in the set int64 [F + 1]).
+    Unmapped when nobody holds this any more: a thread that gathers must hold it.
     """
 
-    def __init__(
-        self, guard: _Guard, slot: int, address: int, size: int, begins: np.ndarray, files: ImageLocation
-    ) -> None:
-        self._guard, self._slot = guard, slot
-        self.data: np.ndarray = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
-        self.place = (files[0], files[1] + np.diff(files[2]), begins, files[2])
-        self._files = files  # held: kernels look how long they are
+    def __init__(self, files: ImageLocation) -> None:
+        self._guard, self._files = _guard(), files  # the files are held: kernels look how long they are
+        ends = files[1] + np.diff(files[2])
+        offsets = files[1] // mmap.PAGESIZE * mmap.PAGESIZE
+        # Each file begins where in its folios it does: one of 2 MB can then be mapped whole, by one entry for 512.
+        rooms = -(-(offsets % _FOLIO + ends - offsets) // _FOLIO) * _FOLIO
+        places = np.cumsum(rooms) - rooms + offsets % _FOLIO
+        size = int(rooms.sum())
+        self._reserved = mmap.mmap(-1, size + _FOLIO, flags=bus_guard.MAP_RESERVED, prot=bus_guard.PROT_NONE)
+        address = -(-np.frombuffer(self._reserved, np.uint8).ctypes.data // _FOLIO) * _FOLIO
+        # Not flagged as read-only: Numba would compile the kernels once more, and a sample's bits could differ.
+        self._data = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+        self._place = (files[0], ends, places + files[1] - offsets, files[2])
+        # One slot for all of the files: a set may have more than there are. Without a free one, this is an IndexError.
+        self._slot = self._guard.slots[np.flatnonzero(self._guard.slots[:, 0] == 0)[0]]
+        self._slot[:] = address, address + size, 0
+        when_dropped(self, functools.partial(operator.setitem, self._slot, slice(None), 0))
+        for descriptor, end, offset, place in zip(files[0], ends, offsets, places, strict=True):
+            there, flags = address + int(place), bus_guard.MAP_SHARED | bus_guard.MAP_FIXED
+            if _mmap(there, int(end - offset), bus_guard.PROT_READ, flags, int(descriptor), int(offset)) != there:
+                raise OSError("mmap failed")
 
     @classmethod
     def open(cls, files: ImageLocation) -> GuardedMap | None:
         """Map the files of a `SampleReader`'s place; None where this cannot be done safely, or at all."""
-        guard = _the_guard()
-        if guard is None:
-            return None
-        try:
-            slot = guard.free.pop()
-        except IndexError:
-            return None
-        page = mmap.PAGESIZE
-        offsets = files[1] // page * page
-        sizes = -(-(files[1] + np.diff(files[2]) - offsets) // page) * page
-        # Each file begins where in its folios it does: one of 2 MB can then be mapped whole, by one entry for 512.
-        rooms = -(-(offsets % _FOLIO + sizes) // _FOLIO) * _FOLIO
-        places = np.cumsum(rooms) - rooms + offsets % _FOLIO
-        size = int(rooms.sum())
-        flags = kernel.MAP_PRIVATE | kernel.MAP_ANONYMOUS | kernel.MAP_NORESERVE
-        reserved = _mmap(None, size + _FOLIO, kernel.PROT_NONE, flags, -1, 0)
-        if reserved == _FAILED:
-            guard.free.append(slot)
-            return None
-        address = -(-reserved // _FOLIO) * _FOLIO
-        # One range for all of the files: a single slot, and a set may have more files than there are.
-        guard.slots[slot] = 0
-        guard.slots[slot, 1] = address + size
-        guard.slots[slot, 0] = address
-        mapped = cls(guard, slot, address, size, places + files[1] - offsets, files)
-        slots = guard.slots
-        when_dropped(
-            mapped,
-            partial(operator.setitem, slots, (slot, 1), 0),
-            partial(operator.setitem, slots, (slot, 0), 0),
-            partial(_munmap, reserved, size + _FOLIO),
-            partial(guard.free.append, slot),
-        )
-        for descriptor, offset, length, at in zip(files[0], offsets, sizes, places, strict=True):
-            there, flags = address + int(at), kernel.MAP_SHARED | kernel.MAP_FIXED
-            if _mmap(there, int(length), kernel.PROT_READ, flags, int(descriptor), int(offset)) != there:
-                return None
-        return mapped
+        # Whatever a system makes of it: reading with pread is right everywhere, and only slower.
+        with _opening, contextlib.suppress(Exception):
+            return cls(files)
+        return None
 
-    def ready(self) -> bool:
-        """Whether this thread may gather from the map now."""
-        return not self._guard.slots[self._slot, 2] and bool(kernel.is_guarded(self._guard.address))
+    def gather(self, kernel: Callable[..., bool], *arguments: object) -> bool:
+        """Let a kernel gather from the map; return whether what it made is right.
 
-    def intact(self) -> bool:
-        """Whether no page was lost up to now.
+        Where it is not (it may be zeros), or the kernel could not be called, its twin that reads with pread must do the
+        work: it names the row that cannot be read.
 
-        Past a truncated file's end, the rest of its last page reads as zeros without a signal: hence the kernel, after
-        a batch, looks how long the files are.
+        Arguments:
+            kernel: called with the files (descriptors int32 [F]; how long they must be, where in the map their image
+                bytes begin, int64 [F] each; their places in the set int64 [F + 1]), the map (uint8 [bytes]; writing to
+                it is a crash) and `arguments`. It returns whether the files are as long as they must be after it has
+                gathered: past a truncated file's end, the rest of its last page reads as zeros without a signal.
         """
-        return not self._guard.slots[self._slot, 2]
+        mark = self._slot[2:]
+        right = not mark[0] and self._guard.stands() and kernel(*self._place, self._data, *arguments)
+        return right and not mark[0]

@@ -26,6 +26,7 @@ from fastload.feeds.feed import open_feed
 from fastload.kernels import augment_cpu as kernel
 from fastload.kernels import bus_guard
 from fastload.order import Order
+from fastload.packed import guarded_map
 from fastload.packed.guarded_map import GuardedMap
 from fastload.packed.reader import SampleReader
 from fastload.packed.set import open_packed
@@ -65,6 +66,10 @@ def only(monkeypatch, feed, way):
     return feed
 
 
+def usable(mapped):
+    return mapped.gather(lambda *_: True)
+
+
 def mappings():
     with open("/proc/self/maps") as lines:
         return sorted(line.split(" ", 1)[0] for line in lines if ".h5" in line)
@@ -91,7 +96,9 @@ def test_files_truncated_at_random_moments_are_errors_that_name_a_lost_row_never
     assert "can no longer be read" in ended.stderr or "was changed while it was in use" in ended.stderr
 
 
-@pytest.mark.parametrize("how", ["plain", "thread", "sent", "before", "after", "before-sent", "after-sent"])
+@pytest.mark.parametrize(
+    "how", ["plain", "thread", "sent", "before", "after", "before-sent", "after-sent", "reset", "reset-sent"]
+)
 def test_a_bus_error_that_is_not_the_maps_goes_to_whom_it_would_have_gone(full, how):
     ended = run("alien", full, how)
     assert ended.returncode == -signal.SIGBUS, ended.stderr
@@ -104,6 +111,12 @@ def test_where_others_take_the_signal_over_batches_are_read_and_a_lost_page_is_a
     assert ended.returncode == 1, ended.stderr
     assert "can no longer be read" in ended.stderr
     assert "ours" not in ended.stdout
+
+
+def test_where_the_default_action_was_set_the_next_batch_and_the_next_map_are_guarded_again(full):
+    ended = run("reset", full)
+    assert ended.returncode == 1, ended.stderr
+    assert "can no longer be read" in ended.stderr
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "planar"])
@@ -175,8 +188,7 @@ def test_places_beyond_two_gigabytes_are_reached(tmp_path):
             kernel_settings(Augment(crop=32, centre=True)),
         )
         first = (begin - 4096) // sample
-        kernel.augment_parts(*mapped.place, mapped.data, np.arange(first, first + rows), *arguments, from_map, False, 0)
-        assert mapped.intact()
+        assert mapped.gather(kernel.augment_parts, np.arange(first, first + rows), *arguments, from_map, False, 0)
         kernel.augment_batch(images, np.arange(rows), *arguments, from_memory, False, 0)
         np.testing.assert_array_equal(from_map, from_memory)
 
@@ -199,8 +211,7 @@ def test_after_a_failure_a_map_is_not_used_again(full, monkeypatch):
         with pytest.raises(DataError):
             feed.make(0, BATCH)
         full.write_bytes(stored)
-        assert not feed._mapped.ready()
-        assert not feed._mapped.intact()
+        assert not usable(feed._mapped)
         with pytest.raises(DataError, match="was changed while it was in use"):  # nobody knows that it is as it was
             feed.make(0, BATCH)
 
@@ -229,7 +240,7 @@ def test_a_map_stays_while_a_thread_gathers_from_it(full):
         count = len(mappings())
         feed.close()
         assert len(mappings()) == count
-        assert held.data[held.place[2][0]] == file.data[0]
+        assert held.gather(lambda _, ends, begins, firsts, data: data[begins[0]] == file.data[0])
         del held
         assert len(mappings()) == count - 1
 
@@ -243,7 +254,7 @@ def test_a_fork_has_maps_and_handler(full, monkeypatch):
             status = 1
             try:
                 # With NumPy: torch's OpenMP threads are not there after a fork, and would be waited for.
-                status = 2 if feed._mapped.ready() and (feed.make(0, BATCH).images.numpy() == expected).all() else 3
+                status = 2 if usable(feed._mapped) and (feed.make(0, BATCH).images.numpy() == expected).all() else 3
                 os.truncate(full, 8192)
                 feed.make(0, BATCH)
             except DataError:
@@ -251,7 +262,7 @@ def test_a_fork_has_maps_and_handler(full, monkeypatch):
             finally:
                 os._exit(status)
         assert os.waitpid(child, 0)[1] == 42 << 8
-        assert feed._mapped.ready()  # what the child laid over its map is not in ours
+        assert usable(feed._mapped)  # what the child laid over its map is not in ours
         with pytest.raises(DataError):
             feed.make(0, BATCH)
 
@@ -260,7 +271,7 @@ def test_more_maps_than_slots_are_read_without_one(full, monkeypatch):
     with PackedFile(full) as file:
         reader = SampleReader(file)
         maps = [GuardedMap.open(reader.place) for _ in range(300)]
-        assert 200 < sum(one is not None for one in maps) <= bus_guard.SLOTS
+        assert 200 < sum(one is not None for one in maps) <= 256
         assert maps[-1] is None
         last = opened(file)
         assert last._mapped is None
@@ -273,8 +284,7 @@ def test_more_maps_than_slots_are_read_without_one(full, monkeypatch):
 
 def test_where_a_system_is_not_as_expected_files_are_read_without_a_map(full, monkeypatch):
     with PackedFile(full) as file:
-        for module_attribute, value in (("_guard", None), ("_refused", False)):
-            monkeypatch.setattr(f"fastload.packed.guarded_map.{module_attribute}", value)
+        monkeypatch.setattr(guarded_map, "_guard", guarded_map._Guard)  # not installed yet
         monkeypatch.setattr(bus_guard, "supported", lambda: False)
         feed = opened(file)
         assert feed._mapped is None
@@ -300,8 +310,9 @@ def test_each_file_of_a_map_stands_where_a_large_page_of_it_could_be_mapped_whol
         mapped = GuardedMap.open(reader.place)
         if mapped is None:
             pytest.skip("no guarded map on this system")
-        addresses = mapped.data.ctypes.data + mapped.place[2]
-        assert np.array_equal(addresses % (2 << 20), reader.place[1] % (2 << 20))
+        addresses = []
+        assert mapped.gather(lambda _, ends, begins, firsts, data: addresses.extend(data.ctypes.data + begins) is None)
+        assert np.array_equal(np.array(addresses) % (2 << 20), reader.place[1] % (2 << 20))
         reader.close()
 
 
