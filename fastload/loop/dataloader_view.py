@@ -94,8 +94,7 @@ class DataLoaderView:
     @property
     def dataset(self: Any) -> RunDataset:
         """What `len()` counts the samples of: the full set, or the subset where there is no full set."""
-        files = self._run.files
-        return RunDataset(self, len(files.subset if files.full is None else files.full))
+        return RunDataset(self, self._run.files.samples)
 
     @property
     def batch_sampler(self: Any) -> RunSampler:

@@ -20,16 +20,21 @@ PHASES = ("fast", "fine-tune")
 class RunFiles:
     """The full set and the subset of a run; None where it has none.
 
+    Attributes:
+        settings: of the run, with the steps that its epochs come to.
+
     Raises UsageError for a file that is missing, and UsageError and DataError as `open_packed` and `check_pair` do.
     """
 
     def __init__(self, settings: LoaderSettings) -> None:
-        self._settings, self._opened = settings, list[Packed]()
-        policy = settings.new_policy()
+        self._opened = list[Packed]()
         try:
-            names = settings.images, settings.labels
-            self.full = self._open(settings.full, "full", policy.may_need_full(settings.steps), *names)
-            self.subset = self._open(settings.subset, "subset", not policy.starts_on_full)
+            self.full = self._open("full", settings.full, images=settings.images, labels=settings.labels)
+            self.subset = self._open("subset", settings.subset)
+            self.settings = settings = settings.planned(self.samples)
+            policy = settings.new_policy()
+            self._check_given("full", self.full, policy.may_need_full(settings.steps))
+            self._check_given("subset", self.subset, not policy.starts_on_full)
             check_pair(self.full, self.subset, settings.shuffle)
             beside = self.subset.nbytes if self.subset is not None else 0
             self._room = resident_room(settings.output.device, settings.resident_budget, beside=beside)
@@ -37,16 +42,24 @@ class RunFiles:
             self.close()
             raise
 
-    def _open(
-        self, source: Any, name: str, needed: bool, images: str | None = None, labels: str | None = None
-    ) -> Packed | None:
+    def _open(self, name: str, source: Any, **datasets: str | None) -> Packed | None:
         if source is None:
-            if needed:
-                raise UsageError(f"{name}= is missing, and swap={self._settings.swap} needs it")
             return None
-        file = open_packed(source, images=images, labels=labels, argument=name)
+        file = open_packed(source, argument=name, **datasets)
         self._opened.append(file)
         return file
+
+    def _check_given(self, name: str, file: Packed | None, needed: bool) -> None:
+        if needed and file is None:
+            raise UsageError(f"{name}= is missing, and swap={self.settings.swap} needs it")
+
+    @property
+    def samples(self) -> int:
+        """Samples of the full set; of the subset, where there is no full set."""
+        file = self.subset if self.full is None else self.full
+        if file is None:
+            raise UsageError("full= and subset= are missing; give the files that batches are to come from")
+        return len(file)
 
     @property
     def class_names(self) -> list[str]:
@@ -65,7 +78,7 @@ class RunFiles:
 
     def phase(self, number: int) -> Phase:
         """Return a phase of the run, FAST or FINE_TUNE, whose feed is opened when it is needed."""
-        settings, file = self._settings, self.subset if number == FAST else self.full
+        settings, file = self.settings, self.subset if number == FAST else self.full
         batch_size, world_size, rank = settings.batch_size, settings.world_size, settings.rank
         # A resident subset has no disk to be kind to: "block" is a full shuffle there.
         shuffle = bool(settings.shuffle) if number == FAST else settings.shuffle
@@ -95,7 +108,7 @@ class RunFiles:
         if number != FINE_TUNE:
             return True
         # Whoever asks for reads in sequence has a storage in mind; and no device has a kernel for that order.
-        return file.shape is not None and self._settings.shuffle != "block" and file.nbytes <= self._room
+        return file.shape is not None and self.settings.shuffle != "block" and file.nbytes <= self._room
 
     def close(self) -> None:
         """Close the files. Safe to call twice."""

@@ -39,8 +39,11 @@ class TwoPhaseLoader(DataLoaderView):
         subset: packed file made by build-subset, raw; may be None when `swap` is 0.
         batch_size: images a batch on each rank.
         augment: what happens to each image.
-        steps: batches in all; or give `seconds`.
+        steps: batches in all. Give this, `seconds` or `epochs`.
         seconds: of wall-clock time in all.
+        epochs: passes over the full set in all (the subset, where there is no full set), a float allowed. An epoch is
+            as many steps as the full set has full global batches, whichever phase they are in: `epochs=` is
+            `steps=epochs · floor(samples / global batch)`, rounded, and the states of both are the same.
         swap: a float is the share of the run that is on the subset, an int is the step of the swap; or a policy:
             `Swap.after(seconds=…)`, `Swap.on_plateau(…)`, `Swap.never()`.
         steps_per_epoch: end each `iter()` after so many batches; the next one goes on.
@@ -74,6 +77,7 @@ class TwoPhaseLoader(DataLoaderView):
         augment: Augment,
         steps: int | None = None,
         seconds: float | None = None,
+        epochs: float | None = None,
         swap: float | int | Swap = 0.5,
         steps_per_epoch: int | None = None,
         seed: int = 0,
@@ -131,6 +135,13 @@ class TwoPhaseLoader(DataLoaderView):
         return self._run.state.step
 
     @property
+    def progress(self) -> float:
+        """The share of the run that has been delivered, by its steps or its seconds: 0 before the first batch, 1 at the
+        end. A schedule may read it at each step, and after a resume it goes on where it was.
+        """
+        return self._run.progress
+
+    @property
     def swap_step(self) -> int | None:
         """The step whose batch is the first of the full set; None while a policy has not decided it."""
         step = self._run.swapping.step(self._run.state)
@@ -164,7 +175,9 @@ class TwoPhaseLoader(DataLoaderView):
         """
         self._run.reports.log = ScalarLog(writer, integer("every", every, 1), prefix)
 
-    def evaluation(self, path: PathsLike, *, batch_size: int | None = None, shard: bool = False) -> EvaluationLoader:
+    def evaluation(
+        self, path: PathsLike, *, batch_size: int | None = None, shard: bool = False, augment: Augment | None = None
+    ) -> EvaluationLoader:
         """Return a loader of a test set: centre crop, file order, partial last batch, same device and types.
 
         Arguments:
@@ -172,6 +185,8 @@ class TwoPhaseLoader(DataLoaderView):
             batch_size: images a batch; the loader's own by default.
             shard: give each rank its part: every world-size-th batch, from the one of its number on. Together they
                 serve each image once, some ranks a batch more than others. By default every rank serves the whole set.
+            augment: has the sizes and the standardization of the test images, in place of the loader's own `augment`
+                (to test at a larger size, say). Of neither is anything random.
 
         Its labels are numbered as the training set's are: by their classes' names, where both files have names.
         Raises DataError, naming it, for a class that the training set has not.
@@ -181,7 +196,7 @@ class TwoPhaseLoader(DataLoaderView):
         part = {"first_row": settings.rank * size, "every": settings.world_size} if flag("shard", shard) else {}
         return EvaluationLoader(
             path,
-            settings.augment,
+            settings.augment if augment is None else augment,
             batch_size=size,
             device=output.device,
             engine=settings.engine,
@@ -195,6 +210,7 @@ class TwoPhaseLoader(DataLoaderView):
     def reset(self) -> None:
         """Go back to the first step, as if no batch had been drawn: after a look at some batches, or `lr_find`, say.
 
+        The time of a run of `seconds=` begins again, and so do `stats()`; callbacks stay registered.
         For another place take `state_dict()` there, and `load_state_dict()` to go back to it.
         """
         self._run.go_to_start()
@@ -218,7 +234,8 @@ class TwoPhaseLoader(DataLoaderView):
         run.files.check_unchanged()
         if settings.steps is not None and snapshot.step > settings.steps:
             raise UsageError(
-                f"the state is at step {snapshot.step:,}, this loader ends at {settings.steps:,}; raise steps="
+                f"the state is at step {snapshot.step:,}, this loader ends at {settings.steps:,}; "
+                f"raise {'steps' if settings.epochs is None else 'epochs'}="
             )
         run.go_on_from(snapshot, resumed_at=snapshot.step)
 

@@ -46,16 +46,42 @@ class Pass:
         return loop is not None and not loop.over
 
 
-def run_length(steps: Any, seconds: Any) -> tuple[int | None, float | None]:
-    """Return (steps, None) or (None, seconds): how long a run is. Raises UsageError unless one of the two is given."""
-    if (steps is None) == (seconds is None):
-        raise UsageError(f"steps={steps} and seconds={seconds}: give one of the two, the length of the run")
+def run_length(steps: Any, seconds: Any, epochs: Any) -> tuple[int | None, float | None, float | None]:
+    """Return (steps, seconds, epochs) as plain numbers, two of them None: how long a run is.
+
+    Raises UsageError unless exactly one of the three is given, and is positive.
+    """
+    if sum(given is not None for given in (steps, seconds, epochs)) != 1:
+        raise UsageError(
+            f"steps={steps}, seconds={seconds} and epochs={epochs}: give one of the three, the length of the run"
+        )
     if steps is not None:
-        return integer("steps", steps, 1), None
-    seconds = real("seconds", seconds)
-    if not 0 < seconds < math.inf:
-        raise UsageError(f"seconds={seconds}; it must be positive")
-    return None, seconds
+        return integer("steps", steps, 1), None, None
+    return None, _length("seconds", seconds), _length("epochs", epochs)
+
+
+def _length(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    number = real(name, value)
+    if not 0 < number < math.inf:
+        raise UsageError(f"{name}={number}; it must be positive")
+    return number
+
+
+def steps_of_epochs(epochs: float, samples: int, global_batch_size: int) -> int:
+    """Return how many steps a run of `epochs` has, each of all the full global batches that a set's samples give.
+
+    Raises UsageError unless that is at least one step.
+    """
+    steps_per_epoch = samples // global_batch_size
+    steps = epochs * steps_per_epoch
+    if not math.isfinite(steps) or round(steps) < 1:
+        raise UsageError(
+            f"epochs={epochs:g} of {samples:,} samples are {steps:g} steps: an epoch has {steps_per_epoch:,} global "
+            f"batches of {global_batch_size:,}; give another epochs= or batch_size=, or steps="
+        )
+    return round(steps)
 
 
 def next_pass(step: int, steps: int | None, steps_per_epoch: int | None, *, resumed: bool) -> tuple[int, int | None]:

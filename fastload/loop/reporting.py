@@ -69,6 +69,11 @@ class Reporter:
                 stats["advice"] = self._judge(stats, file, free)
         return found
 
+    def begin_again(self, from_nothing: bool) -> None:
+        """The run goes on from another step, which may have been reported before; `from_nothing`, as a new one."""
+        if self.log is not None:
+            self.log.begin_again(from_nothing)
+
     def report(self, state: RunState, loop: Loop, now: Callable[[], RunState]) -> None:
         """Report a batch that is about to be delivered; `now` returns where the run stands, whenever it is called."""
         log = self.log

@@ -23,9 +23,8 @@ from fastload.loop.checkpoint import Snapshot
 from fastload.loop.delivery import deliveries
 from fastload.loop.files import RunFiles
 from fastload.loop.loops import Loop, Pass, next_pass
-from fastload.loop.policies import SwapPolicy
 from fastload.loop.reporting import Reporter, advice_on
-from fastload.loop.run_state import RunState
+from fastload.loop.run_state import RunState, Spent
 from fastload.loop.settings import LoaderSettings
 from fastload.loop.swapping import Swapping
 from fastload.order import FAST, FINE_TUNE
@@ -44,9 +43,6 @@ class Run:
     """
 
     def __init__(self, settings: LoaderSettings) -> None:
-        self.settings, policy = settings, settings.new_policy()
-        # What changes as the run goes on. A batch counts when `state` is set, at once with its delivery.
-        self.state = RunState(swapped_at=0 if policy.starts_on_full else None)
         self.callbacks = SwapCallbacks()
         self._pass: Pass | None = None
         self._resumed_at: int | None = None
@@ -54,7 +50,7 @@ class Run:
         self._closed, self._process = False, os.getpid()
         self.lock = threading.RLock()  # two threads may draw from one loader; a callback may use it
         try:
-            self._prepare(policy)
+            self._prepare(settings)
         except BaseException as error:
             self.close()
             if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -64,9 +60,12 @@ class Run:
                 ) from error
             raise
 
-    def _prepare(self, policy: SwapPolicy) -> None:
-        settings = self.settings
-        self.files = files = RunFiles(settings)
+    def _prepare(self, given: LoaderSettings) -> None:
+        self.files = files = RunFiles(given)
+        self.settings = settings = files.settings
+        policy = settings.new_policy()
+        # What changes as the run goes on. A batch counts when `state` is set, at once with its delivery.
+        self.state = RunState(swapped_at=0 if policy.starts_on_full else None)
         self.fast, self.fine = files.phase(FAST), files.phase(FINE_TUNE)
         phases = (self.fast, files.subset), (self.fine, files.full)
         judge = advice_on(settings.engine, settings.augment, settings.shuffle)
@@ -101,6 +100,17 @@ class Run:
     def is_finished(self, step: int) -> bool:
         """Whether no batch is left at `step`."""
         return self.swapping.is_finished(step)
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that has been delivered, 0 to 1."""
+        state, steps, seconds = self.state, self.settings.steps, self.settings.seconds
+        if self.is_finished(state.step):
+            return 1.0
+        if steps is not None:
+            return state.step / steps
+        assert seconds is not None
+        return min(1.0, state.seconds / seconds)
 
     # -- loops -----------------------------------------------------------------------------------------------------
 
@@ -232,14 +242,18 @@ class Run:
     def go_to_start(self) -> None:
         """Go back to the first step, as if no batch had been drawn."""
         self.check_usable()
-        self.go_on_from(Snapshot(0, 0.0, None, 0, self.settings.new_policy()), resumed_at=None)
+        start = Snapshot(0, 0.0, None, 0, self.settings.new_policy())
+        self.go_on_from(start, resumed_at=None, costs=(Spent(), Spent()))
 
-    def go_on_from(self, snapshot: Snapshot, *, resumed_at: int | None) -> None:
+    def go_on_from(
+        self, snapshot: Snapshot, *, resumed_at: int | None, costs: tuple[Spent, Spent] | None = None
+    ) -> None:
         """Go on from where a snapshot was taken.
 
         Arguments:
             snapshot: where the run stood.
             resumed_at: its step, where it comes from a checkpoint.
+            costs: of the two phases, in place of what they have cost so far.
         """
         with self.lock:
             if self.callbacks.running:
@@ -248,18 +262,20 @@ class Run:
                 )
             self.fast.pause()
             self.fine.pause()
-            policy, state = snapshot.policy, self.state
+            policy = snapshot.policy
+            fast, fine = (self.state.fast, self.state.fine) if costs is None else costs
             # At the step of the swap itself callbacks may have yet to be called.
             at = min((step for step in (policy.step, snapshot.swap) if step is not None), default=math.inf)
             swapped_at = int(at) if policy.starts_on_full or snapshot.step > at else None
             vars(self).update(  # at once: an interrupt comes before or after
-                state=RunState(snapshot.step, swapped_at, snapshot.seconds, fast=state.fast, fine=state.fine),
+                state=RunState(snapshot.step, swapped_at, snapshot.seconds, fast=fast, fine=fine),
                 swapping=self.swapping.restarted(snapshot.step, policy, snapshot.swap),
                 callbacks=SwapCallbacks(self.callbacks, snapshot.callbacks),
                 _pass=None,
                 _resumed_at=resumed_at,
                 _empty_loops=0,
             )
+            self.reports.begin_again(costs is not None)
 
     def close(self) -> None:
         """Free every thread, buffer, pipeline and file. Safe to call twice, at any time and from any thread."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from fastload.common.launcher import ranks_of
 from fastload.common.processors import default_threads
 from fastload.feeds.batch import Output
 from fastload.loop.bar import bar_kind
-from fastload.loop.loops import run_length
+from fastload.loop.loops import run_length, steps_of_epochs
 from fastload.loop.policies import SwapPolicy, policy_of
 from fastload.loop.swap import Swap, planned_swap
 from fastload.order import Shuffle, shuffle_of
@@ -24,6 +25,8 @@ from fastload.packed.set import PathsLike
 @dataclass(frozen=True, eq=False)
 class LoaderSettings:
     """The arguments of `TwoPhaseLoader`, which documents them, as plain numbers, whatever NumPy gave.
+
+    Where the run's length is given in epochs, `planned` must be asked for the steps first: they depend on the files.
 
     Attributes:
         output: how batches come out.
@@ -40,6 +43,7 @@ class LoaderSettings:
     augment: Augment
     steps: int | None
     seconds: float | None
+    epochs: float | None
     swap: float | int | Swap
     steps_per_epoch: int | None
     seed: int
@@ -65,8 +69,10 @@ class LoaderSettings:
     found_alone: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        steps, seconds = run_length(self.steps, self.seconds)
-        self._set(steps=steps, seconds=seconds)
+        steps, seconds, epochs = run_length(self.steps, self.seconds, self.epochs)
+        self._set(steps=steps, seconds=seconds, epochs=epochs)
+        if epochs is None:
+            self._set(swap=planned_swap(self.swap, steps, seconds))
         self._set(
             steps_per_epoch=None
             if self.steps_per_epoch is None
@@ -78,7 +84,6 @@ class LoaderSettings:
             augment=checked(self.augment),
             shuffle=shuffle_of(self.shuffle),
             seed=seed64(self.seed),
-            swap=planned_swap(self.swap, steps, seconds),
             with_ids=flag("with_ids", self.with_ids),
             keep_resident=flag("keep_resident", self.keep_resident),
         )
@@ -94,6 +99,20 @@ class LoaderSettings:
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
+    def planned(self, samples: int) -> LoaderSettings:
+        """Return the settings with the steps, and the step of the swap, that `epochs` of so many samples come to."""
+        if self.epochs is None:
+            return self
+        steps = steps_of_epochs(self.epochs, samples, self.global_batch_size)
+        settings = copy.copy(self)
+        settings._set(steps=steps, swap=planned_swap(self.swap, steps))
+        return settings
+
+    @property
+    def global_batch_size(self) -> int:
+        """Images a batch on all ranks together."""
+        return self.batch_size * self.world_size
+
     def new_policy(self) -> SwapPolicy:
         """Return what decides the swap, at the beginning of a run."""
         return policy_of(self.swap)  # type: ignore[arg-type]  # __post_init__ made a step of a share
@@ -107,7 +126,7 @@ class LoaderSettings:
         return {
             **fingerprints,
             "seed": self.seed,
-            "global_batch_size": self.batch_size * self.world_size,
+            "global_batch_size": self.global_batch_size,
             **self.new_policy().identity(),
             "shuffle": self.shuffle,
             "augment": self.augment.state(),

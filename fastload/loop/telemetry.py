@@ -113,6 +113,15 @@ class ScalarLog:
                     stacklevel=2,
                 )
 
+    def begin_again(self, from_nothing: bool) -> None:
+        """Write the scalars of a step again that have been written: the run has gone to another place.
+
+        `from_nothing`: and its costs count from 0 again.
+        """
+        self._logged = None
+        if from_nothing:
+            self._before = {}
+
     def due(self, step: int) -> bool:
         return step % self._every == 0
 
