@@ -12,7 +12,7 @@ from fastload.errors import UsageError
 from fastload.kernels import permute
 
 FAST, FINE_TUNE, AUTOENCODER, ONCE = 0, 1, 2, 3
-"""The phases; ONCE is for orders drawn a single time: `pack --order shuffled` and the random selection."""
+"""The phases; ONCE is for orders drawn a single time: `pack(order="shuffled")` and the random selection."""
 
 Shuffle = bool | Literal["block"]
 
@@ -107,7 +107,7 @@ class Order:
 
 
 def permutation(n: int, seed: int) -> np.ndarray:
-    """Return the keyed permutation of 0…n-1, int64 [n], that `pack --order shuffled` and `random` use."""
+    """Return the keyed permutation of 0…n-1, int64 [n], that `pack(order="shuffled")` and `random` use."""
     return Order(n, seed, ONCE).rows(0, n)[0]
 
 

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fastload.command import failure
+from fastload.command.options import OptionNames
 from fastload.common import terminal
 from fastload.common.version import __version__
 from fastload.errors import Interrupted, UsageError
@@ -60,6 +62,7 @@ def _options(
 
 @app.command()
 def pack(
+    context: typer.Context,
     source: Annotated[
         str, typer.Argument(help="Folder, tar, zip, CIFAR, .npz, WebDataset tars or HDF5 file.", metavar="SOURCE")
     ],
@@ -96,7 +99,7 @@ def pack(
     import warnings
 
     from fastload.common.library_noise import silent_libraries
-    from fastload.packing.pack import LeftOutWarning, channels_of
+    from fastload.packing.pack import LeftOutWarning
     from fastload.packing.pack import pack as run
 
     with warnings.catch_warnings(), silent_libraries():
@@ -108,7 +111,7 @@ def pack(
             order="shuffled" if order is Order.shuffled else "source",
             seed=seed,
             resize=resize,
-            channels=channels_of(channels),
+            channels=_whole_number(channels),
             encoded=encoded,
             max_pixels=max_pixels,
             workers=workers,
@@ -120,10 +123,16 @@ def pack(
             unlabelled=unlabelled,
             progress=not quiet,
         )
+    in_options = context.obj
     if not quiet:
-        terminal.tell(str(summary))
+        terminal.tell(in_options(str(summary)))
     for text in summary.left_out if quiet else ():
-        terminal.tell(f"note: left out {text}", error=True)
+        terminal.tell(in_options(f"note: left out {text}"), error=True)
+
+
+def _whole_number(text: str | None) -> Any:
+    """Return what is written as a whole number as one, and anything else as it is: the library judges it."""
+    return int(text) if text and re.fullmatch(r"[0-9]{1,9}", text) else text
 
 
 @app.command("build-subset")
@@ -309,8 +318,10 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in own or failure.wants_debug()  # before or after the command's name
     words = [word for word in own if word != "--debug"] + words[len(own) :]
     terminal.prepare_streams()
+    command = typer.main.get_command(app)
+    in_options = OptionNames.of(command, words)
     try:
-        code = app(args=words, prog_name="fastload", standalone_mode=False)
+        code = command(args=words, prog_name="fastload", standalone_mode=False, obj=in_options)
         terminal.flush()
         if code == Interrupted.exit_code:  # typer's own answer to Ctrl-C, in some versions
             raise KeyboardInterrupt
@@ -322,7 +333,7 @@ def main(arguments: list[str] | None = None) -> int:
     except typer.Abort:
         return failure.report(KeyboardInterrupt(), debug=debug)
     except (Exception, KeyboardInterrupt) as error:
-        return failure.report(_of_the_command_line(error), debug=debug)
+        return failure.report(_of_the_command_line(error), debug=debug, in_options=in_options)
 
 
 def _of_the_command_line(error: BaseException) -> BaseException:

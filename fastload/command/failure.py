@@ -6,14 +6,23 @@ import contextlib
 import errno
 import os
 import traceback
+from collections.abc import Callable
 
 from fastload.common.terminal import tell
 from fastload.errors import FastloadError, Interrupted
 
 
-def report(error: BaseException, *, debug: bool = False) -> int:
-    """Print one line about an error on stderr, after the traceback where `debug` asks for it; return the exit code."""
+def report(error: BaseException, *, debug: bool = False, in_options: Callable[[str], str] = str) -> int:
+    """Print one line about an error on stderr; return the exit code.
+
+    Arguments:
+        error: what was raised.
+        debug: print the traceback first.
+        in_options: says a message of the library, which names Python's arguments, with the options of the command.
+    """
     text, code = explain(error)
+    if isinstance(error, FastloadError):
+        text = in_options(text)
     with contextlib.suppress(OSError, ValueError):  # nobody reads stderr any more
         if debug:
             tell("".join(traceback.format_exception(error)).rstrip("\n"), error=True)

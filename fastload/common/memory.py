@@ -68,8 +68,8 @@ def check_fits(size: int, device: torch.device, name: str) -> None:
     if free is not None and size > free:
         raise DataError(
             f"{name}: needs {size / 1e6:,.0f} MB of {device} memory, {(size - free) / 1e6:,.0f} MB more than the "
-            f"{free / 1e6:,.0f} MB that are free; about {free / size:.0%} of it fits: build a smaller one "
-            "(build-subset --size)"
+            f"{free / 1e6:,.0f} MB that are free; about {free / size:.0%} of it fits: build a smaller "
+            "one, with a smaller size="
         )
 
 

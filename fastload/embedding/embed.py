@@ -29,14 +29,14 @@ def embed_chunk(encoder: Encoder, images: Tensor) -> np.ndarray:
         return outputs.float().flatten(1).cpu().contiguous().numpy()
     except torch.OutOfMemoryError as error:
         raise UsageError(
-            f"--encoder {encoder.name}: {images.device} has not enough memory for {len(images):,} images of "
-            f"{tuple(images.shape[1:])}; choose a smaller --input-size, or --device cpu"
+            f"encoder={encoder.name!r}: {images.device} has not enough memory for {len(images):,} images of "
+            f'{tuple(images.shape[1:])}; choose a smaller input_size=, or device="cpu"'
         ) from error
     except Exception as error:
         text = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UsageError(
-            f"--encoder {encoder.name}: failed on float32 images {list(images.shape)}: {text}; it takes "
-            "[B, C, h, w] and returns [B, D] (see --input-size)"
+            f"encoder={encoder.name!r}: failed on float32 images {list(images.shape)}: {text}; it takes "
+            "[B, C, h, w] and returns [B, D] (see input_size=)"
         ) from error
 
 

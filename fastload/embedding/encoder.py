@@ -96,7 +96,7 @@ def parse_normalize(given: Any) -> tuple[tuple[float, ...], tuple[float, ...]] |
     good = mean and len(mean) == len(std) and np.isfinite([*mean, *std]).all() and min(std) > 0
     if not good:
         raise UsageError(
-            f"--encoder-normalize {given}: it is imagenet, or means and standard deviations of pixel values 0…1, one "
+            f'encoder_normalize={given!r}: it is "imagenet", or means and standard deviations of pixel values 0…1, one '
             "a channel, such as 0.5,0.5,0.5/0.25,0.25,0.25"
         )
     return mean, std
@@ -116,7 +116,7 @@ class _Normalized(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         if self.mean.shape[1] not in (1, images.shape[1]):
-            raise ValueError(f"--encoder-normalize has {self.mean.shape[1]} values for {images.shape[1]} channels")
+            raise ValueError(f"encoder_normalize= has {self.mean.shape[1]} values for {images.shape[1]} channels")
         return self.model((images / 255 - self.mean) / self.std)
 
 
@@ -134,26 +134,26 @@ def load_encoder(spec: str, *, input_size: int | None = None, seed: int = 0, nor
     """
     module_name, _, attribute = spec.partition(":")
     if not module_name or not attribute:
-        raise UsageError(f"--encoder {spec}: it is module:callable, for example my_models:encoder")
+        raise UsageError(f"encoder={spec!r}: it is module:callable, for example my_models:encoder")
     with _importing_from(Path.cwd()):
         try:
             module = importlib.import_module(module_name)
         except Exception as error:
-            raise UsageError(f"--encoder {spec}: {module_name!r} cannot be imported ({error!r})") from error
+            raise UsageError(f"encoder={spec!r}: {module_name!r} cannot be imported ({error!r})") from error
     found = getattr(module, attribute, None)
     if found is None:
-        raise UsageError(f"--encoder {spec}: {module_name!r} has no {attribute!r}")
+        raise UsageError(f"encoder={spec!r}: {module_name!r} has no {attribute!r}")
     if not isinstance(found, nn.Module):
         if not callable(found):
-            raise UsageError(f"--encoder {spec}: is a {type(found).__name__}, neither a torch module nor a callable")
+            raise UsageError(f"encoder={spec!r}: is a {type(found).__name__}, neither a torch module nor a callable")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             try:
                 found = found()
             except Exception as error:
-                raise UsageError(f"--encoder {spec}: calling it without arguments failed ({error!r})") from error
+                raise UsageError(f"encoder={spec!r}: calling it without arguments failed ({error!r})") from error
     if not isinstance(found, nn.Module):
-        raise UsageError(f"--encoder {spec}: gave a {type(found).__name__}, not a torch.nn.Module")
+        raise UsageError(f"encoder={spec!r}: gave a {type(found).__name__}, not a torch.nn.Module")
     view = VIEW if input_size is None else Augment(crop=input_size, resize=input_size)
     identity = _weights_hash(found) + _source_hash(module)
     values = parse_normalize(normalize)

@@ -105,10 +105,10 @@ def _encoder(header: dict[str, Any], weights: bytes, own: ShareSettings) -> Enco
         return autoencoder_encoder(model_of(weights, header["channels"], header["embedding_size"]))
     found = own.load_encoder()
     if found is None:
-        raise UsageError("rank 0 has an --encoder, and this rank none; give all ranks the same options")
+        raise UsageError("rank 0 was given encoder=, and this rank was not; give all ranks the same arguments")
     if found.identity != header["encoder"] or found.view.state() != header["view"]:
         raise UsageError(
-            f"--encoder {found.name}: has other weights, code or --input-size than rank 0's, so the ranks' embeddings "
+            f"encoder={found.name!r}: has other weights, code or input_size= than rank 0's, so the ranks' embeddings "
             "would not belong together; let it load its weights from a file, or draw them from the seed"
         )
     return found

@@ -61,7 +61,7 @@ def open_embeddings(spec: str | os.PathLike[str], full: Packed, ids: str | None 
     """
     path, dataset = split_spec(os.fspath(spec))
     if not path.exists():
-        raise DataError(f"{path}: no such file; --embeddings takes FILE.npy or FILE.h5:dataset")
+        raise DataError(f"{path}: no such file; embeddings= takes FILE.npy or FILE.h5:dataset")
     ids_beside: np.ndarray | None = None
     if _is_h5(path):
         vectors, name, ids_beside = _open_h5(path, dataset)
@@ -145,7 +145,7 @@ def _dataset(path: Path, file: h5py.File, name: str | None) -> h5py.Dataset:
     if name is None or name not in file:
         what = "name the dataset" if name is None else f"has no dataset {name!r}"
         listed = ", ".join(sorted(found)[:6]) or "none at its top"
-        raise DataError(f"{path}: {what}; it has {listed}: give --embeddings {path.name}:NAME")
+        raise DataError(f'{path}: {what}; it has {listed}: give embeddings="{path.name}:NAME"')
     return checked_dataset(path, file, name)
 
 
@@ -185,7 +185,7 @@ def _read_ids(spec: str) -> tuple[np.ndarray, str]:
     """Return ids or names [N], and what they are called."""
     path, dataset = split_spec(spec)
     if not path.exists():
-        raise DataError(f"{path}: no such file; --embedding-ids takes FILE.npy, FILE.h5:dataset or FILE.txt, or 'rows'")
+        raise DataError(f"{path}: no such file; embedding_ids= takes FILE.npy, FILE.h5:dataset or FILE.txt, or 'rows'")
     if _is_h5(path):
         with open_hdf5(path) as file:
             return _checked_ids(checked_dataset(path, file, dataset or "ids"), f"{path}:{dataset or 'ids'}"), (
@@ -245,7 +245,7 @@ def _rows_of(full: Packed, ids: np.ndarray, where: str, count: int) -> np.ndarra
     """Return the full set's row of each id or name; DataError unless each sample is named once."""
     if len(ids) != count:
         raise DataError(f"{where}: has {len(ids):,} ids for {count:,} embeddings; there is one for each row")
-    mend = "; bring one embedding for each sample, or say --embedding-ids"
+    mend = "; bring one embedding for each sample, or say embedding_ids="
     rows = find_rows(full, ids, where, mend)
     order = np.sort(rows)
     again = np.flatnonzero(order[1:] == order[:-1])

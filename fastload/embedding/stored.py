@@ -32,7 +32,7 @@ class RowWriter:
     def __init__(self, place: FolderFile | Path, rows: int, columns: int, *, keep: bool = False) -> None:
         self._file, self._columns = FolderFile.of(place), columns
         if keep and saved_shape(self._file) != (rows, columns):
-            raise DataError(f"{place}: is not the embeddings that were begun; run with --fresh")
+            raise DataError(f"{place}: is not the embeddings that were begun; run with fresh=True")
         header = io.BytesIO()
         described = {"descr": "<f4", "fortran_order": False, "shape": (rows, columns)}
         np.lib.format.write_array_header_1_0(header, described)

@@ -123,7 +123,7 @@ class Trainer:
         if not math.isfinite(loss):
             raise UsageError(
                 f"the autoencoder's loss is {loss} at step {self.step:,}: training diverged; choose a smaller "
-                "--learning-rate, or another --seed"
+                "learning_rate=, or another seed="
             )
         self.losses.append(loss)
         self.loss_sum.zero_()

@@ -16,7 +16,7 @@ def check_pair(full: Packed | None, subset: Packed | None, shuffle: Shuffle) -> 
     if full is not None and shuffle == "block" and full.labels is not None and sorted_by_label(full.labels):
         raise UsageError(
             f'{full.path}: rows are sorted by label, so shuffle="block" would not mix the classes; '
-            "pack it with `fastload pack --order shuffled`, or use shuffle=True"
+            'pack it with order="shuffled", or use shuffle=True'
         )
     if subset is not None and subset.storage != "raw":
         raise DataError(f"{subset.path}: holds encoded images; a subset is raw, make it with `fastload build-subset`")

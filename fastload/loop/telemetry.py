@@ -55,7 +55,7 @@ def advice(stats: dict[str, Any], *, encoded: bool, engine: str, shuffle: object
     if stats["feed"] == "stream" and not encoded and shuffle != "block" and free is not None and size < free:
         return f"{waits}the set takes {size / 1e6:,.0f} MB and would fit the device; give resident_budget={size}"
     if encoded:
-        return f"{waits}decoding sets the pace; pack the images raw, resized once (fastload pack --resize S)"
+        return f"{waits}decoding sets the pace; pack the images raw, resized once (resize=S)"
     if engine == "dali":
         return f'{waits}engine="fused" is faster for raw files'
     if stats["ring_fill"] > 0.5:
@@ -63,7 +63,7 @@ def advice(stats: dict[str, Any], *, encoded: bool, engine: str, shuffle: object
     if stats["feed"] == "stream" and shuffle is True:
         return (
             f'{waits}if the file is larger than memory, shuffle="block" reads nearly in sequence (pack it with '
-            "`--order shuffled`); if it is not, more processors help, or fewer torch threads"
+            'order="shuffled"); if it is not, more processors help, or fewer torch threads'
         )
     return f"{waits}more processors help, or fewer torch threads (torch.set_num_threads), or a smaller crop"
 

@@ -178,7 +178,7 @@ def image_layout(
             first = _likely_channels(shape) == shape[1]
             return (shape[2], shape[3], shape[1], True) if first else (shape[1], shape[2], shape[3], False)
     likely = _likely_channels(shape) if len(shape) == 4 else MOST_CHANNELS + 1
-    mend = f"; if {likely} are its channels, `fastload pack` keeps them with --channels {likely}"
+    mend = f"; if {likely} are its channels, pack it with channels={likely}"
     raise DataError(
         f"{where}: '{name}' has shape {shape}; images are [N, H, W, C], [N, C, H, W] with 1 to 4 channels or [N, H, W]"
         + (mend if likely <= MOST_CHANNELS else "")

@@ -149,7 +149,7 @@ class _Reader:
             names = ", ".join(sorted(self.file)[:6]) or "none"
             raise DataError(
                 f"{self.path}: is HDF5, but not a packed file (its datasets: {names}); pack it with `fastload pack`, "
-                "or name its datasets with --images and --labels (images=, labels=)"
+                "or name its datasets with images= and labels="
             )
         if type(version) is not int or version not in READABLE:
             raise self._error(f"has format {version!s:.20}, this fastload reads up to {FORMAT}; update fastload")

@@ -30,7 +30,7 @@ _MEND = "mend or remove it"
 
 
 class BrokenImage(DataError):
-    """A sample that cannot be had or not be stored, and why: `--skip-broken` leaves these out, and nothing else.
+    """A sample that cannot be had or not be stored, and why: `skip_broken` leaves these out, and nothing else.
 
     Arguments:
         reason: what is wrong with it.
@@ -178,7 +178,7 @@ def _loaded(data: bytes, resize: int | None, max_pixels: int | None) -> Image.Im
             image.draft(None, (_DRAFT * resize, _DRAFT * resize))  # type: ignore[operator]
         if image.width * image.height > max_pixels:
             reason = f"cannot be decoded ({pixels:,} pixels, more than {max_pixels:,}, may be a decompression bomb)"
-            raise BrokenImage(reason, f"take it with --max-pixels {pixels}, or remove it")
+            raise BrokenImage(reason, f"take it with max_pixels={pixels}, or remove it")
     image.load()
     if image.format == "JPEG" and jpeg_is_cut(data, image):
         raise BrokenImage("cannot be decoded (its pixels end early)")
@@ -217,7 +217,7 @@ def _decoded_array(pixels: np.ndarray, resize: int | None, channels: int | None)
         return Decoded(pixels if resize is None else resized(pixels, resize), "")
     if found not in _MODES or channels not in _MODES:
         reason = f"has {found} channels, of which nothing makes {channels}"
-        raise BrokenImage(reason, f"keep all of them with --channels {found}")
+        raise BrokenImage(reason, f"keep all of them with channels={found}")
     image = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if found == 1 else pixels), _MODES[found])
     return _decoded(image, resize, channels, f"channel {found} of {found}")
 

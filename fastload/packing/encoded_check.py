@@ -1,4 +1,4 @@
-"""Decode what `pack --encoded` keeps once, by the decoder that will read it: both phases see the same pixels.
+"""Decode what `pack(encoded=True)` keeps once, by the decoder that will read it: both phases see the same pixels.
 
 A training's stream decodes with DALI; `build-subset`, `verify` and `pack` itself with Pillow. Each refuses files that
 the other takes, and where a file's data contradict themselves they make different images of it.
@@ -48,7 +48,7 @@ class EncodedCheck:
     """
 
     def __init__(self, max_pixels: int | None = None) -> None:
-        dali("--encoded, which checks files with the decoder that will read them,")
+        dali("encoded=True, which checks files with the decoder that will read them,")
         self._max_pixels = max_pixels
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._building = threading.Lock()
@@ -110,7 +110,7 @@ class EncodedCheck:
             return Kept(data, sides, image.left_out, False)
         kind, orientation = describe_file(data)
         if kind not in READABLE:
-            return BrokenImage(f"is {kind}; --encoded keeps {', '.join(READABLE)} files only", "pack without it")
+            return BrokenImage(f"is {kind}; encoded=True keeps {', '.join(READABLE)} files only", "pack without it")
         turned = with_orientation(data, orientation)
         if turned is not None and describe_file(turned) == (kind, orientation):
             difference_turned = self._difference(turned, image)
@@ -123,7 +123,7 @@ class EncodedCheck:
             reason = f"has other sides for {dali_reads} than for Pillow"
         else:
             reason = f"has other pixels for {dali_reads} than for Pillow (by up to {difference} of 255 levels)"
-        return BrokenImage(reason, "save it anew, pack without --encoded")
+        return BrokenImage(reason, "save it anew, pack without encoded=True")
 
 
 def _difference(found: np.ndarray, expected: np.ndarray) -> int:

@@ -49,17 +49,19 @@ class PackOptions:
 
     def __post_init__(self) -> None:
         if self.order not in ("source", "shuffled"):
-            raise UsageError(f"order '{self.order}' is neither 'source' nor 'shuffled'")
+            raise UsageError(f"order={self.order!r} is neither 'source' nor 'shuffled'")
         if self.resize is not None and not 1 <= self.resize <= 8192:
-            raise UsageError(f"--resize {self.resize} is not between 1 and 8192")
+            raise UsageError(f"resize={self.resize} is not between 1 and 8192")
         fits = (
             1 <= self.channels <= MOST_CHANNELS if isinstance(self.channels, int) else self.channels in (None, "as-is")
         )
         if not fits:
-            raise UsageError(f"--channels {self.channels} is neither 'as-is' nor between 1 and {MOST_CHANNELS}")
-        for name, value in (("--resize", self.resize), ("--channels", self.channels)):
+            raise UsageError(f"channels={self.channels!r} is neither 'as-is' nor between 1 and {MOST_CHANNELS}")
+        for name, value in (("resize=", self.resize), ("channels=", self.channels)):
             if self.encoded and value is not None:
-                raise UsageError(f"--encoded keeps the files as they are, so {name} cannot go with it; leave one out")
+                raise UsageError(
+                    f"encoded=True keeps the files as they are, so {name} cannot go with it; leave one out"
+                )
 
     @property
     def decoded_channels(self) -> int | None:
@@ -101,9 +103,9 @@ class PackJob:
         if wanted is not None:
             if not source.classes:
                 raise UsageError(
-                    f"{name}: does not name its classes, so --classes-from cannot number them; leave it out"
+                    f"{name}: does not name its classes, so classes_from= cannot number them; leave it out"
                 )
-            self.mapping = label_map(source.classes, wanted, source=name, target="the file of --classes-from")
+            self.mapping = label_map(source.classes, wanted, source=name, target="the file of classes_from=")
             self.classes = list(wanted)
         self.description = {"kind": source.kind, **source.details, "order": options.order}
         self.description |= {"seed": options.seed} if options.order == "shuffled" else {}
@@ -264,18 +266,18 @@ class PackJob:
         (height, width, channels), (first_height, first_width, first_channels) = found.pixels.shape, self.shape
         if channels != first_channels:
             return BrokenImage(
-                f"has {plural(channels, 'channel')}, {other} has {first_channels}", "make them alike with --channels N"
+                f"has {plural(channels, 'channel')}, {other} has {first_channels}", "make them alike with channels=N"
             )
         return BrokenImage(
             f"is {height}×{width} (height × width), {other} is {first_height}×{first_width}",
-            "make them one size with --resize S, or keep the files with --encoded",
+            "make them one size with resize=S, or keep the files with encoded=True",
         )
 
     def _note_broken(self, index: int, error: BrokenImage) -> None:
         if not self.options.skip_broken:
             where = f"{self.name}: '{self.source.names[index]}'"
             mend = f"; {error.mend}" if error.mend else ""
-            raise DataError(f"{where} {error}{mend}, or pack with --skip-broken") from error
+            raise DataError(f"{where} {error}{mend}, or pack with skip_broken=True") from error
         self.broken.append((index, str(error)))
 
 
@@ -300,7 +302,7 @@ def _faulty(labels: np.ndarray | None, classes: Sequence[str]) -> dict[int, str]
 
 def _lost_channels(lost: Counter[str], encoded: bool) -> list[str]:
     def mend(what: str) -> str:
-        return "which no feed reads" if encoded else f"--channels {4 if what == ALPHA else what.split()[-1]} keeps it"
+        return "which no feed reads" if encoded else f"channels={4 if what == ALPHA else what.split()[-1]} keeps it"
 
     return [f"{what} of {plural(count, 'image')} ({mend(what)})" for what, count in sorted(lost.items())]
 

@@ -92,7 +92,7 @@ def pack(
         skip_broken=flag("skip_broken", skip_broken),
     )
     if isinstance(source, str) and not source:  # Path would take it for the folder that one stands in
-        raise UsageError("SOURCE is an empty text; name a folder, an archive or a file")
+        raise UsageError("source='': an empty text; name a folder, an archive or a file")
     check_target(out)
     wanted = None if classes_from is None else _classes_of(path_of("classes_from", classes_from))
     check = EncodedCheck(options.max_pixels) if options.encoded else None
@@ -109,7 +109,7 @@ def pack(
     if not len(opened):
         raise DataError(f"{_named(source)}: holds not one image")
     if options.encoded and opened.sizes is None:
-        raise UsageError(f"{_named(source)}: holds pixels, not image files; pack it without --encoded")
+        raise UsageError(f"{_named(source)}: holds pixels, not image files; pack it without encoded=True")
     with strict_pillow(), check or contextlib.nullcontext():
         summary = PackJob(opened, _named(source), out, options, check, wanted).run(workers, progress, started)
     for what in summary.left_out:
@@ -117,19 +117,10 @@ def pack(
     return summary
 
 
-def channels_of(given: str | None) -> Channels:
-    """Return `--channels` as `pack` takes it: a number, "as-is" or None."""
-    if given is None or given == "as-is":
-        return given  # type: ignore[return-value]
-    if not given.isascii() or not given.isdecimal() or len(given) > 9:
-        raise UsageError(f"--channels {given}: it is a number or as-is")
-    return int(given)
-
-
 def _classes_of(path: Path) -> list[str]:
     with PackedFile(path) as file:
         if not file.classes:
-            raise UsageError(f"--classes-from {path}: has no class names; name a file that has, or leave it out")
+            raise UsageError(f'classes_from="{path}": has no class names; name a file that has, or leave it out')
         return file.classes
 
 

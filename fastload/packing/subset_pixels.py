@@ -22,7 +22,7 @@ def output_shape(file: Packed, resize: int | None) -> tuple[int, int, int]:
     them (format 1), 1,000 images spread over the set are looked at.
     """
     if resize is not None and resize < 1:
-        raise UsageError(f"--resize {resize}: it is a side in pixels, at least 1")
+        raise UsageError(f"resize={resize}: it is a side in pixels, at least 1")
     if file.shape is not None:
         return file.shape if resize is None else (resize, resize, file.shape[2])
     if resize is not None:
@@ -58,7 +58,7 @@ def _size(file: Packed, row: int) -> tuple[int, int]:
 def _different(file: Packed, row: int, size: tuple[int, ...], other: int, known: tuple[int, ...]) -> UsageError:
     return UsageError(
         f"{file.path}: holds images of different sizes ({file.name_of(other)} is {known[0]}×{known[1]}, "
-        f"{file.name_of(row)} is {size[0]}×{size[1]}), but a subset has one: give --resize S (shorter side to S, "
+        f"{file.name_of(row)} is {size[0]}×{size[1]}), but a subset has one: give resize=S (shorter side to S, "
         "centre square)"
     )
 

@@ -9,7 +9,7 @@ from fastload.common.text import plural, printable, shortened
 
 _LISTED = 20
 _AS_IS = "as in the source"
-_SORTED = f'{_AS_IS}; training with shuffle="block" wants --order shuffled'
+_SORTED = f'{_AS_IS}; training with shuffle="block" wants order="shuffled"'
 
 
 @dataclass(frozen=True)

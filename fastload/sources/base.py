@@ -33,21 +33,21 @@ class SourceOptions:
 
     def __post_init__(self) -> None:
         if self.unlabelled and self.labels is not None:
-            raise UsageError("--labels names labels, and --unlabelled leaves them out; give one of the two")
+            raise UsageError("labels= names labels, and unlabelled=True leaves them out; give one of the two")
         if (self.images is None) != (self.labels is None) and not self.unlabelled:
-            raise UsageError("--images and --labels (images=, labels=) go together: give both")
+            raise UsageError("images= and labels= go together: give both")
         if self.class_level is not None and self.unlabelled:
-            raise UsageError("--class-level names classes, and --unlabelled leaves them out; give one of the two")
+            raise UsageError("class_level= names classes, and unlabelled=True leaves them out; give one of the two")
 
     def refuse_array_names(self, where: object) -> None:
         """Refuse what only suits arrays."""
         if self.images is not None:
-            raise UsageError(f"{where}: --images and --labels name arrays of an .npz or HDF5 file; leave them out here")
+            raise UsageError(f"{where}: images= and labels= name arrays of an .npz or HDF5 file; leave them out here")
 
     def refuse_class_level(self, where: object) -> None:
         """Refuse what only suits files in folders."""
         if self.class_level is not None:
-            raise UsageError(f"{where}: --class-level is for images in folders and archives; leave it out here")
+            raise UsageError(f"{where}: class_level= is for images in folders and archives; leave it out here")
 
 
 class Source:

@@ -92,7 +92,7 @@ def open_hdf5_source(
 ) -> Source:
     """Return a packed file, or with images and labels a user's own, as a source."""
     if split is not None:
-        raise UsageError(f"{path}: an HDF5 file has no splits; leave --split out")
+        raise UsageError(f"{path}: an HDF5 file has no splits; leave split= out")
     if images is not None and (unlabelled or labels is not None):
         return UserHdf5(path, images, labels, channels)
     try:
@@ -100,5 +100,5 @@ def open_hdf5_source(
     except DataError as error:
         if "is HDF5, but not a packed file" in str(error):
             text = str(error).split("; pack it with")[0]
-            raise UsageError(f"{text}; name your datasets with --images and --labels") from error
+            raise UsageError(f"{text}; name your datasets with images= and labels=") from error
         raise

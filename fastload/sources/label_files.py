@@ -18,7 +18,7 @@ LabelValue = int | str | DataError
 
 _KEYS = ("label", "cls", "class", "class_id", "label_id", "class_name", "target", "category", "fine_label")
 _LONGEST_NAME, _LARGEST_JSON, _SHOWN = 200, 1 << 20, 20
-_UNLABELLED = "or pack without labels by --unlabelled"
+_UNLABELLED = "or pack without labels by unlabelled=True"
 _MEND = f"write a class's number in digits alone (1000, not 1e3 or 1000.0) or its name, {_UNLABELLED}"
 _NO_CAPTION = f"a caption is no label: write a class's number in digits alone, {_UNLABELLED}"
 _LIKE_A_NUMBER = re.compile(r"[-+.]?\d[\d_.,eE+-]*|[-+]?(nan|inf)", re.IGNORECASE)

@@ -1,7 +1,7 @@
 """Which folders are the classes: the rules of docs/sources.md, as a function of a listing and nothing else.
 
 A folder is a class where that follows from what is there. Where it does not, the error says what was seen, and which
-option says what was meant: --split, --class-level or --unlabelled.
+argument says what was meant: `split`, `class_level` or `unlabelled`.
 """
 
 from __future__ import annotations
@@ -102,14 +102,14 @@ def _by_level(where: object, folder: Folder, level: int) -> dict[str, list[str]]
     classes: dict[str, list[str]] = {}
     depth = folder.path.count("/") + 1 if folder.path else 0
     if level <= depth - 1 or level < 1:
-        raise UsageError(f"{where}: --class-level {level} lies above '{folder.path}'; it is {depth} or more there")
+        raise UsageError(f"{where}: class_level={level} lies above '{folder.path}'; it is {depth} or more there")
     for inner in folder.walk():
         parts = inner.path.split("/") if inner.path else []
         if len(parts) == level and inner.empty:
             classes.setdefault(parts[-1], [])
         if inner.pictures and len(parts) < level:
             raise DataError(
-                f"{where}: image '{'/'.join([*parts, inner.pictures[0]])}' stands above --class-level {level}; "
+                f"{where}: image '{'/'.join([*parts, inner.pictures[0]])}' stands above class_level={level}; "
                 "move it, or name another level"
             )
         if inner.pictures:
@@ -156,7 +156,7 @@ class _Proof:
         if not folder.path or split_word(folder.name) or is_box_of_pictures(folder.name) or self._tables():
             raise DataError(
                 f"{self.where}: image '{first}' stands in no class folder{others}{self._table_text()}; move each class "
-                "into a folder of its own, or pack them without labels by --unlabelled"
+                "into a folder of its own, or pack them without labels by unlabelled=True"
             )
         self._refuse_one_class(folder.name, self.level - 1)
         return {folder.name: list(folder.all_pictures())}
@@ -166,7 +166,7 @@ class _Proof:
             return  # a part of a set whose classes are known
         raise DataError(
             f"{self.where}: holds {images_in(self.folder)} of one class, '{name}', from which nothing can be "
-            f"learned{self._table_text()}; say --class-level {level} if that is meant, or --unlabelled for no classes"
+            f"learned{self._table_text()}; say class_level={level} if that is meant, or unlabelled=True for no classes"
         )
 
     def _refuse_copies(self) -> None:
@@ -176,8 +176,8 @@ class _Proof:
             if inner and (len(inner & beside) > 1 or inner == beside):
                 raise UsageError(
                     f"{self.where}: '{child.path}' holds folders of the same names as stand beside it "
-                    f"({_some(inner & beside)}), as if copied twice; remove one of the two, or name it with --split "
-                    f"{narrowed(child).path}"
+                    f"({_some(inner & beside)}), as if copied twice; remove one of the two, or name it with "
+                    f'split="{narrowed(child).path}"'
                 )
 
     def _refuse_repeats(self) -> None:
@@ -193,20 +193,20 @@ class _Proof:
                 if len(names) > 1:
                     raise UsageError(
                         f"{self.where}: the folders '{other}' and '{child.name}' hold folders of the same names "
-                        f"({_some(names)}); take one of either by --split, or say which are the classes: --class-level "
-                        f"{self.level} for {_some(self.names)}, {self._level_of(child)} for {_some(names)}"
+                        f"({_some(names)}); take one of either by split=, or say which are the classes: "
+                        f"class_level={self.level} for {_some(self.names)}, {self._level_of(child)} for {_some(names)}"
                     )
 
     def _level_of(self, child: Folder) -> int:
         return narrowed(child).path.count("/") + 2
 
     def _refuse_parts(self) -> None:
-        mend = f"give --unlabelled for no classes, or --class-level {self.level} if these folders are classes"
+        mend = f"give unlabelled=True for no classes, or class_level={self.level} if these folders are classes"
         boxes = [name for name in self.names if is_box_of_pictures(name)]
         if boxes:
             raise UsageError(
                 f"{self.where}: the folder '{boxes[0]}' is named for pictures, not for a class, beside "
-                f"{_some(set(self.names) - set(boxes)) or 'others'}{self._table_text()}; name it with --split, {mend}"
+                f"{_some(set(self.names) - set(boxes)) or 'others'}{self._table_text()}; name it with split=, {mend}"
             )
         stem = numbered_alike(self.names)
         if stem is None:
@@ -234,7 +234,7 @@ class _Proof:
         example = next(narrowed(deep[0]).all_pictures())
         raise UsageError(
             f"{self.where}: its images lie deeper than one folder, such as '{example}', so either may name the class; "
-            f"say --class-level {self.level} for {_some(self.names)}, or {self._level_of(deep[0])} for {_some(inner)}"
+            f"say class_level={self.level} for {_some(self.names)}, or {self._level_of(deep[0])} for {_some(inner)}"
         )
 
     def _refuse_lost_classes(self) -> None:
@@ -288,7 +288,7 @@ def _refuse_annotations(where: object, root: Folder, classes: dict[str, list[str
                     raise UsageError(
                         f"{where}: the folder '{parts[depth]}' stands beside images of the class '{name}' "
                         f"('{'/'.join(parts[: depth + 1])}'), and is named for what is told of images, not for images; "
-                        f"move it out, or say --class-level {class_level} if its images are samples of that class"
+                        f"move it out, or say class_level={class_level} if its images are samples of that class"
                     )
 
 

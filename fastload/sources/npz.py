@@ -192,17 +192,17 @@ def _choose(
     pairs = {part: {role: roles[role] for role in wanted} for part, roles in found.items() if wanted <= roles.keys()}
     if not pairs:
         raise UsageError(
-            f"{path}: has no pair of arrays like images and labels (it has {listed}); name --images and --labels"
+            f"{path}: has no pair of arrays like images and labels (it has {listed}); name images= and labels="
         )
     if split is None and len(pairs) > 1 and "" not in pairs:
         sizes = {part: _header(archive, roles["images"][0]).rows for part, roles in pairs.items()}
         counts = ", ".join(f"{part} ({rows:,} images)" for part, rows in sizes.items())
-        raise UsageError(f"{path}: holds several splits: {counts}; name one with --split")
+        raise UsageError(f"{path}: holds several splits: {counts}; name one with split=")
     part = split if split is not None else "" if "" in pairs else next(iter(pairs))
     if part not in pairs:
         parts = ", ".join(name for name in pairs if name) or "none"
         raise UsageError(f"{path}: has no split '{split}'; its splits: {parts}")
     for role, names in pairs[part].items():
         if len(names) > 1:
-            raise UsageError(f"{path}: {' and '.join(names)} could both be the {role}; name --images and --labels")
+            raise UsageError(f"{path}: {' and '.join(names)} could both be the {role}; name images= and labels=")
     return pairs[part]["images"][0], None if unlabelled else pairs[part]["labels"][0], part or None

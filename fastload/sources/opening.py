@@ -90,12 +90,10 @@ def _of_split(where: object, archives: Mapping[str, Path], split: str | None) ->
         f"{word} ({plural(len(paths), 'archive')})" for word, paths in groups.items() if word is not None
     )
     if split is None:
-        raise UsageError(f"{where}: holds several splits: {counts}; name one with --split")
+        raise UsageError(f"{where}: holds several splits: {counts}; name one with split=")
     word = split_word(split)
     if word in groups and word is not None:
         return groups[word]
     if not counts:
-        raise UsageError(
-            f"{where}: its archives have no splits; give the pattern of the split's own instead of --split"
-        )
+        raise UsageError(f"{where}: its archives have no splits; give the pattern of the split's own instead of split=")
     raise UsageError(f"{where}: has no split '{split}'; its archives' names say {counts}")

@@ -34,7 +34,7 @@ def choose_split(where: object, root: Folder, split: str | None) -> SplitChoice:
     if split is None:
         splits = _splits(top)
         if len(splits) > 1:
-            raise UsageError(f"{where}: holds several splits: {_counts(splits)}; name one with --split")
+            raise UsageError(f"{where}: holds several splits: {_counts(splits)}; name one with split=")
         return SplitChoice(narrowed(splits[0]), []) if splits else SplitChoice(top, [])
     found = _named(root, top, split)
     if found is None:
@@ -50,7 +50,7 @@ def choose_split(where: object, root: Folder, split: str | None) -> SplitChoice:
     further = _splits(inner)
     if len(further) > 1:
         paths = ", ".join(f"{split}/{folder.path[len(found.path) + 1 :]} ({images_in(folder)})" for folder in further)
-        raise UsageError(f"{where}: '{split}' holds several splits: {paths}; name one with --split")
+        raise UsageError(f"{where}: '{split}' holds several splits: {paths}; name one with split=")
     return SplitChoice(inner, [rival for rival in _siblings(root, found) if rival is not found])
 
 

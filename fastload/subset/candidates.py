@@ -63,7 +63,7 @@ def _rows(file: Packed, name: str, given: Any) -> np.ndarray:
     """Return the rows of a list of ids or names: a sequence, a text with commas between, or a file."""
     if given is None:
         return np.zeros(0, np.int64)
-    where = f"--{name}"
+    where = f"{name}=…"
     if isinstance(given, str | os.PathLike):
         text = os.fspath(given)
         if text and Path(text).is_file():
@@ -78,7 +78,7 @@ def _rows(file: Packed, name: str, given: Any) -> np.ndarray:
     if not len(entries):
         return np.zeros(0, np.int64)
     if entries.ndim != 1 or entries.dtype.kind not in "iuU" or (entries.dtype.kind == "u" and entries.max() >= 2**63):
-        raise UsageError(f"{name}: {where} holds {entries.dtype}; it is a list of ids (whole numbers) or of names")
+        raise UsageError(f"{where}: holds {entries.dtype}; it is a list of ids (whole numbers) or of names")
     rows = find_rows(file, entries if entries.dtype.kind == "U" else entries.astype(np.int64), where)
     return rows[np.sort(np.unique(rows, return_index=True)[1])]
 
@@ -139,7 +139,7 @@ class CandidateRows:
         hashes: dict[str, str] = {}
         labels = None
         if balance:
-            of_all = labels_of(file, "--balance-classes")
+            of_all = labels_of(file, "balancing classes")
             labels = of_all[row_of]
             hashes["labels"] = _hash(of_all)
         if own is not None:

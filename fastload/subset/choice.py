@@ -40,16 +40,17 @@ class Choice:
         """
         strategy, per_dimension = settings.strategy, settings.per_dimension
         if settings.balance:
-            labels = labels_of(file, "--balance-classes")
+            balancing = "equal_classes=True" if settings.equal_classes else "balance_classes=True"
+            labels = labels_of(file, balancing)
             if labels.ndim != 1 or labels.dtype.kind not in "iub":
                 raise UsageError(
-                    f"--balance-classes: the labels of {file.path} are {labels.dtype} of shape {labels.shape}; it "
-                    "needs one integer class a sample"
+                    f"{balancing} needs one integer class a sample; the labels of {file.path} are {labels.dtype} of "
+                    f"shape {labels.shape}"
                 )
         if per_dimension is not None:
             if not 1 <= per_dimension <= len(file):
                 raise UsageError(
-                    f"--per-dimension {per_dimension}: choose from 1 to the {len(file):,} samples of {file.path}"
+                    f"per_dimension={per_dimension}: choose from 1 to the {len(file):,} samples of {file.path}"
                 )
             return cls(strategy, None, per_dimension, settings.balance, settings.seed)
         size = DEFAULT_SIZE if settings.size is None else settings.size
@@ -60,7 +61,7 @@ class Choice:
         """Raise UsageError where the samples that may be chosen are too few, or none are left to choose."""
         left, named = int(candidates.keep.sum()), len(candidates.included)
         if self.size is not None and self.size <= named:
-            raise UsageError(f"--size {self.size:,}: {named:,} are named by --include already; choose a larger size")
+            raise UsageError(f"size={self.size}: {named:,} are named by include= already; choose a larger size")
         wanted = (self.size or 0) - named if self.size is not None else self.per_dimension or 1
         if wanted > left:
             raise UsageError(

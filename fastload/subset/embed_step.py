@@ -58,7 +58,7 @@ class EmbedPlan:
 def plan_embedding(run: Run, encoder: Encoder | None) -> EmbedPlan:
     """Decide whether embeddings are stored or pass by, and how far that is; `encoder` is None while untrained.
 
-    What an earlier call stored, or began to, is used; else only --keep and strategies that look at embeddings more
+    What an earlier call stored, or began to, is used; else only `keep` and strategies that look at embeddings more
     than once need them stored.
     """
     settings = {} if encoder is None else _settings(run, encoder)

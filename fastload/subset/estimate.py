@@ -61,17 +61,17 @@ class Estimate:
         if self.disk > self.disk_free:
             raise DataError(
                 f"{folder}: has {_mb(self.disk_free)} free, but the subset and its work folder need about "
-                f"{_mb(self.disk)}; make room, choose another place, or a smaller --size"
+                f"{_mb(self.disk)}; make room, choose another place, or a smaller size="
             )
         if self.memory_available is not None and self.memory > self.memory_available:
             raise UsageError(
                 f"about {_mb(self.memory)} of memory are needed, but {_mb(self.memory_available)} are available; "
-                "choose a smaller --batch-size or --embedding-size, or --input-size for an encoder of your own"
+                "choose a smaller batch_size= or embedding_size=, or input_size= for an encoder of your own"
             )
         if self.device_memory_free is not None and self.device_memory > self.device_memory_free:
             raise UsageError(
                 f"about {_mb(self.device_memory)} of the device's memory are needed, but "
-                f"{_mb(self.device_memory_free)} are free; choose a smaller --batch-size, or --device cpu"
+                f'{_mb(self.device_memory_free)} are free; choose a smaller batch_size=, or device="cpu"'
             )
 
 

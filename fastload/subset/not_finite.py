@@ -1,4 +1,4 @@
-"""Samples whose embeddings hold NaN or infinity: the first by name, and all of them as a list for `--exclude`."""
+"""Samples whose embeddings hold NaN or infinity: the first by name, and all of them as a list for `exclude`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def naming_them(
         left_out = _exclude(file, np.concatenate([candidates.excluded, found[~np.isin(found, known)]]), work)
         raise DataError(
             f"embeddings hold NaN or infinity in {len(rows):,} of {int(candidates.keep.sum()):,} samples: "
-            f"{named}{more}; embed these again, or leave them out: --exclude {left_out}"
+            f'{named}{more}; embed these again, or leave them out: exclude="{left_out}"'
         ) from error
 
 
@@ -57,7 +57,7 @@ def rows_not_finite(embeddings: Embeddings) -> np.ndarray:
 
 
 def _exclude(file: Packed, rows: np.ndarray, work: WorkFolder) -> str:
-    """Return what `--exclude` takes for these rows: their ids, or a file that holds them, one a line."""
+    """Return what `exclude` takes for these rows: their ids, or a file that holds them, one a line."""
     ids = file.ids[rows].tolist()
     if len(ids) <= _NAMED:
         return ",".join(map(str, ids))

@@ -206,7 +206,7 @@ def open_run(settings: Settings, ranks: Leader) -> Iterator[Run]:
             try:
                 yield run
             except KeyboardInterrupt:
-                command = "the same command" + (" without --fresh" if settings.fresh else "")
+                command = "the same command" + (" without fresh=True" if settings.fresh else "")
                 raise KeyboardInterrupt(f"{work.path} keeps what is done; {command} goes on from there") from None
             if not settings.keep:
                 told = len(work.notes)

@@ -33,19 +33,21 @@ def check_scores(path: Path, full: Packed, out: Path, strategy: str, *, stored: 
         stored: whether embeddings are stored or brought though the strategy needs one look only.
     """
     if strategy == "random":
-        raise UsageError("--scores: random has no scores; choose another --strategy")
+        raise UsageError("random has no scores for scores=; choose another strategy=")
     if strategy not in (*_BY_COLUMN, "kmeans"):
-        raise UsageError(f"--scores: {strategy!r} is a strategy of your own, of which only the chosen have scores")
+        raise UsageError(
+            f"{strategy!r} is a strategy of your own, of which only the chosen have scores; leave scores= out"
+        )
     if strategy_row(strategy).streams is not None and not stored:
-        raise UsageError(f"--scores: {strategy} stores no embeddings to score by; add --keep (or --embeddings)")
+        raise UsageError(f"{strategy} stores no embeddings to make scores= of; add keep=True (or embeddings=)")
     check_place(path, "scores.npz")
     place = Path(os.path.realpath(path))
     if any(place == Path(os.path.realpath(part)) for part in full.paths):
-        raise UsageError(f"--scores {path}: is the full set itself; give the scores another name")
+        raise UsageError(f'scores="{path}": is the full set itself; give the scores another name')
     if place == Path(os.path.realpath(out)) or place.is_relative_to(os.path.realpath(work_path(out))):
-        raise UsageError(f"--scores {path}: is the subset itself or in its work folder; give the scores another name")
+        raise UsageError(f'scores="{path}": is the subset itself or in its work folder; give the scores another name')
     if target_of(path).exists() and not _replaceable(path):
-        raise UsageError(f"--scores {path}: exists and holds no scores, so it is not replaced; choose another name")
+        raise UsageError(f'scores="{path}": exists and holds no scores, so it is not replaced; choose another name')
 
 
 def score_samples(

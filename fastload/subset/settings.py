@@ -109,49 +109,49 @@ class Settings:
         self._check_embedding()
         self._check_training()
         if self.threads is not None and self.threads < 1:
-            raise UsageError(f"--threads {self.threads}: it must be at least 1")
+            raise UsageError(f"threads={self.threads}: it must be at least 1")
 
     def _check_amount(self) -> None:
         row = strategy_row(self.strategy)
         if self.equal_classes and self.balance_classes:
-            raise UsageError("--balance-classes and --equal-classes: give one of the two")
+            raise UsageError("balance_classes=True and equal_classes=True exclude each other; give one of the two")
         if self.size is not None and self.per_dimension is not None:
-            raise UsageError("--size and --per-dimension: give one of the two")
+            raise UsageError("size= and per_dimension= exclude each other; give one of the two")
         if self.per_dimension is not None and not row.per_dimension:
-            raise UsageError(f"--per-dimension: {self.strategy} has no dimensions; give --size")
+            raise UsageError(f"{self.strategy} has no dimensions for per_dimension=; give size=")
 
     def _check_embedding(self) -> None:
         if self.embedding_ids is not None and self.embeddings is None:
-            raise UsageError("--embedding-ids says whose --embeddings are; give those too")
+            raise UsageError("embedding_ids= says whose embeddings= are; give those too")
         if parse_normalize(self.encoder_normalize) is not None and self.encoder is None:
-            raise UsageError("--encoder-normalize is for --encoder; the autoencoder standardizes each image")
+            raise UsageError("encoder_normalize= is for encoder=; the autoencoder standardizes each image")
         if self.embeddings is not None and self.encoder is not None:
-            raise UsageError("--embeddings and --encoder: give one of the two")
+            raise UsageError("embeddings= and encoder= exclude each other; give one of the two")
         if self.input_size is not None and self.encoder is None:
-            raise UsageError("--input-size is for --encoder; the autoencoder sees 24×24 pixels")
+            raise UsageError("input_size= is for encoder=; the autoencoder sees 24×24 pixels")
         if self.input_size is not None and self.input_size < 1:
-            raise UsageError(f"--input-size {self.input_size}: it is a side in pixels, at least 1")
+            raise UsageError(f"input_size={self.input_size}: it is a side in pixels, at least 1")
 
     def _check_training(self) -> None:
-        own = "--embeddings" if self.embeddings is not None else "--encoder" if self.encoder is not None else None
+        own = "embeddings=" if self.embeddings is not None else "encoder=" if self.encoder is not None else None
         given = {
-            "--preset": self.preset,
-            "--epochs": self.epochs,
-            "--batch-size": self.batch_size,
-            "--embedding-size": self.embedding_size,
+            "preset=": self.preset,
+            "epochs=": self.epochs,
+            "batch_size=": self.batch_size,
+            "embedding_size=": self.embedding_size,
         }
         unused = [name for name, value in given.items() if value is not None]
         if own is not None and unused:
             raise UsageError(f"{own} takes the autoencoder's place, so there is no use for {', '.join(unused)}")
         if self.preset not in (None, "paper"):
-            raise UsageError(f"--preset {self.preset}: there is one, 'paper'")
+            raise UsageError(f"preset={self.preset!r}: there is one, 'paper'")
         if self.preset and (self.epochs is not None or self.batch_size is not None):
-            raise UsageError("--preset paper sets steps and batch size; leave out --epochs and --batch-size")
+            raise UsageError('preset="paper" sets steps and batch size; leave out epochs= and batch_size=')
         if self.epochs is not None and not 0 < self.epochs < math.inf:
-            raise UsageError(f"--epochs {self.epochs:g}: it must be positive")
+            raise UsageError(f"epochs={self.epochs:g}: it must be positive")
         if own is not None and not strategy_row(self.strategy).needs_embeddings:
             raise UsageError(
-                f"--strategy {self.strategy} needs no embeddings, so there is no use for --embeddings and --encoder"
+                f"strategy={self.strategy!r} needs no embeddings, so there is no use for embeddings= and encoder="
             )
 
     @property

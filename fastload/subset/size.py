@@ -35,7 +35,9 @@ def parse_size(size: Any, count: int, sample_bytes: int | None = None) -> int:
         found = _NUMBER.fullmatch(text)
         if found is None:
             comma = "; a decimal comma is not one: write 0.5%" if re.fullmatch(r"\d+,\d+\s*%?", text) else ""
-            raise UsageError(f"--size {size}: it is a number of samples, or a share like 8.64%, or 10GB{comma}")
+            raise UsageError(
+                f"size={_as_given(size)}: it is a number of samples, or a share like 8.64%, or 10GB{comma}"
+            )
         whole, fraction, unit = found[1].replace(",", "").replace("_", ""), found[2] or "", (found[3] or "").lower()
         number = Decimal(whole + fraction)
         if unit == "%":
@@ -45,8 +47,8 @@ def parse_size(size: Any, count: int, sample_bytes: int | None = None) -> int:
         elif fraction:
             if number >= 1:
                 raise UsageError(
-                    f"--size {size}: could be a number or a share; write a number without a point, or a share like "
-                    "100% or 0.5"
+                    f"size={_as_given(size)}: could be a number or a share; write a number without a point, or a share "
+                    "like 100% or 0.5"
                 )
             share = number
         else:
@@ -58,21 +60,26 @@ def parse_size(size: Any, count: int, sample_bytes: int | None = None) -> int:
     else:
         share = Decimal(str(float(size))) if math.isfinite(float(size)) else Decimal(-1)
     if not 0 < share <= 1:
-        raise UsageError(f"--size {size}: a share lies above 0% and at or below 100%")
+        raise UsageError(f"size={_as_given(size)}: a share lies above 0% and at or below 100%")
     return max(1, int((share * count).quantize(Decimal(1), ROUND_HALF_UP)))
+
+
+def _as_given(size: Any) -> str:
+    """Return a size as Python writes it, NumPy's numbers as plain ones."""
+    return repr(size) if isinstance(size, str) else str(size)
 
 
 def _checked(size: Any, wanted: int, count: int) -> int:
     if wanted < 1:
-        raise UsageError(f"--size {size}: choose at least 1 sample")
+        raise UsageError(f"size={_as_given(size)}: choose at least 1 sample")
     if wanted > count:
-        raise UsageError(f"--size {size}: {wanted:,} samples were asked for, but the full set has {count:,}")
+        raise UsageError(f"size={_as_given(size)}: {wanted:,} samples were asked for, but the full set has {count:,}")
     return wanted
 
 
 def _within(size: str, budget: int, count: int, sample_bytes: int | None) -> int:
     if sample_bytes is None:
-        raise UsageError(f"--size {size}: a budget in bytes is not known here; give a number or a share")
+        raise UsageError(f"size={_as_given(size)}: a budget in bytes is not known here; give a number or a share")
     if budget < sample_bytes:
-        raise UsageError(f"--size {size}: one sample takes {sample_bytes:,} bytes; give room for some")
+        raise UsageError(f"size={_as_given(size)}: one sample takes {sample_bytes:,} bytes; give room for some")
     return min(count, budget // sample_bytes)

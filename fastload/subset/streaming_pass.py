@@ -119,7 +119,7 @@ class StreamingPass:
         found = self._hash.hexdigest()
         if self._first_hash not in ("", found):
             raise DataError(
-                f"the encoder gave other embeddings in its pass {self.passes} than before; with --keep they are stored "
-                "and it passes only once"
+                f"the encoder gave other embeddings in its pass {self.passes} than before; with keep=True they are "
+                "stored and it passes only once"
             )
         return found

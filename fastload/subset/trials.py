@@ -76,7 +76,7 @@ def time_training(file: Packed, training: TrainingSettings, *, device: str, engi
             yield
 
     with reproducible(device):
-        seconds, device_memory = _timed(run(), device, "--batch-size")
+        seconds, device_memory = _timed(run(), device, "batch_size=")
     batches.close()
     return Trial(seconds, (0 if device_memory else activations) + feed + weights, device_memory)
 
@@ -95,7 +95,7 @@ def time_embedding(file: Packed, encoder: Encoder, rows: int, *, device: str, en
             yield
 
     with reproducible(device):
-        seconds, device_memory = _timed(run(), device, "--input-size")
+        seconds, device_memory = _timed(run(), device, "input_size=")
     batches.close()
     columns, channels = shapes[0]
     sample = torch.zeros(1, channels, *encoder.view.size, device=device)
@@ -115,7 +115,7 @@ def _feed_memory(file: Packed, device: str, rows: int, image_bytes: int) -> int:
     return rows * image_bytes
 
 
-def _timed(steps: Iterator[None], device: str, option: str) -> tuple[float, int]:
+def _timed(steps: Iterator[None], device: str, argument: str) -> tuple[float, int]:
     """Return seconds a step after a warm-up, and the peak of device memory in bytes (0 on the CPU)."""
     cuda = device.startswith("cuda")
 
@@ -142,7 +142,7 @@ def _timed(steps: Iterator[None], device: str, option: str) -> tuple[float, int]
         seconds = (now - began) / count if count else now - before
         return seconds, int(torch.cuda.max_memory_allocated(device) * 1.2) if cuda else 0
     except torch.OutOfMemoryError as error:
-        raise UsageError(f"{device} has not enough memory; choose a smaller {option}, or --device cpu") from error
+        raise UsageError(f'{device} has not enough memory; choose a smaller {argument}, or device="cpu"') from error
 
 
 def layer_bytes(model: nn.Module, images: Tensor, combine: Callable[[list[int]], Any]) -> int:

@@ -21,7 +21,7 @@ MARK = "made-by-fastload"
 
 _MARK_TEXT = b"A work folder of `fastload build-subset`, which removes it when the subset is done.\n"
 NOT_FINITE = "not-finite.txt"
-"""The ids of samples that `--exclude` leaves out, one a line, where there are too many for a command line."""
+"""The ids of samples that `exclude` leaves out, one a line, where there are too many for a command line."""
 
 _KEPT = (
     "state.json",

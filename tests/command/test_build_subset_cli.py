@@ -122,7 +122,7 @@ def test_bad_input_is_one_line_with_its_exit_code_and_leaves_nothing(
 def test_cuda_where_there_is_none_is_exit_code_2(run, monkeypatch, few_cifar, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     done = run(few_cifar, tmp_path / "s.h5", "--device", "cuda", "--quiet")
-    assert done.returncode == 2 and "device='cuda' was asked for, but" in one_line(done)
+    assert done.returncode == 2 and "--device cuda was asked for, but" in one_line(done)
 
 
 def wait_for(path: Path, process: subprocess.Popen, seconds: float = 60.0) -> None:

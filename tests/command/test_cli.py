@@ -436,7 +436,7 @@ def test_an_empty_source_is_not_the_folder_one_stands_in(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(put(tmp_path / "s", class_files()))
-    fails(capsys, 2, "SOURCE is an empty text", "pack", "", tmp_path / "o.h5")
+    fails(capsys, 2, "SOURCE '': an empty text", "pack", "", tmp_path / "o.h5")
 
 
 @pytest.mark.parametrize("name, reason", [("x" * 300, "File name too long"), ("a\0b", "embedded null")])

@@ -1,7 +1,8 @@
-"""What README and the pages say: links lead somewhere, figures stand in the results, defaults are the code's."""
+"""What pages and messages say: links lead somewhere, figures stand in the results, the library names no options."""
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -14,6 +15,12 @@ from fastload.order import Order
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FAQ = " ".join((ROOT / "docs/faq.md").read_text().split())
 RESULTS = (ROOT / "docs/results.md").read_text()
+SHELL_COMMANDS = {
+    "feeds/engine_choice.py": ["pack with --resize"],
+    "packed/metadata.py": ["OUT.h5 --images ", " --labels NAME`"],  # `fastload pack FILE OUT.h5 --images …`
+    "sources/tars.py": ["`zstd --long=31`", "make it with -h --hard-dereference"],
+}
+"""Where the library's texts have an option in them, by file: of a command to type, this program's or another."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -55,3 +62,17 @@ def test_the_page_s_words_about_augment_are_its_defaults() -> None:
         assert words in FAQ
     order = Order(10, 0, 0)
     assert f"windows of {order.block_rows * order.window_blocks:,}" in FAQ
+
+
+def test_texts_below_the_command_name_no_options() -> None:
+    """They are read in Python too: they name arguments, `resize=256`, and the command says them as its options."""
+    for path in sorted((ROOT / "fastload").rglob("*.py")):
+        name = path.relative_to(ROOT / "fastload").as_posix()
+        if name.startswith("command/") or name == "__main__.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                text = node.value
+                for allowed in SHELL_COMMANDS.get(name, ()):
+                    text = text.replace(allowed, "")
+                assert not re.search(r"(?<![\w-])--[a-z]", text), f"{name}:{node.lineno}: {text}"

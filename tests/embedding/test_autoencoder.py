@@ -172,7 +172,7 @@ def test_checkpoints_come_at_the_asked_interval(file, tmp_path):
 
 
 def test_divergence_is_an_error_that_names_the_learning_rate(file):
-    with pytest.raises(UsageError, match=r"loss is (nan|inf).*--learning-rate"):
+    with pytest.raises(UsageError, match=r"loss is (nan|inf).*learning_rate="):
         train(file, TrainingSettings(steps=25, batch_size=16, learning_rate=1e6))
 
 

@@ -134,7 +134,7 @@ def test_chunks_depend_on_the_view_alone_and_shrink_with_large_images():
 
 def test_rows_that_were_not_begun_are_not_gone_on_with(file, encoder, tmp_path):
     np.save(tmp_path / "e.npy", np.zeros((7, 3), np.float32))
-    with pytest.raises(DataError, match=r"not the embeddings that were begun.*--fresh"):
+    with pytest.raises(DataError, match=r"not the embeddings that were begun.*fresh=True"):
         RowWriter(tmp_path / "e.npy", 400, 216, keep=True)
 
 
@@ -259,7 +259,7 @@ def test_an_encoder_may_see_a_mean_and_standard_deviation_taken_off_each_channel
 
 @pytest.mark.parametrize("normalize", ["cifar", "0.5/0", "1,2/1", (1, 2, 3), True, "nan/1", ("a", "b")])
 def test_values_that_normalize_nothing_are_refused(own_models, normalize):
-    with pytest.raises(UsageError, match=r"--encoder-normalize .*it is imagenet, or means"):
+    with pytest.raises(UsageError, match=r'encoder_normalize=.*it is "imagenet", or means'):
         load_encoder("own_models:mean", normalize=normalize)
 
 
@@ -281,7 +281,7 @@ def test_an_encoder_that_cannot_be_had_is_a_usage_error(own_models, spec, messag
 
 def test_an_encoder_that_fails_on_the_images_is_an_error_with_their_shape(own_models, file):
     encoder = load_encoder("own_models:linear", input_size=32)
-    with pytest.raises(UsageError, match=r"own_models:linear: failed .*\[400, 3, 32, 32\].*--input-size"):
+    with pytest.raises(UsageError, match=r"own_models:linear': failed .*\[400, 3, 32, 32\].*input_size="):
         embed(file, encoder, own_models / "e.npy")
 
 

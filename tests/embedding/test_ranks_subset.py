@@ -301,8 +301,8 @@ ASKED = {"first": 0, "threads": 1, "encoder": "", "view": {}}
     ("changes", "encoder", "message"),
     [
         ({"samples": 9}, None, r"full.h5: is not the full set that rank 0 has \(samples 5120 instead of 9\)"),
-        ({}, None, "rank 0 has an --encoder, and this rank none"),
-        ({}, "rank_models:Linear", "has other weights, code or --input-size than rank 0's"),
+        ({}, None, "rank 0 was given encoder=, and this rank was not"),
+        ({}, "rank_models:Linear", "has other weights, code or input_size= than rank 0's"),
     ],
 )
 def test_a_rank_with_other_data_or_another_encoder_than_rank_0_refuses(

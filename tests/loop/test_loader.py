@@ -316,7 +316,7 @@ def test_file_order_and_block_order(pair, tmp_path):
         ids = torch.cat([batch[2] for batch in loader][SWAP:])
     assert ids.tolist() != sorted(ids.tolist()) and len(set(ids.tolist())) == len(ids)
     by_label = write_raw(tmp_path / "sorted.h5", noise_images(20), np.repeat([0, 1], 10))
-    with pytest.raises(UsageError, match="--order shuffled"):
+    with pytest.raises(UsageError, match='pack it with order="shuffled"'):
         make((by_label, None), swap=0, shuffle="block")
 
 

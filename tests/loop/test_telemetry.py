@@ -110,7 +110,7 @@ def of_phase(**changes):
         (of_phase(), {"free": None, "shuffle": True}, 'shuffle="block"'),
         (of_phase(), {"shuffle": "block"}, "more processors"),
         (of_phase(), {"free": 0, "shuffle": False}, "more processors"),
-        (of_phase(), {"encoded": True, "engine": "dali"}, "fastload pack --resize"),
+        (of_phase(), {"encoded": True, "engine": "dali"}, "resized once (resize=S)"),
         (of_phase(feed="resident"), {"engine": "dali"}, 'engine="fused"'),
         (of_phase(), {"engine": "dali", "free": 0}, 'engine="fused"'),
         (of_phase(ring_fill=0.6), {"free": 0}, "prefetch="),

@@ -259,7 +259,7 @@ def test_a_subset_keeps_its_samples_names_and_having_no_labels(images, labels, t
     with PackedFile(tmp_path / "s.h5") as file:
         assert list(file.names) == [names[i] for i in file.ids] and (file.labels is not None) == labelled
     if not labelled:
-        with pytest.raises(UsageError, match=r"full\.h5: holds no labels, and --balance-classes needs them"):
+        with pytest.raises(UsageError, match=r"full\.h5: holds no labels, and balance_classes=True needs them"):
             build_subset(full, tmp_path / "s.h5", strategy="random", size=9, balance_classes=True)
 
 

@@ -1,4 +1,4 @@
-"""What `pack --encoded` keeps: both decoders make the same upright pixels of it, or it is refused by name."""
+"""What `pack(encoded=True)` keeps: both decoders make the same upright pixels of it, or it is refused by name."""
 
 from __future__ import annotations
 
@@ -120,8 +120,8 @@ REFUSED = {
     "cut.jpg": (cut_jpeg(PIXELS, 0.5, quality=95), "cannot be decoded"),
     "checksum.png": (PNG.replace(b"IDAT", b"IDAT", 1)[:-20] + b"\0" + PNG[-19:], "chunk IDAT has a wrong checksum"),
     "endless.png": (PNG[:-12], "is a PNG file that Pillow decodes but DALI, which reads it in training, does not"),
-    "film.gif": (encode(PIXELS, "GIF"), "is GIF; --encoded keeps JPEG, PNG, WEBP, BMP, TIFF, PPM files only"),
-    "gif.jpg": (encode(PIXELS, "GIF"), "is GIF; --encoded keeps"),
+    "film.gif": (encode(PIXELS, "GIF"), "is GIF; encoded=True keeps JPEG, PNG, WEBP, BMP, TIFF, PPM files only"),
+    "gif.jpg": (encode(PIXELS, "GIF"), "is GIF; encoded=True keeps"),
     "empty.png": (b"", "is empty"),
     "page.jpg": (b"<html>404</html>", "a failed download"),
     "splinter.jpg": (JPEG[:-100], "cannot be decoded"),
@@ -132,7 +132,7 @@ def test_what_a_decoder_refuses_or_reads_otherwise_is_named_with_its_reason(tmp_
     out = tmp_path / "o.h5"
     for name, (data, words) in REFUSED.items():
         source = put(tmp_path / name, {"c/0.png": PNG, f"d/{name}": data})
-        with pytest.raises(DataError, match=f"'d/{name}' .*{words}.*or pack with --skip-broken$") as caught:
+        with pytest.raises(DataError, match=f"'d/{name}' .*{words}.*or pack with skip_broken=True$") as caught:
             pack(source, out, encoded=True)
         assert "\n" not in str(caught.value) and not out.exists()
 
@@ -225,7 +225,7 @@ def test_without_dali_it_says_how_to_install_it(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(builtins, "__import__", without)
     source = put(tmp_path / "s", {"c/0.png": PNG})
-    with pytest.raises(UsageError, match=r"--encoded, which checks .* needs DALI.*pip install"):
+    with pytest.raises(UsageError, match=r"encoded=True, which checks .* needs DALI.*pip install"):
         pack(source, tmp_path / "o.h5", encoded=True)
     assert pack(source, tmp_path / "o.h5").images == 1  # pixels need none
 

@@ -86,7 +86,7 @@ def test_more_than_four_channels_are_refused_by_name_unless_asked_for(tmp_path: 
 def test_channels_that_are_left_out_are_said(tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     for channels, words in (
-        (4, "channel 4 of 4 of 3 images (--channels 4 keeps it)"),
+        (4, "channel 4 of 4 of 3 images (channels=4 keeps it)"),
         (2, "channel 2 of 2 of 3 images"),
     ):
         arrays = rng.integers(0, 255, (3, 8, 8, channels), dtype=np.uint8)
@@ -99,7 +99,7 @@ def test_channels_that_are_left_out_are_said(tmp_path: Path, out: Path, capsys: 
             warnings.simplefilter("error")
             assert not pack(source, out, channels=channels, **options).left_out
             assert main(["pack", str(tmp_path / "last.npz"), str(out)]) == 0
-            assert words in capsys.readouterr().out
+            assert words.replace("channels=4", "--channels 4") in capsys.readouterr().out
             assert main(["pack", str(tmp_path / "last.npz"), str(out), "-q"]) == 0
             assert capsys.readouterr() == (
                 "",
@@ -156,7 +156,7 @@ def test_other_channels_are_usage_errors(out: Path, channels: object) -> None:
 
 
 def test_encoded_files_keep_what_they_have(tmp_path: Path, out: Path) -> None:
-    with pytest.raises(UsageError, match="so --channels cannot go with it"):
+    with pytest.raises(UsageError, match="so channels= cannot go with it"):
         pack(put(tmp_path / "s", {"c/0.png": encode(PIXELS)}), out, channels=1, encoded=True)
 
 
@@ -191,7 +191,7 @@ def large(height: int, width: int) -> bytes:
 def test_images_beyond_the_limit_are_refused_and_taken_with_max_pixels(tmp_path: Path, out: Path) -> None:
     source = put(tmp_path / "s", {"c/0.jpg": large(120, 160), "c/1.png": encode(picture(120, 160))})
     for name in ("0.jpg", "1.png"):
-        with pytest.raises(DataError, match=rf"'c/{name}' .*19,200 pixels.*bomb.*--max-pixels 19200, or remove"):
+        with pytest.raises(DataError, match=rf"'c/{name}' .*19,200 pixels.*bomb.*max_pixels=19200, or remove"):
             pack(put(tmp_path / name, {f"c/{name}": (source / "c" / name).read_bytes()}), out, max_pixels=19199)
     assert pack(source, out, max_pixels=19200).images == 2
     assert pack(source, out, max_pixels=19200, encoded=True).images == 2
@@ -304,7 +304,9 @@ def test_items_of_a_dataset_that_cannot_be_had_are_skipped_and_listed(out: Path)
     assert [text.split(":")[0] for text in summary.skipped] == [f"item {i}" for i in (0, 2, 3, 4, 5, 6, 7, 8, 9)]
     with PackedFile(out) as file:
         assert file.ids.tolist() == [1, 10] and file.labels.tolist() == [1, 2]
-    with pytest.raises(DataError, match=r"'item 0' has no image .it is None.; mend or remove it, or pack with --skip"):
+    with pytest.raises(
+        DataError, match=r"'item 0' has no image .it is None.; mend or remove it, or pack with skip_broken=True"
+    ):
         pack(items, out)
 
 
@@ -393,10 +395,10 @@ def test_labels_are_numbered_by_another_files_classes(
     put(test, {"dog/0.png": encode(PIXELS)})
     with pytest.raises(DataError, match="'dog'"):
         pack(test, out, classes_from=tmp_path / "train.h5")
-    with pytest.raises(UsageError, match="does not name its classes, so --classes-from cannot number them"):
+    with pytest.raises(UsageError, match="does not name its classes, so classes_from= cannot number them"):
         pack([(PIXELS, 0)], out, classes_from=tmp_path / "train.h5")
     pack([(PIXELS, 0)], tmp_path / "nameless.h5")
-    with pytest.raises(UsageError, match=r"nameless.h5: has no class names"):
+    with pytest.raises(UsageError, match=r'nameless.h5": has no class names'):
         pack(test, out, classes_from=tmp_path / "nameless.h5")
 
 

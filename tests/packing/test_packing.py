@@ -237,7 +237,7 @@ def test_images_of_several_sizes_are_named_with_both_sizes_and_the_mend(tmp_path
     source = put(
         tmp_path / "s", {"a/0.png": encode(noise(8, 9)), "b/0.png": encode(noise(8, 9)), "b/1.png": encode(noise(7, 9))}
     )
-    words = r"s: 'b/1.png' is 7×9 \(height × width\), but 'a/0.png' before it is 8×9; .*--resize S, or .*--encoded"
+    words = r"s: 'b/1.png' is 7×9 \(height × width\), but 'a/0.png' before it is 8×9; .*resize=S, or .*encoded=True"
     refuse(DataError, words, source, tmp_path / "o.h5")
     assert fastload.pack(source, tmp_path / "o.h5", resize=4).shape == (4, 4, 3)
 
@@ -252,7 +252,7 @@ def test_broken_images_stop_it_by_name_or_are_skipped_and_listed(tmp_path: Path,
     for source in (put(tmp_path / "s", files), tar(tmp_path / "s.tar", files)):
         refuse(
             DataError,
-            f"'{names[0]}' cannot be decoded .*mend or remove it, or pack with --skip-broken",
+            f"'{names[0]}' cannot be decoded .*mend or remove it, or pack with skip_broken=True",
             source,
             out,
             encoded=encoded,
@@ -328,7 +328,7 @@ def test_arrays_cifar_and_own_hdf5_become_the_same_images(tmp_path: Path) -> Non
         assert np.array_equal(pixels_of(out), images) and PackedFile(out).labels.tolist() == labels
         refuse(
             UsageError,
-            "holds pixels, not image files; pack it without --encoded",
+            "holds pixels, not image files; pack it without encoded=True",
             source,
             out,
             encoded=True,
@@ -339,10 +339,10 @@ def test_arrays_cifar_and_own_hdf5_become_the_same_images(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"order": "random"}, "order 'random' is neither"),
+        ({"order": "random"}, "order='random' is neither"),
         ({"seed": -1}, "seed=-1"),
-        ({"resize": 0}, "--resize 0"),
-        ({"resize": 4, "encoded": True}, "--encoded keeps the files as they are"),
+        ({"resize": 0}, "resize=0"),
+        ({"resize": 4, "encoded": True}, "encoded=True keeps the files as they are"),
         ({"workers": 0}, "workers=0"),
         ({"images": "x", "labels": "y"}, "leave them out here"),
         ({"images": "x"}, "give both"),
@@ -406,7 +406,7 @@ def test_real_photographs_pack_resized_and_encoded(imagenet_tar: Path, tmp_path:
     assert summary.images == len(summary.counts) == 250
     with PackedFile(tmp_path / "e.h5") as file:
         assert [file.read(row) for row in range(250)] == [files[name] for name in sorted(files)]
-    refuse(DataError, "--resize S, or keep the files with --encoded", imagenet_tar, tmp_path / "x.h5")
+    refuse(DataError, "resize=S, or keep the files with encoded=True", imagenet_tar, tmp_path / "x.h5")
 
 
 # -- stopped in the middle ------------------------------------------------------------------------

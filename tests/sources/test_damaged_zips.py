@@ -31,7 +31,7 @@ def test_a_damaged_member_stops_by_name_and_is_left_out_on_demand(tmp_path: Path
     names = ["a/0.png", "a/1.png", "b/0.png", "b/1.png"]
     path, out = zipped(tmp_path / "z.zip", {name: encode(noise()) for name in names}, method), tmp_path / "o.h5"
     damaged(path, "a/1.png", header=header)
-    with pytest.raises(DataError, match=r"z\.zip: 'a/1.png' is damaged in the zip \(.*, or pack with --skip-broken"):
+    with pytest.raises(DataError, match=r"z\.zip: 'a/1.png' is damaged in the zip \(.*, or pack with skip_broken=True"):
         fastload.pack(path, out)
     assert not out.exists()
     fastload.pack(path, out, skip_broken=True)

@@ -94,14 +94,14 @@ def test_split_is_a_top_level_folder_and_must_be_named_where_there_are_several(t
     folder = put(tmp_path / "s", files)
     for path in (folder, tar(tmp_path / "t.tar", {f"top/{name}": data for name, data in files.items()})):
         assert len(open_source(path, split="train")) == 6
-        expect(UsageError, r"several splits: test \(6 images\), train \(6 images\); name one with --split", path)
+        expect(UsageError, r"several splits: test \(6 images\), train \(6 images\); name one with split=", path)
         expect(UsageError, "no split 'val'; its folders are test", path, split="val")
 
 
 def test_one_leading_folder_is_passed_over_but_not_the_only_class(tmp_path: Path) -> None:
     assert open_source(put(tmp_path / "a", {"train/cat/0.png": b"", "train/dog/0.png": b""})).classes == ["cat", "dog"]
     only = put(tmp_path / "b", {"cat/0.png": b"", "cat/1.png": b""})
-    expect(DataError, "holds 2 images of one class, 'cat', .*say --class-level 1 if that is meant", only)
+    expect(DataError, "holds 2 images of one class, 'cat', .*say class_level=1 if that is meant", only)
     assert open_source(only, class_level=1).classes == ["cat"]
 
 
@@ -352,7 +352,7 @@ def test_npz_with_splits_or_named_arrays(tmp_path: Path) -> None:
     medmnist = save(tmp_path / "m.npz", train_images=RGB, train_labels=np.arange(N), val_images=RGB[:1], val_labels=[1])
     assert len(open_source(keras, split="test")) == 2 and len(open_source(medmnist, split="val")) == 1
     assert open_source(keras, images="x_test", labels="y_test").details == {}
-    expect(UsageError, r"several splits: train \(5 images\), test \(2 images\); name one with --split", keras)
+    expect(UsageError, r"several splits: train \(5 images\), test \(2 images\); name one with split=", keras)
     expect(UsageError, "has no split 'dev'; its splits: train, test", keras, split="dev")
     expect(UsageError, "has no array 'x'; its arrays: x_test", keras, images="x", labels="y_test")
     expect(UsageError, "go together: give both", keras, images="x")
@@ -564,7 +564,7 @@ def test_all_images_are_taken_without_labels(tmp_path: Path) -> None:
         assert list(open_source(place, unlabelled=True, split="train").names) == ["train/1.jpg", "train/deep/0.png"]
     expect(
         UsageError,
-        "--class-level names classes, and --unlabelled leaves them out",
+        "class_level= names classes, and unlabelled=True leaves them out",
         place,
         unlabelled=True,
         class_level=1,
@@ -626,7 +626,7 @@ def test_labels_can_be_left_out_of_every_source(tmp_path: Path) -> None:
     fastload.pack(dicts, tmp_path / "q.h5", unlabelled=True, progress=False)
     with fastload.PackedFile(tmp_path / "q.h5") as file:
         assert file.labels is None and len(file) == N
-    expect(UsageError, "--labels names labels, and --unlabelled leaves them out", pairs, labels="y", unlabelled=True)
+    expect(UsageError, "labels= names labels, and unlabelled=True leaves them out", pairs, labels="y", unlabelled=True)
 
 
 # -- map-style datasets ---------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def test_samples_with_nan_are_named_and_may_be_left_out(full):
     values[[5, 9], 1] = np.nan
     np.save(full.with_name("e.npy"), values)
     for strategy in ("top-activations", "kmeans"):
-        told = r"NaN or infinity in 2 of 55 samples: c2/005.png, c0/009.png; embed these again, .* --exclude 5,9$"
+        told = r'NaN or infinity in 2 of 55 samples: c2/005.png, c0/009.png; embed these again, .* exclude="5,9"$'
         with pytest.raises(DataError, match=told):
             chosen(full, strategy=strategy)
         assert len(chosen(full, strategy=strategy, exclude="5,9").ids) == 20
@@ -137,7 +137,7 @@ def test_many_samples_with_nan_are_ten_names_and_a_list_to_exclude(full, strateg
     text = str(told.value)
     assert f"NaN or infinity in {count} of 55 samples: " in text and f" and {count - 10} more; " in text
     assert text.count(".png") == 10
-    listed = text.rpartition("--exclude ")[2]
+    listed = text.rpartition("exclude=")[2].strip('"')
     excluded = {int(line) for line in Path(listed).read_text().splitlines()}
     copies = {1, 40, 42, 43, 44}  # would be candidates in their place, and may hold NaN too
     assert 1 in excluded and len(excluded - copies) == count
@@ -156,13 +156,13 @@ def test_a_kept_work_folder_does_not_answer_for_other_lists(full):
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"exclude": [99]}, DataError, "--exclude: has id 99, which .*full.h5 does not hold"),
+        ({"exclude": [99]}, DataError, "exclude=…: has id 99, which .*full.h5 does not hold"),
         ({"include": ["c0/none.png"]}, DataError, "has the name 'c0/none.png', which"),
         ({"include": [3], "exclude": [3]}, UsageError, r"id 3 \(c0/003.png\) is both included and excluded"),
-        ({"include": list(range(20))}, UsageError, "--size 20: 20 are named by --include already"),
+        ({"include": list(range(20))}, UsageError, "size=20: 20 are named by include= already"),
         ({"exclude": list(range(30)), "size": 40}, UsageError, "40 samples were asked for, but 30 are left"),
         ({"exclude": 3}, UsageError, "exclude=3"),
-        ({"exclude": [1.5]}, UsageError, "exclude: --exclude holds float64"),
+        ({"exclude": [1.5]}, UsageError, "exclude=…: holds float64"),
         ({"keep_duplicates": "no"}, UsageError, "keep_duplicates='no'"),
         ({"equal_classes": "no"}, UsageError, "equal_classes='no'"),
         ({"balance_classes": "no"}, UsageError, "balance_classes='no'"),
@@ -170,8 +170,8 @@ def test_a_kept_work_folder_does_not_answer_for_other_lists(full):
         ({"fresh": 1}, UsageError, "fresh=1"),
         ({"alone": "yes"}, UsageError, "alone='yes'"),
         ({"size": True}, UsageError, "size=True"),
-        ({"size": "0,5%"}, UsageError, "--size 0,5%: .*write 0.5%"),
-        ({"size": "1.000"}, UsageError, "--size 1.000: could be a number or a share"),
+        ({"size": "0,5%"}, UsageError, "size='0,5%': .*write 0.5%"),
+        ({"size": "1.000"}, UsageError, "size='1.000': could be a number or a share"),
         ({"size": None, "per_dimension": 2.5}, UsageError, "per_dimension=2.5"),
         ({"equal_classes": True, "balance_classes": True}, UsageError, "give one of the two"),
         ({"strategy": ["random"]}, UsageError, "strategy="),
@@ -197,7 +197,7 @@ def test_the_subset_of_a_set_without_labels_has_none_either(tmp_path):
         with TwoPhaseLoader(full, tmp_path / "s.h5", **settings) as loader:
             batches = list(loader)
         assert [(len(batch), len(batch[0])) for batch in batches] == [(1, 4)] * 4, "(images,) in both phases"
-    with pytest.raises(UsageError, match="--balance-classes"):
+    with pytest.raises(UsageError, match="balance_classes=True"):
         chosen(full, balance_classes=True)
 
 

@@ -137,7 +137,11 @@ def test_scores_of_a_kept_run_are_those_of_its_stored_embeddings(tmp_path, monke
 def test_what_has_no_scores_is_refused_before_any_work(full, tmp_path):
     register("mine", random, needs_embeddings=False)
     try:
-        for strategy, words in (("random", "random has no scores"), ("mine", "'mine'"), ("top-activations", "--keep")):
+        for strategy, words in (
+            ("random", "random has no scores"),
+            ("mine", "'mine'"),
+            ("top-activations", "keep=True"),
+        ):
             with pytest.raises(UsageError, match=words):
                 build_subset(full, tmp_path / "s.h5", strategy=strategy, size=20, scores=tmp_path / "a.npz")
     finally:

@@ -166,7 +166,7 @@ def test_lists_that_are_too_short_are_made_longer_in_another_pass_which_resumes_
 
 
 def test_an_encoder_that_gives_other_embeddings_in_its_second_pass_is_an_error(full, tmp_path):
-    with pytest.raises(DataError, match="other embeddings in its pass 2 than before; with --keep they are stored"):
+    with pytest.raises(DataError, match="other embeddings in its pass 2 than before; with keep=True they are stored"):
         build(full, tmp_path / "s.h5", encoder="streaming_models:Forgetful")
     assert not (tmp_path / "s.h5").exists()
 

@@ -222,7 +222,7 @@ def test_images_of_different_sizes_need_resize_and_get_it(tmp_path):
     sizes = [(40, 60), (60, 40), (50, 50), (80, 48)]
     files = [jpeg(*sizes[i % 4], shade=10 * i) for i in range(20)]
     full = write_encoded(tmp_path / "full.h5", files, np.arange(20))
-    with pytest.raises(UsageError, match=r"different sizes \(.* is 40×60, .* is 60×40\).*--resize S"):
+    with pytest.raises(UsageError, match=r"different sizes \(.* is 40×60, .* is 60×40\).*resize=S"):
         build_subset(full, tmp_path / "s.h5", strategy="random", size=5)
     assert not (tmp_path / "s.h5").exists() and not (tmp_path / "s.h5.work").exists()
     build_subset(full, tmp_path / "s.h5", strategy="random", size=5, resize=36)
@@ -278,7 +278,9 @@ def test_labels_of_any_shape_are_carried_over(tmp_path, few_cifar, own):
     assert report.classes == []
     with PackedFile(tmp_path / "s.h5") as chosen:
         assert (chosen.labels == labels[chosen.ids]).all()
-    with pytest.raises(UsageError, match=r"--balance-classes: the labels .* float32 of shape \(400, 3\)"):
+    with pytest.raises(
+        UsageError, match=r"balance_classes=True needs .* the labels of .* are float32 of shape \(400, 3\)"
+    ):
         build_subset(path, tmp_path / "s.h5", size=20, embeddings=own, balance_classes=True)
 
 
@@ -433,10 +435,10 @@ def test_an_old_output_stays_until_the_new_one_is_complete(few_cifar, tmp_path, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"size": 401}, r"--size 401: 401 samples were asked for, but the full set has 400"),
-        ({"size": 0}, r"--size 0: choose at least 1"),
-        ({"size": "many"}, r"--size many: it is a number of samples, or a share"),
-        ({"size": "101%"}, r"--size 101%: a share"),
+        ({"size": 401}, r"size=401: 401 samples were asked for, but the full set has 400"),
+        ({"size": 0}, r"size=0: choose at least 1"),
+        ({"size": "many"}, r"size='many': it is a number of samples, or a share"),
+        ({"size": "101%"}, r"size='101%': a share"),
         ({"size": 10, "per_dimension": 2}, r"give one of the two"),
         ({"per_dimension": "2"}, r"per_dimension='2'"),
         ({"batch_size": 16.0}, r"batch_size=16.0"),
@@ -445,27 +447,27 @@ def test_an_old_output_stays_until_the_new_one_is_complete(few_cifar, tmp_path, 
         ({"seed": 1.5}, r"seed=1.5"),
         ({"encoder": 3}, r"encoder=3"),
         ({"embeddings": 3}, r"embeddings=3"),
-        ({"strategy": "random", "embeddings": "x.npy"}, r"no use for --embeddings"),
+        ({"strategy": "random", "embeddings": "x.npy"}, r"no use for embeddings="),
         ({"batch_size": 10**9}, r"MB of memory are needed"),
         ({"embedding_size": 10**9}, r"MB of memory are needed"),
-        ({"per_dimension": 401}, r"--per-dimension 401: .* the 400 samples of"),
-        ({"per_dimension": 2, "strategy": "random"}, r"random has no dimensions; give --size"),
+        ({"per_dimension": 401}, r"per_dimension=401: .* the 400 samples of"),
+        ({"per_dimension": 2, "strategy": "random"}, r"random has no dimensions for per_dimension=; give size="),
         (
             {"strategy": "best"},
             r"'best' is unknown; choose one of combinations, kmeans, pca, penalized, random, "
             "top-activations",
         ),
-        ({"preset": "fast"}, r"--preset fast: there is one, 'paper'"),
-        ({"preset": "paper", "epochs": 2}, r"--preset paper sets steps and batch size"),
-        ({"epochs": 0}, r"--epochs 0: it must be positive"),
+        ({"preset": "fast"}, r"preset='fast': there is one, 'paper'"),
+        ({"preset": "paper", "epochs": 2}, r'preset="paper" sets steps and batch size'),
+        ({"epochs": 0}, r"epochs=0: it must be positive"),
         ({"batch_size": 0}, r"batch_size=0"),
         ({"embedding_size": 0}, r"embedding_size=0"),
-        ({"input_size": 32}, r"--input-size is for --encoder"),
-        ({"embeddings": "e.npy", "encoder": "a:b"}, r"--embeddings and --encoder: give one"),
-        ({"embeddings": "e.npy", "epochs": 2}, r"--embeddings takes the autoencoder's place, .* --epochs"),
-        ({"threads": 0}, r"--threads 0"),
+        ({"input_size": 32}, r"input_size= is for encoder="),
+        ({"embeddings": "e.npy", "encoder": "a:b"}, r"embeddings= and encoder= exclude each other; give one"),
+        ({"embeddings": "e.npy", "epochs": 2}, r"embeddings= takes the autoencoder's place, .* epochs="),
+        ({"threads": 0}, r"threads=0"),
         ({"seed": -1}, r"seed=-1"),
-        ({"resize": 0}, r"--resize 0"),
+        ({"resize": 0}, r"resize=0"),
         ({"device": "gpu"}, r"device='gpu' is no device"),
     ],
 )
@@ -512,7 +514,7 @@ def test_nan_in_embeddings_is_an_error_with_the_count_and_the_first_ids(few_cifa
     bad = vectors.copy()
     bad[[17, 60, 300], [0, 3, 11]] = np.nan, np.inf, np.nan
     np.save(tmp_path / "e.npy", bad)
-    with pytest.raises(DataError, match=r"NaN or infinity in 3 of 400 samples: .*--exclude 17,60,300$"):
+    with pytest.raises(DataError, match=r'NaN or infinity in 3 of 400 samples: .*exclude="17,60,300"$'):
         build_subset(few_cifar, tmp_path / "s.h5", size=20, embeddings=tmp_path / "e.npy")
     assert not (tmp_path / "s.h5").exists()
 
@@ -563,7 +565,7 @@ def test_what_does_not_fit_is_refused_before_it_starts_and_the_needs_are_told(fe
         build_subset(few_cifar, tmp_path / "t.h5", size=50, **SIZES)
     monkeypatch.undo()
     monkeypatch.setattr(estimate, "available_memory", lambda: 1 << 20)
-    with pytest.raises(UsageError, match=r"about \d+ MB of memory are needed, but 1 MB are available.*--batch-size"):
+    with pytest.raises(UsageError, match=r"about \d+ MB of memory are needed, but 1 MB are available.*batch_size="):
         build_subset(few_cifar, tmp_path / "t.h5", size=50, **SIZES)
     assert not (tmp_path / "t.h5").exists() and not (tmp_path / "t.h5.work").exists()
 
