@@ -18,8 +18,8 @@ Shuffle = bool | Literal["block"]
 
 
 def shuffle_of(value: Any) -> Shuffle:
-    """Return a `shuffle` as plain True, False or "block"; raise UsageError for anything else, such as an array."""
-    if isinstance(value, bool | int | np.bool_) and value in (True, False):
+    """Return a `shuffle` as plain True, False or "block"; raise UsageError for anything else, such as 1 or an array."""
+    if isinstance(value, bool | np.bool_):
         return bool(value)
     if isinstance(value, str) and value == "block":
         return "block"

@@ -6,9 +6,10 @@ import contextlib
 import errno
 import os
 import stat
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
+
+from fastload.common.dropping import Descriptor
 
 _CLOSED = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO without a writer would wait for one for ever
 
@@ -25,8 +26,14 @@ class OpenFolder:
 
     def __init__(self, path: Path, *, follow: bool = False) -> None:
         self.path = path
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
-        self._release = weakref.finalize(self, os.close, self.descriptor)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+        self._open: Descriptor | None = Descriptor(os.open(path, flags))
+
+    @property
+    def descriptor(self) -> int:
+        """The folder's descriptor; -1 once it was given back, since its number may be another file's by then."""
+        held = self._open
+        return -1 if held is None else held.number
 
     def file(self, name: str) -> FolderFile:
         """Return the file of a name, there or not."""
@@ -38,8 +45,7 @@ class OpenFolder:
 
     def close(self) -> None:
         """Give the folder back. Safe to call twice."""
-        self.descriptor = -1  # its number may be another file's by now
-        self._release()
+        self._open = None
 
 
 class FolderFile:

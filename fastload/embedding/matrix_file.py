@@ -9,13 +9,13 @@ import mmap
 import os
 import queue
 import threading
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fastload.common.dropping import Descriptor
 from fastload.common.folder_files import FolderFile
 from fastload.errors import DataError
 from fastload.packed.format import digest
@@ -47,7 +47,7 @@ class UnchangedFile:
 
     def __init__(self, name: str, descriptor: int) -> None:
         self.name, self.descriptor = name, descriptor
-        self._release = weakref.finalize(self, os.close, descriptor)
+        self._open = Descriptor(descriptor)
         self.size = os.fstat(descriptor).st_size
         self._watch = Watch(Path(name), descriptor)
         for position in np.linspace(0, max(0, self.size - _BLOCK), _BLOCKS).astype(int).tolist():

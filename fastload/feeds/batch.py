@@ -12,6 +12,9 @@ from fastload.common.arguments import integer
 from fastload.errors import UsageError
 from fastload.feeds.buffers import FLOAT_TYPES
 
+MOST_IMAGES = 2**31 - 1
+"""In a batch: kernels count them in 32 bits, and the size of a batch of more would overflow where it is reckoned."""
+
 
 class Batch(NamedTuple):
     """images [B, C, h, w], labels [B, ...] (None of an unlabelled set) and ids int64 [B], on the device."""
@@ -35,7 +38,7 @@ class Output:
     """How batches come out.
 
     Arguments:
-        batch_size: images in a full batch, at least 1.
+        batch_size: images in a full batch, 1 to MOST_IMAGES.
         device: where they are wanted.
         dtype: of the images: torch.float32, float16 or bfloat16.
         memory_format: of the images: torch.contiguous_format or channels_last.
@@ -52,6 +55,8 @@ class Output:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "batch_size", integer("batch_size", self.batch_size, 1))
+        if self.batch_size > MOST_IMAGES:
+            raise UsageError(f"batch_size={self.batch_size}; it must be at most {MOST_IMAGES}")
         if self.dtype not in FLOAT_TYPES:
             raise UsageError(f"dtype={self.dtype}; it is one of torch.float32, torch.float16, torch.bfloat16")
         if self.memory_format not in (torch.contiguous_format, torch.channels_last):

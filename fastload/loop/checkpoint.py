@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fastload.common.arguments import integer, real
 from fastload.errors import UsageError
 from fastload.loop.policies import SwapPolicy
@@ -88,10 +90,23 @@ def _mend(name: str, found: Any, ranks: int) -> str:
 
 
 def _differs(found: Any, value: Any) -> bool:
+    """Whether a setting of a state is not this loader's; True and 1 are two, however deep they lie."""
+    if isinstance(value, Mapping):
+        if not isinstance(found, Mapping) or found.keys() != value.keys():
+            return True
+        return any(_differs(found[name], one) for name, one in value.items())
+    if isinstance(value, list):
+        if not isinstance(found, list) or len(found) != len(value):
+            return True
+        return any(map(_differs, found, value))
     try:
-        return bool(found != value)
+        return bool(found != value) or _is_flag(found) != _is_flag(value)
     except (RuntimeError, ValueError):  # an array or a tensor of several elements
         return True
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool | np.bool_)
 
 
 def _short(value: Any) -> str:

@@ -153,11 +153,21 @@ class Plateau:
 
     def state(self) -> dict[str, Any]:
         """Return what has been seen as JSON-able plain values."""
-        best = None if math.isinf(self.best) else self.best
-        return {"best": best, "stale": self.stale, "sum": float(self._sum), "count": self._count}
+        best = None if self.best == math.inf else _plain(self.best)
+        return {"best": best, "stale": self.stale, "sum": _plain(float(self._sum)), "count": self._count}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state()`."""
-        self.best = math.inf if state["best"] is None else real("best", state["best"])
+        self.best = math.inf if state["best"] is None else _number("best", state["best"])
         self.stale, self._count = integer("stale", state["stale"], 0), integer("count", state["count"], 0)
-        self._sum = real("sum", state["sum"])
+        self._sum = _number("sum", state["sum"])
+
+
+def _plain(value: float) -> float | str:
+    """Return a number as JSON can hold it: NaN and infinity, for which it has no numbers, are texts."""
+    return value if math.isfinite(value) else str(value)
+
+
+def _number(name: str, value: Any) -> float:
+    """Return the number that `_plain` gave."""
+    return float(value) if isinstance(value, str) and value in ("nan", "inf", "-inf") else real(name, value)

@@ -130,7 +130,7 @@ def test_a_plateau_of_the_loss_swaps(pair):
 
 
 @given(
-    losses=st.lists(st.floats(-10, 10), max_size=60),
+    losses=st.lists(st.floats(-10, 10) | st.sampled_from([math.nan, math.inf, -math.inf]), max_size=60),
     patience=st.integers(1, 4),
     window=st.integers(1, 5),
     min_delta=st.floats(0, 1),
@@ -144,7 +144,7 @@ def test_plateau_equals_a_plain_reading_of_its_definition_also_across_a_restart(
     for number, loss in enumerate(losses):
         if number == cut:
             restored = Plateau(policy)
-            restored.restore(json.loads(json.dumps(plateau.state())))
+            restored.restore(json.loads(json.dumps(plateau.state(), allow_nan=False)))
             plateau = restored
         plateau.report(loss)
     best, stale = math.inf, 0
@@ -195,7 +195,37 @@ def test_resume_remembers_the_policy_s_history_and_the_swap(pair, swap, stop):
         assert same(before + run(loader), whole)
 
 
-@pytest.mark.parametrize("history", [None, 3, [], {}, torch.zeros(2), {"best": 1.0, "stale": -1, "sum": 0, "count": 0}])
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("losses", [1, 4, 6])
+def test_the_state_of_a_run_whose_loss_is_no_number_is_strict_json_and_resumes(pair, loss, losses):
+    swap = Swap.on_plateau(patience=2, window=4)
+
+    def run(loader, at):
+        for _ in loader:
+            loader.report_loss(loss if loader.step <= losses else 1.0)
+            if loader.step == at:
+                return loader.state_dict()
+        return loader.swap_step
+
+    with make(pair, swap=swap) as loader:
+        expected = run(loader, None)
+    with make(pair, swap=swap) as loader:
+        state = json.loads(json.dumps(run(loader, losses), allow_nan=False))
+    with make(pair, swap=swap) as loader:
+        loader.load_state_dict(state)
+        assert loader.state_dict() == state and run(loader, None) == expected
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        *(None, 3, [], {}, torch.zeros(2)),
+        {"best": 1.0, "stale": -1, "sum": 0, "count": 0},
+        {"best": "low", "stale": 0, "sum": 0, "count": 0},
+        {"best": None, "stale": 0, "sum": "1.0", "count": 0},
+        {"best": None, "stale": 0, "sum": [math.nan], "count": 0},
+    ],
+)
 def test_a_state_whose_history_of_losses_is_damaged_is_a_usage_error(pair, history):
     with make(pair, swap=Swap.on_plateau()) as loader:
         with pytest.raises(UsageError, match="the state is damaged"):
