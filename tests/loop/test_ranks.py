@@ -28,6 +28,10 @@ def pair(tmp_path_factory):
 
 def torchrun(folder, pair, world, name, swap, *options, steps=STEPS):
     """Run the program on `world` ranks; return each rank's report."""
+    return finish(start(folder, pair, world, name, swap, *options, steps=steps), folder, name)
+
+
+def start(folder, pair, world, name, swap, *options, steps=STEPS):
     command = [
         sys.executable,
         "-m",
@@ -46,8 +50,12 @@ def torchrun(folder, pair, world, name, swap, *options, steps=STEPS):
         *options,
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process, folder, name):
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said[-3000:]
     return json.loads((folder / f"{name}.json").read_text())
 
 
@@ -75,8 +83,9 @@ def test_two_ranks_stop_and_one_two_and_three_go_on(pair, tmp_path):
     state = tmp_path / "state.json"
     state.write_text(json.dumps(first[0]["state"]))
     assert first[0]["state"] | {"seconds": 0} == first[1]["state"] | {"seconds": 0}
-    for world in (1, 2, 3):
-        assert joined(torchrun(tmp_path, pair, world, f"on{world}", 20, f"load={state}")) == whole[17:]
+    runs = {f"on{world}": start(tmp_path, pair, world, f"on{world}", 20, f"load={state}") for world in (1, 2, 3)}
+    for name, process in runs.items():
+        assert joined(finish(process, tmp_path, name)) == whole[17:]
 
 
 @pytest.mark.parametrize(
