@@ -25,7 +25,7 @@ def choose_engine(engine: str, file: Packed, augment: Augment) -> str:
         reason = f"{file.path} holds encoded images, which must be decoded"
     elif augment.needs_resize(file.shape):
         reason = f"{file.path} holds {file.shape[0]}×{file.shape[1]} images, which must be resized to {augment.resize}"
-    mend = 'the fused engine does not, so use engine="dali" (or pack with --resize)'
+    mend = 'the fused engine does not, so use engine="dali" (or pack it with resize=)'
     if file.shape is not None and file.shape[2] > MAX_CHANNELS:
         reason = f"{file.path} holds images of {file.shape[2]} channels"
         mend = f'the fused engine takes up to {MAX_CHANNELS}, so use engine="dali"'

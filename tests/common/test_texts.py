@@ -16,7 +16,6 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 FAQ = " ".join((ROOT / "docs/faq.md").read_text().split())
 RESULTS = (ROOT / "docs/results.md").read_text()
 SHELL_COMMANDS = {
-    "feeds/engine_choice.py": ["pack with --resize"],
     "packed/metadata.py": ["OUT.h5 --images ", " --labels NAME`"],  # `fastload pack FILE OUT.h5 --images …`
     "sources/tars.py": ["`zstd --long=31`", "make it with -h --hard-dereference"],
 }
