@@ -38,12 +38,11 @@ class ResidentSet:
         self.images = torch.from_numpy(images).to(device)
         self.ids = torch.from_numpy(file.ids).to(device)
         self.labels = (torch.empty((len(file), 0)) if labels is None else labels.reshape(len(file), -1)).to(device)
-        self._shape, self._strides = (len(file), *file.shape), file.strides
+        self._stored = self.images.as_strided((len(file), *file.shape), file.strides)
 
     def rows(self, rows: np.ndarray) -> torch.Tensor:
         """Return images, uint8 [b, H, W, C] on the device, whatever the file's own layout."""
-        stored = self.images.as_strided(self._shape, self._strides)
-        return stored[torch.from_numpy(rows).to(stored.device)].contiguous()
+        return self._stored[torch.from_numpy(rows).to(self._stored.device)].contiguous()
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keep the memory from being reused, once this is dropped, before what `stream` has queued is done."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import warnings
 
 import pytest
 import torch
 from places import ROOT
+from programs import run_programs
 from torch.utils import deterministic
 
 from fastload.common.reproducible import reproducible
@@ -83,15 +83,8 @@ SETTINGS = [
 def test_precisions_are_exact_inside_and_as_the_program_set_them_after():
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
-    halves = [
-        subprocess.Popen(
-            [*command, *settings], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for settings in (SETTINGS[::2], SETTINGS[1::2])
-    ]
-    for half in halves:  # two that run at the same time
-        told, said = half.communicate(timeout=120)
-        assert half.returncode == 0, said[-3000:]
+    halves = [[*command, *settings] for settings in (SETTINGS[::2], SETTINGS[1::2])]
+    for told in run_programs(halves, environment, timeout=120):
         assert told.split() == ["checked"] * (len(SETTINGS) // 2)
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
 from places import ROOT
+from programs import run_programs
 from selection_reference import assert_lists_are_exact
 
 from fastload.errors import UsageError
@@ -219,15 +220,8 @@ def test_cuda_kernels_are_exact_in_the_simulator():
         "PYTHONWARNINGS": "error::RuntimeWarning",
     }
     script = ROOT / "tests" / "simulator" / "topk_in_simulator.py"
-    halves = [
-        subprocess.Popen(
-            [sys.executable, script, half], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for half in ("lists", "loads")
-    ]
-    for half in halves:
-        told, said = half.communicate(timeout=300)
-        assert half.returncode == 0, said[-3000:]
+    halves = [[sys.executable, script, half] for half in ("lists", "loads")]
+    for told in run_programs(halves, environment, timeout=300):
         assert "exact in the simulator" in told
 
 

@@ -6,18 +6,18 @@ import copy
 import json
 import pickle
 
+import framework_run
 import numpy as np
 import pytest
 import torch
 from batches import same
+from framework_run import BATCH, EPOCH, STEPS, SWAP
 from packs import noise_images, write_encoded, write_pair, write_raw
 from samples import encode
 
 from fastload import Augment, Swap, TwoPhaseLoader, UsageError
 from fastload.feeds.evaluation import EvaluationLoader
 from fastload.packed.file import PackedWriter
-
-STEPS, SWAP, EPOCH, BATCH = 20, 8, 6, 4
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +26,8 @@ def pair(tmp_path_factory):
 
 
 def make(pair, **changes):
-    settings = {
-        "batch_size": BATCH,
-        "steps": STEPS,
-        "swap": SWAP,
-        "augment": Augment(crop=8),
-        "device": "cpu",
-        "seed": 3,
-        "with_ids": True,
-        "resident_budget": 0,
-    }
-    return TwoPhaseLoader(pair[0], pair[1], **(settings | changes))
+    """The run that frameworks are tried on, as one loop unless a test wants epochs."""
+    return framework_run.make(pair, **({"steps_per_epoch": None} | changes))
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,13 @@ import pytest
 import torch.distributed as dist
 from packs import write_pair
 from places import ROOT, TESTS
+from programs import run_programs
 
 from fastload import Augment, FastloadError, Swap, TwoPhaseLoader, UsageError
 from fastload.loop.agreement import AHEAD
 
 PROGRAM = TESTS / "ranks_program.py"
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 STEPS, GLOBAL = 40, 24
 
 
@@ -28,11 +30,12 @@ def pair(tmp_path_factory):
 
 def torchrun(folder, pair, world, name, swap, *options, steps=STEPS):
     """Run the program on `world` ranks; return each rank's report."""
-    return finish(start(folder, pair, world, name, swap, *options, steps=steps), folder, name)
+    run_programs([command(folder, pair, world, name, swap, *options, steps=steps)], ENVIRONMENT, timeout=120)
+    return reports_of(folder, name)
 
 
-def start(folder, pair, world, name, swap, *options, steps=STEPS):
-    command = [
+def command(folder, pair, world, name, swap, *options, steps=STEPS):
+    return [
         sys.executable,
         "-m",
         "torch.distributed.run",
@@ -49,13 +52,10 @@ def start(folder, pair, world, name, swap, *options, steps=STEPS):
         str(GLOBAL),
         *options,
     ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish(process, folder, name):
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 0, said[-3000:]
+def reports_of(folder, name):
+    """Return what each rank of a run has written."""
     return json.loads((folder / f"{name}.json").read_text())
 
 
@@ -83,9 +83,10 @@ def test_two_ranks_stop_and_one_two_and_three_go_on(pair, tmp_path):
     state = tmp_path / "state.json"
     state.write_text(json.dumps(first[0]["state"]))
     assert first[0]["state"] | {"seconds": 0} == first[1]["state"] | {"seconds": 0}
-    runs = {f"on{world}": start(tmp_path, pair, world, f"on{world}", 20, f"load={state}") for world in (1, 2, 3)}
-    for name, process in runs.items():
-        assert joined(finish(process, tmp_path, name)) == whole[17:]
+    runs = {f"on{world}": command(tmp_path, pair, world, f"on{world}", 20, f"load={state}") for world in (1, 2, 3)}
+    run_programs(list(runs.values()), ENVIRONMENT, timeout=120)
+    for name in runs:
+        assert joined(reports_of(tmp_path, name)) == whole[17:]
 
 
 @pytest.mark.parametrize(
