@@ -107,7 +107,9 @@ def test_the_blocks_run(folder, heading, monkeypatch):
 def test_the_blocks_for_several_ranks_run_under_torchrun(folder):
     code = "\n".join(SECTIONS[""] + SECTIONS["torchrun and DDP"])
     code = code.replace("init_process_group()", 'init_process_group("gloo")')
-    code += "\nfor _ in loader: loader.report_loss(1.0)\nprint('ended at', loader.step)\ndist.destroy_process_group()\n"
+    code += "\nfor _ in loader: loader.report_loss(1.0)\n"
+    # In one write: two ranks' pieces came one between the other.
+    code += "import sys; sys.stdout.write(f'ended at {loader.step}\\n'); dist.destroy_process_group()\n"
     (folder / "page.py").write_text(code)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "page.py"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
