@@ -1,10 +1,11 @@
 """`python -m fastload.bench`: our own throughput beside the rivals' and what the machine allows.
 
-    python -m fastload.bench [resident|stream|select|all] [--quick] [--json [FILE]] [--plot FILE.png]
+    python -m fastload.bench [resident|stream|recipe|select|all] [--quick] [--json [FILE]] [--plot FILE.png]
                              [--peers all|none|NAME,…] [--device cpu|cuda] [--data FILE.h5] [--debug]
     python -m fastload.bench peers [install [NAME…]]
     python -m fastload.bench paper --full FULL.h5 --test TEST.h5 [--scale S] [--only NAME,…] …
     python -m fastload.bench advise --full FULL.h5 --step-ms T [--split S] …
+    python -m fastload.bench differences [--data PHOTOGRAPHS]
 
 Each figure is the median of interleaved rounds after one that does not count, with half the distance of the quartiles;
 beside it the limit: a copy of the output's size for feeds, reading the matrix once for the selection; and how many
@@ -23,7 +24,7 @@ from typing import Any
 
 import torch
 
-from fastload.bench import advise, parts, plot, rivals, select_grid, streams
+from fastload.bench import advise, differences, parts, plot, recipe, rivals, select_grid, streams
 from fastload.bench.measure import Deadline, describe, machine, print_table, versions
 from fastload.bench.paper import command
 from fastload.bench.peers import install
@@ -35,7 +36,7 @@ from fastload.common.device import resolve_device
 from fastload.common.replacing import replace_file
 from fastload.errors import UsageError
 
-WHAT = ("resident", "stream", "select")
+WHAT = ("resident", "stream", "recipe", "select")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -49,6 +50,10 @@ def bench(what: str, setting: parts.Setting, peers: str = "all", grid: select_gr
         outcome += rivals.resident(setting, engines, chosen)
     if what in ("stream", "all"):
         outcome += streams.stream(setting, engines, install.chosen(peers), grid.scratch if grid else None)
+    if what in ("recipe", "all") and not encoded:
+        chosen = [peer for peer in install.chosen(peers) if "recipe" in peer.cases]
+        on_cpu = setting.device.type == "cpu"
+        outcome += recipe.recipe(setting, engines, chosen, without_vectors=peers != "none" and on_cpu)
     if what in ("select", "all"):
         outcome += select_grid.select(setting, grid or select_grid.Grid(), rivals=peers != "none")
     if not outcome.results and encoded:
@@ -72,6 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
             return command.main(arguments[1:])
         if arguments[:1] == ["advise"]:
             return advise.main(arguments[1:])
+        if arguments[:1] == ["differences"]:
+            return differences.main(arguments[1:])
         return _measure(_options(arguments))
     except (Exception, KeyboardInterrupt) as error:
         return failure.report(error, debug=debug)
@@ -80,7 +87,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fastload.bench", description=__doc__.split("\n\n")[0])
     parser.add_argument(
-        "what", nargs="?", default="all", choices=[*WHAT, "all"], help="or peers, paper, advise (each with --help)"
+        "what",
+        nargs="?",
+        default="all",
+        choices=[*WHAT, "all"],
+        help="or peers, paper, advise, differences (each with --help)",
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that all runs, measures nothing")
     parser.add_argument(

@@ -172,7 +172,7 @@ def measure(
                 parts.feed_contestant(
                     parts.Setting(device, False, Deadline(seconds)),
                     path,
-                    Augment(crop=side, resize=side if encoded and not resident else None),
+                    Augment.paper(side, resize=side if encoded and not resident else None),
                     batch,
                     batches,
                     name=name,

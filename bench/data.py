@@ -13,14 +13,12 @@ from fastload.packed.file import PackedFile, PackedWriter, SelectionTable
 PHOTOGRAPHS = "imagenet-250.tar"
 
 
-def write_noise(path: Path, count: int, side: int, *, seed: int = 0) -> Path:
-    """Write a raw packed file of `count` random images, side×side×3, in ten classes."""
-    rng = np.random.default_rng(seed)
-    with PackedWriter(
-        path, shape=(count, side, side, 3), labels=np.arange(count) % 10, source={"kind": "noise"}
-    ) as out:
+def write_noise(path: Path, count: int, side: int, *, width: int | None = None, seed: int = 0) -> Path:
+    """Write a raw packed file of `count` random images, side×side×3 or side×width×3, in ten classes."""
+    rng, shape = np.random.default_rng(seed), (side, side if width is None else width, 3)
+    with PackedWriter(path, shape=(count, *shape), labels=np.arange(count) % 10, source={"kind": "noise"}) as out:
         for row in range(count):
-            out.write(row, rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
+            out.write(row, rng.integers(0, 256, shape, dtype=np.uint8))
     return path
 
 

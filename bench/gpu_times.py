@@ -41,7 +41,7 @@ def gpu_times(setting: Setting) -> list[Result]:
             path = stack.enter_context(packed_data(setting, partial(_noise, setting.pick(count, 64), side)))
             file = stack.enter_context(PackedFile(path))
             output = Output(setting.pick(batch, 16), setting.device, dtype)
-            feed = open_feed(file, Augment(crop=crop), Order(len(file), 0, FAST), output, resident=True)
+            feed = open_feed(file, Augment.paper(crop), Order(len(file), 0, FAST), output, resident=True)
             stack.callback(feed.close)
             found += _times(name, partial(_make, feed, output.batch_size), setting)
         rows = setting.pick(1_000_000, 2000)

@@ -153,8 +153,12 @@ def compare(results: Sequence[Result], name: str) -> None:
     reference = next((one for one in results if one.name == name), None)
     for one in results:
         if reference is not None and one is not reference:
-            pairs = zip(reference.rounds, one.rounds, strict=True)
-            one.against, one.ratio = name, statistics.median(ours / other for ours, other in pairs)
+            one.against, one.ratio = name, ratio_of(reference, one)
+
+
+def ratio_of(one: Result, other: Result) -> float:
+    """Return how many times as fast `one` was as `other`, the median of the rounds' ratios."""
+    return statistics.median(a / b for a, b in zip(one.rounds, other.rounds, strict=True))
 
 
 def result_of(name: str, unit: str, rounds: list[float], **settings: Any) -> Result:

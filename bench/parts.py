@@ -90,7 +90,7 @@ def feed_contestant(
         feed = open_feed(file, augment, order, Output(batch, device, dtype), engine=engine, resident=resident)
         stream = run_feed(feed, lambda step: (step * batch, batch), 0, 2**40, device)
         channels = 3 if file.shape is None else file.shape[2]
-        source = torch.zeros((batch, channels, *augment.size), dtype=dtype, device=device)
+        source = torch.zeros((batch, channels, *augment.sides), dtype=dtype, device=device)
         target = torch.empty_like(source)
 
         def run() -> None:
@@ -111,7 +111,7 @@ def feed_contestant(
             "batch": batch,
             "batches": batches,
             "stored": stored,
-            "crop": list(augment.size),
+            "crop": list(augment.sides),
             "dtype": str(dtype).rpartition(".")[2],
             "images": len(file),
         }
@@ -141,7 +141,7 @@ def resident(setting: Setting, engines: tuple[str, ...] = ("fused", "dali")) -> 
         packed_data(setting, lambda path: data.write_noise(path, setting.pick(4320, 64), 32)) as path,
         ExitStack() as stack,
     ):
-        augment = Augment(crop=fitting_crop(path, 24))
+        augment = Augment.paper(fitting_crop(path, 24))
         running = [
             stack.enter_context(
                 feed_contestant(
@@ -167,7 +167,7 @@ def resident_large(setting: Setting) -> list[Result]:
         feeding = feed_contestant(
             setting,
             path,
-            Augment(crop=fitting_crop(path, crop)),
+            Augment.paper(fitting_crop(path, crop)),
             batch,
             setting.pick(200, 2, 4),
             name=f"resident, fused, {crop}², float16",
@@ -196,7 +196,7 @@ def stream_raw(setting: Setting, engines: tuple[str, ...] = ("fused", "dali")) -
             packed_data(setting, partial(_noise, count, side)) as path,
             ExitStack() as stack,
         ):
-            augment = Augment(crop=fitting_crop(path, crop))
+            augment = Augment.paper(fitting_crop(path, crop))
             running = [
                 stack.enter_context(
                     feed_contestant(
@@ -205,7 +205,7 @@ def stream_raw(setting: Setting, engines: tuple[str, ...] = ("fused", "dali")) -
                         augment,
                         batch,
                         batches if engine == "fused" else max(2, batches // 5),
-                        name=f"stream, raw, {engine}, {augment.size[0]}²",
+                        name=f"stream, raw, {engine}, {augment.sides[0]}²",
                         engine=engine,
                         resident=False,
                     )
@@ -227,7 +227,7 @@ def stream_encoded(setting: Setting) -> list[Result]:
         feeding = feed_contestant(
             setting,
             path,
-            Augment(crop=crop, resize=small),
+            Augment.paper(crop, resize=small),
             batch,
             setting.pick(40, 2, 3),
             name=f"stream, encoded, dali, {crop}²",
@@ -288,7 +288,7 @@ def two_phase(setting: Setting) -> list[Result]:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         taken = []
         with TwoPhaseLoader(
-            full, subset, batch_size=batch, steps=steps, swap=swap, augment=Augment(crop=24), device=device
+            full, subset, batch_size=batch, steps=steps, swap=swap, augment=Augment.paper(24), device=device
         ) as loader:
             synchronize(device)
             before = time.perf_counter()

@@ -105,8 +105,8 @@ def feed_threads() -> int:
 
 
 def _race(setting: parts.Setting, case: Case, path: Path, engines: Sequence[str], peers: Sequence[Peer]) -> Outcome:
-    augment = Augment(crop=parts.fitting_crop(path, case.crop))
-    suffix = "" if case.name == "cifar" else f", {augment.size[0]}², {str(case.dtype).rpartition('.')[2]}"
+    augment = Augment.paper(parts.fitting_crop(path, case.crop))
+    suffix = "" if case.name == "cifar" else f", {augment.sides[0]}², {str(case.dtype).rpartition('.')[2]}"
     outcome = Outcome()
     with ExitStack() as stack:
         running = [
@@ -128,7 +128,7 @@ def _race(setting: parts.Setting, case: Case, path: Path, engines: Sequence[str]
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         request = export(path, folder) | {
             "name": case.name,
-            "crop": augment.size[0],
+            "crop": augment.sides[0],
             "batch": case.batch,
             "device": setting.device.type,
             "dtype": str(case.dtype).rpartition(".")[2],

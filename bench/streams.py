@@ -89,8 +89,8 @@ def cached(setting: parts.Setting, engines: Sequence[str], peers: Sequence[Peer]
         # Whole batches, so that no rival drops any.
         count = batch * setting.pick(50, 4)
         path = stack.enter_context(parts.packed_data(setting, lambda path: data.write_noise(path, count, 32)))
-        augment = Augment(crop=parts.fitting_crop(path, 24))
-        suffix = f", {augment.size[0]}²"
+        augment = Augment.paper(parts.fitting_crop(path, 24))
+        suffix = f", {augment.sides[0]}²"
 
         def ours(engine: str, resident: bool) -> Contestant:
             name = f"{'resident' if resident else 'stream, raw'}, {engine}{suffix}"
@@ -115,7 +115,7 @@ def cached(setting: parts.Setting, engines: Sequence[str], peers: Sequence[Peer]
 def _request(setting: parts.Setting, name: str, augment: Augment, batch: int) -> dict[str, Any]:
     return {
         "name": name,
-        "crop": augment.size[0],
+        "crop": augment.sides[0],
         "batch": batch,
         "device": setting.device.type,
         "dtype": "float32",
@@ -165,7 +165,7 @@ def _cold(
         return reads[-1]
 
     def run() -> float:
-        augment, device = Augment(crop=24), setting.device
+        augment, device = Augment.paper(24), setting.device
         with PackedFile(path, images="x", labels="y") as file:
             feed = open_feed(
                 file, augment, Order(len(file), 0, FINE_TUNE, shuffle), Output(batch, device), resident=False
@@ -190,7 +190,7 @@ def decoded(setting: parts.Setting, peers: Sequence[Peer]) -> Outcome:
     """JPEG files, resized to 256, cropped to 224: our feed, DALI's decoder with next to nothing around it, FFCV."""
     batch, batches = setting.pick(128, 4, 50), setting.pick(40, 2, 5)
     small, crop = setting.pick(256, 40), setting.pick(224, 32)
-    augment = Augment(crop=crop, resize=small)
+    augment = Augment.paper(crop, resize=small)
     archive = None if setting.quick or setting.file is not None else data.photographs()
 
     def write(path: Path) -> Path:

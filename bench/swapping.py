@@ -47,7 +47,7 @@ def loader_settings(setting: parts.Setting, steps: int) -> dict[str, Any]:
         "batch_size": setting.pick(1024, 8),
         "steps": steps,
         "swap": steps // 2,
-        "augment": Augment(crop=24),
+        "augment": Augment.paper(24),
         "device": str(setting.device),
         "seed": 0,
     }
@@ -176,7 +176,7 @@ import torch
 from fastload import Augment, TwoPhaseLoader
 import fastload.feeds.fused_engine
 full, subset, settings = json.loads(sys.argv[1])
-settings["augment"] = Augment(crop=settings["augment"])
+settings["augment"] = Augment.paper(settings["augment"])
 if settings["device"] != "cpu":
     torch.zeros(1, device=settings["device"])
 began = time.perf_counter()

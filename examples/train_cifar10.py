@@ -50,7 +50,7 @@ def main() -> None:
         batch_size=options.batch_size,
         steps=options.steps,
         swap=options.swap,
-        augment=Augment(crop=24),
+        augment=Augment.paper(24),
         device=options.device,
         memory_format=torch.channels_last,
         seed=options.seed,

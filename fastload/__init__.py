@@ -13,6 +13,16 @@ if (_root / "kernels").is_dir() and (_root / "bench").is_dir() and (_root / "pyp
 
 _PUBLIC = {
     "Augment": "fastload.augment",
+    "CenterCrop": "fastload.augment",
+    "Erase": "fastload.augment",
+    "Jitter": "fastload.augment",
+    "MeanStd": "fastload.augment",
+    "Mix": "fastload.augment",
+    "PaperColor": "fastload.augment",
+    "PerImage": "fastload.augment",
+    "RandomCrop": "fastload.augment",
+    "RandomResizedCrop": "fastload.augment",
+    "Schedule": "fastload.augment",
     "DataError": "fastload.errors",
     "FastloadError": "fastload.errors",
     "PackedFile": "fastload.packed.file",
@@ -25,7 +35,19 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:
-    from fastload.augment import Augment
+    from fastload.augment import (
+        Augment,
+        CenterCrop,
+        Erase,
+        Jitter,
+        MeanStd,
+        Mix,
+        PaperColor,
+        PerImage,
+        RandomCrop,
+        RandomResizedCrop,
+        Schedule,
+    )
     from fastload.errors import DataError, FastloadError, UsageError
     from fastload.loop.loader import TwoPhaseLoader
     from fastload.loop.swap import Swap
@@ -48,9 +70,19 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "Augment",
+    "CenterCrop",
     "DataError",
+    "Erase",
     "FastloadError",
+    "Jitter",
+    "MeanStd",
+    "Mix",
     "PackedFile",
+    "PaperColor",
+    "PerImage",
+    "RandomCrop",
+    "RandomResizedCrop",
+    "Schedule",
     "Selection",
     "Swap",
     "TwoPhaseLoader",

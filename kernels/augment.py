@@ -1,5 +1,5 @@
-"""The fused augmentation: position → row, id → random parameters, gather, crop, flip, brightness, contrast, clamp,
-standardize and store, one launch a batch; the CUDA kernels and their CPU twin.
+"""The paper's recipe, as its CUDA kernels have it: position → row, id → random parameters, gather, crop, flip,
+brightness, contrast, clamp, standardize and store, one launch a batch; and the arithmetic that all recipes share.
 
 Everything a sample goes through is decided by `draw`; `affine` and `divisor` are the arithmetic that both share.
 Brightness and contrast are one affine map a channel: (v + b - (m_c + b))·k + m_c + b = v·k + (m_c·(1 - k) + b).
@@ -16,7 +16,7 @@ import numpy as np
 from .inlining import exact
 from .philox import MASK32, SHIFT32, bounded, philox4x32, unit_interval
 
-KEEP, STDDEV, VARIANCE = 0, 1, 2
+STDDEV, VARIANCE = 1, 2
 
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
 
@@ -50,7 +50,7 @@ class Settings(NamedTuple):
         centre: 1 for the centre crop, 0 for a random corner.
         draws: `Draws` of the random parameters.
         clamp: 1 to bring values back to 0…255 before standardizing.
-        standardize: KEEP, STDDEV or VARIANCE.
+        standardize: STDDEV or VARIANCE.
     """
 
     height: Any
@@ -62,10 +62,10 @@ class Settings(NamedTuple):
 
 
 @exact
-def draw(sample, epoch, seed, phase, draws):
+def draw(sample, epoch, seed, stream, draws):
     """Return (top word, left word, flip, brightness, contrast) of a sample; all integers uint64."""
     low, high = seed & MASK32, seed >> SHIFT32
-    last = phase * np.uint64(16)
+    last = stream * np.uint64(16)
     id_low, id_high, epoch = sample & MASK32, sample >> SHIFT32, epoch & MASK32
     top, left, flip, bright = philox4x32(id_low, id_high, epoch, last, low, high)
     contrast, _, _, _ = philox4x32(id_low, id_high, epoch, last + np.uint64(1), low, high)

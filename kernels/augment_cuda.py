@@ -3,7 +3,7 @@
 import numpy as np
 from numba import types
 
-from .augment import FLOAT32, KEEP, Draws, affine, corner, draw, pivot, standardization
+from .augment import FLOAT32, Draws, affine, corner, draw, pivot, standardization
 from .augment_cuda_pixels import byte_sum, item_moments, read_item, store_interleaved, store_plane
 from .augment_plan import MAX_IMAGES, PIXEL, Field, load_float32, load_int32
 from .cuda_memory import load_byte, load_long, store_byte, store_long
@@ -11,12 +11,12 @@ from .cuda_target import cuda
 from .inlining import exact
 from .permute import STREAM_ROWS, half_bits, permute, round_keys
 from .philox import MASK32
+from .recipe import PHASE
+from .thread_sums import fold_threads, folded_sum
 
 # What one thread finds for all of an image's, int64 in shared memory: addresses of the crop and of its output (0 where
 # the place has no image), whether it is mirrored, and the image's row.
 _CROP, _MIRRORED, _OUT, _ROW = range(4)
-
-_GROUPS = 16
 
 
 @exact
@@ -30,8 +30,8 @@ def _find_crop(plan, image, sample, epoch, found, factors):
         contrast_low=load_float32(plan, Field.CONTRAST_LOW),
         contrast_span=load_float32(plan, Field.CONTRAST_SPAN),
     )
-    seed, phase = np.uint64(load_long(plan + 8 * Field.SEED)), np.uint64(load_long(plan + 8 * Field.PHASE))
-    word0, word1, flip, brightness, contrast = draw(sample, epoch, seed, phase, draws)
+    seed, stream = np.uint64(load_long(plan + 8 * Field.SEED)), np.uint64(load_long(plan + 8 * Field.STREAM))
+    word0, word1, flip, brightness, contrast = draw(sample, epoch, seed, stream, draws)
     top = corner(word0, load_long(plan + 8 * Field.ROOM_DOWN), centre)
     left = corner(word1, load_long(plan + 8 * Field.ROOM_RIGHT), centre)
     found[_CROP] = image + top * load_long(plan + 8 * Field.DOWN) + left * load_long(plan + 8 * Field.RIGHT)
@@ -55,30 +55,10 @@ def _next_item(walk, item, x, y, a, b, c, d):
 
 @exact
 def _sum_threads(count, scratch, thread, threads, first, stride):
-    """Sum `count` quantities of an image's threads, scratch[quantity · stride + first + thread], in a fixed order.
-
-    Leaves _GROUPS partial sums of each where its first threads' values were; a group's values are read by none but
-    the thread that replaces the first of them. Two barriers in all, where halving takes one a level.
-    """
+    """Sum quantities of an image's threads as `fold_threads` says; of all threads of the block."""
     cuda.syncthreads()
-    for g in range(thread, count * _GROUPS, threads):
-        group = g % _GROUPS
-        base = first + (g // _GROUPS) * stride
-        if group < threads:
-            total = np.float64(0)
-            for k in range(group, threads, _GROUPS):
-                total += scratch[base + k]
-            scratch[base + group] = total
+    fold_threads(count, scratch, thread, threads, first, stride)
     cuda.syncthreads()
-
-
-@exact
-def _group_sum(scratch, base, threads):
-    total = np.float64(0)
-    for g in range(_GROUPS):
-        if g < threads:
-            total += scratch[base + g]
-    return total
 
 
 @exact
@@ -133,7 +113,7 @@ def _augment_crop(plan, found, factors):
     scratch[2 * stride + mine], scratch[3 * stride + mine] = np.float64(s2), np.float64(s3)
     _sum_threads(channels, scratch, thread, threads, first, stride)
     for k in range(thread, channels, threads):
-        total = _group_sum(scratch, k * stride + first, threads)
+        total = folded_sum(scratch, k * stride + first, threads)
         offsets[place, k] = affine(total, pixels, brightness, contrast)
         offsets[place, 4 + k] = np.float32(pivot(total, pixels, brightness, load_long(plan + 8 * Field.CLAMP)))
     cuda.syncthreads()
@@ -150,45 +130,43 @@ def _augment_crop(plan, found, factors):
     if load_long(plan + 8 * Field.CLAMP):
         low, high = np.float32(0), np.float32(255)
 
-    mean, scale = np.float32(0), np.float32(1)
     standardize = load_long(plan + 8 * Field.STANDARDIZE)
-    if standardize != KEEP:
-        total, squares = np.float64(0), np.float64(0)
-        part, square = np.float32(0), np.float32(0)
-        run = 0
-        item, x, y, a, b, c, d = thread, first_x, first_y, a0, b0, c0, d0
-        while item < items:
-            a1, b1, c1, d1 = a, b, c, d
-            item, x, y, a, b, c, d = _next_item(walk, item, x, y, a, b, c, d)
-            more, more_squares = item_moments(a1, read, contrast, o0, low, high, middle)
+    total, squares = np.float64(0), np.float64(0)
+    part, square = np.float32(0), np.float32(0)
+    run = 0
+    item, x, y, a, b, c, d = thread, first_x, first_y, a0, b0, c0, d0
+    while item < items:
+        a1, b1, c1, d1 = a, b, c, d
+        item, x, y, a, b, c, d = _next_item(walk, item, x, y, a, b, c, d)
+        more, more_squares = item_moments(a1, read, contrast, o0, low, high, middle)
+        part, square = part + more, square + more_squares
+        if channels > 1:
+            more, more_squares = item_moments(b1, read, contrast, o1, low, high, middle)
             part, square = part + more, square + more_squares
-            if channels > 1:
-                more, more_squares = item_moments(b1, read, contrast, o1, low, high, middle)
-                part, square = part + more, square + more_squares
-            if channels > 2:
-                more, more_squares = item_moments(c1, read, contrast, o2, low, high, middle)
-                part, square = part + more, square + more_squares
-            if channels > 3:
-                more, more_squares = item_moments(d1, read, contrast, o3, low, high, middle)
-                part, square = part + more, square + more_squares
-            run += 1
-            if run == 32:  # float32 sums stay short, and float64 out of the way where it is slow
-                total, squares = total + np.float64(part), squares + np.float64(square)
-                part, square, run = np.float32(0), np.float32(0), 0
-        scratch[mine] = total + np.float64(part)
-        scratch[stride + mine] = squares + np.float64(square)
-        _sum_threads(2, scratch, thread, threads, first, stride)
-        if thread == 0:
-            mean, scale = standardization(
-                _group_sum(scratch, first, threads),
-                _group_sum(scratch, stride + first, threads),
-                np.int64(pixels) * channels,
-                middle,
-                standardize,
-            )
-            offsets[place, 0], offsets[place, 1] = mean, scale
-        cuda.syncthreads()
-        mean, scale = offsets[place, 0], offsets[place, 1]
+        if channels > 2:
+            more, more_squares = item_moments(c1, read, contrast, o2, low, high, middle)
+            part, square = part + more, square + more_squares
+        if channels > 3:
+            more, more_squares = item_moments(d1, read, contrast, o3, low, high, middle)
+            part, square = part + more, square + more_squares
+        run += 1
+        if run == 32:  # float32 sums stay short, and float64 out of the way where it is slow
+            total, squares = total + np.float64(part), squares + np.float64(square)
+            part, square, run = np.float32(0), np.float32(0), 0
+    scratch[mine] = total + np.float64(part)
+    scratch[stride + mine] = squares + np.float64(square)
+    _sum_threads(2, scratch, thread, threads, first, stride)
+    if thread == 0:
+        mean, scale = standardization(
+            folded_sum(scratch, first, threads),
+            folded_sum(scratch, stride + first, threads),
+            np.int64(pixels) * channels,
+            middle,
+            standardize,
+        )
+        offsets[place, 0], offsets[place, 1] = mean, scale
+    cuda.syncthreads()
+    mean, scale = offsets[place, 0], offsets[place, 1]
 
     out = found[place, _OUT]
     if out == 0:
@@ -259,9 +237,10 @@ def augment_resident(plan, count, start, out, out_labels, out_ids):
         epoch = position // n
         offset = position - epoch * n
         row = offset
-        seed, phase = np.uint64(load_long(plan + 8 * Field.SEED)), np.uint64(load_long(plan + 8 * Field.PHASE))
+        seed, stream = np.uint64(load_long(plan + 8 * Field.SEED)), np.uint64(load_long(plan + 8 * Field.STREAM))
         if load_long(plan + 8 * Field.SHUFFLED):
-            round_keys(seed, np.uint64(0), epoch & MASK32, phase * np.uint64(16) + np.uint64(STREAM_ROWS), keys[one])
+            last = (stream & PHASE) * np.uint64(16) + np.uint64(STREAM_ROWS)
+            round_keys(seed, np.uint64(0), epoch & MASK32, last, keys[one])
             row = permute(offset, n, half_bits(n), keys[one])
         sample = load_long(load_long(plan + 8 * Field.IDS) + 8 * np.int64(row))
         image = load_long(plan + 8 * Field.IMAGES) + np.int64(row) * load_long(plan + 8 * Field.IMAGE)

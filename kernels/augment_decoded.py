@@ -1,161 +1,67 @@
-"""All of the augmentation's steps, on one CPU thread, for images that another library decoded.
+"""The fused augmentation on one CPU thread, for images of any sizes that another library decoded."""
 
-`resize_crop` makes a crop of an image, `finish_batch` flips, recolours, standardizes and stores crops, `finish_decoded`
-does both; the parameters are given, not drawn.
-"""
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
-from numba import carray, types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-from .augment import Draws, Settings
-from .augment_cpu_pixels import augment_one, work_space
+from .augment_cpu import augment_cut, augment_resized, draw_sample, work_bytes
 from .compiling import njit
+from .constant_recipe import ConstantRecipe
+from .cpu_memory import address_of
 from .inlining import LOOSE
+from .intrinsics import store_fence
+from .recipe import Recipe
 
 
-@njit(nogil=True, fastmath=LOOSE)
-def finish_batch(crops, shape, flip, brightness, contrast, clamp, standardize, out, channels_last, kind):
-    """Finish a batch of crops.
+@cache
+def decoded_kernel(recipe: Recipe) -> Callable[..., None]:
+    """Return the function that augments decoded images, one at a time, so that a crop is finished out of the cache.
 
-    Arguments:
-        crops: uint8 [b, h · w · c], in NHWC order.
-        shape: (h, w, c).
-        flip: bool [b].
-        brightness: float32 [b].
-        contrast: float32 [b].
-        clamp: whether values are brought back to 0…255.
-        standardize: KEEP, STDDEV or VARIANCE.
-        out: float32 [b, h·w·c], or int16 (the bits) for the other kinds; filled.
-        channels_last: whether `out` is in NHWC order, not NCHW.
-        kind: FLOAT32, FLOAT16 or BFLOAT16.
+    Arguments of the function:
+        addresses: int64 [b], of uint8 [H, W, C] each.
+        sides: int64 [b, 2], H and W of each.
+        first: which image of the batch is the first of these.
+        ids: int64 [b], of the samples.
+        epochs: int64 [b], of the samples.
+        seed: of the random parameters, uint64.
+        stream: of the random parameters, uint64.
+        numbers: `Numbers`.
+        norm: (means, scales) for BY_CHANNEL, float32 [channels], on values 0…255.
+        out: the whole batch, [n, h·w·c], float32, uint8, or int16 (the bits) for the other kinds.
     """
-    height, width, channels = shape
-    none = np.float32(0)
-    settings = Settings(
-        height=np.int64(height),
-        width=np.int64(width),
-        centre=np.int64(1),
-        draws=Draws(flip=0.0, brightness_low=none, brightness_span=none, contrast_low=none, contrast_span=none),
-        clamp=np.int64(clamp),
-        standardize=np.int64(standardize),
-    )
-    strides = (np.int64(height * width * channels), np.int64(width * channels), np.int64(channels), np.int64(1))
-    work = work_space(settings, channels)
-    data = crops.reshape(crops.size)
-    for i in range(flip.size):
-        drawn = (np.uint64(0), np.uint64(0), flip[i], brightness[i], contrast[i])
-        augment_one(
-            data, i * strides[0], drawn, strides, channels, settings, work, out, np.uint64(i), channels_last, kind
-        )
+    recipe = ConstantRecipe(*recipe)
+    augment_one = augment_resized if recipe.resample else augment_cut
 
+    def augment_decoded(addresses, sides, first, ids, epochs, seed, stream, numbers, norm, out):
+        work = np.empty(0, np.uint8)
+        target, by_channel = address_of(out), (address_of(norm[0]), address_of(norm[1]))
+        for i in range(addresses.size):
+            height, width = sides[i, 0], sides[i, 1]
+            size = work_bytes(recipe, numbers, (height, width))
+            if size > work.size:
+                work = np.empty(size, np.uint8)
+            drawn = draw_sample(recipe, numbers, np.uint64(ids[i]), np.uint64(epochs[i]), seed, stream, height, width)
+            row = width * recipe.channels
+            strides = (height * row, row, np.int64(recipe.channels), np.int64(1))
+            augment_one(
+                recipe,
+                numbers,
+                by_channel,
+                addresses[i],
+                np.int64(0),
+                strides,
+                (height, width),
+                drawn,
+                address_of(work),
+                target,
+                np.int64(first + i),
+            )
+            if work.size == 0:
+                return  # never: what is passed by its address must be held until here
+        if recipe.streamed:
+            store_fence()
+        if norm[0].size + norm[1].size + out.size == 0:
+            return  # likewise
 
-@njit(nogil=True, fastmath=LOOSE)
-def finish_decoded(addresses, places, crop, flip, brightness, contrast, clamp, standardize, out, channels_last, kind):
-    """Resize, crop and finish a batch of decoded images, one at a time, so that a crop is finished out of the cache.
-
-    Arguments:
-        addresses: int64 [b], of uint8 [H, W, 3] each.
-        places: int64 [b, 6]: H, W, the sides that the image is resized to, the crop's top and left.
-        crop: (h, w), which must fit in.
-
-    The others are those of `finish_batch`.
-    """
-    height, width = crop
-    pixels = np.empty((height, width, 3), np.uint8)
-    for i in range(addresses.size):
-        image = carray(_pointer(addresses[i]), (places[i, 0], places[i, 1], 3), np.uint8)
-        resize_crop(image, places[i, 2], places[i, 3], places[i, 4], places[i, 5], pixels)
-        one = slice(i, i + 1)
-        finish_batch(
-            pixels.reshape(1, pixels.size),
-            pixels.shape,
-            flip[one],
-            brightness[one],
-            contrast[one],
-            clamp,
-            standardize,
-            out[one],
-            channels_last,
-            kind,
-        )
-
-
-@intrinsic
-def _pointer(typing_context, address):
-    def generate(context, builder, signature, values):
-        return builder.inttoptr(values[0], cgutils.voidptr_t)
-
-    return types.voidptr(types.int64), generate
-
-
-@njit(nogil=True, fastmath=LOOSE)
-def resize_crop(image, height, width, top, left, crop):
-    """Crop at (top, left) of an image resized to height × width, antialiased bilinear, rounded half up.
-
-    Only the crop is computed, row by row, down the columns first: that is the longer way through the image, and the one
-    that vectorizes. It takes less than half of the time of DALI's resize_crop_mirror, whose values it gives but for
-    rounding.
-
-    Arguments:
-        image: uint8 [H, W, 3], contiguous.
-        height: that the image is resized to.
-        width: that the image is resized to.
-        top: of the crop, with top + h ≤ height.
-        left: of the crop, with left + w ≤ width.
-        crop: uint8 [h, w, 3], which is filled.
-    """
-    rows, columns, _ = crop.shape
-    if image.shape[0] == height and image.shape[1] == width:
-        crop[:] = image[top : top + rows, left : left + columns]
-        return
-    tops, down = _taps(image.shape[0], height, top, rows)
-    lefts, across = _taps(image.shape[1], width, left, columns)
-    # What the crop needs of the source's columns.
-    begin = 3 * lefts[0]
-    count = 3 * (lefts[columns - 1] + across.shape[1]) - begin
-    values, row_size = image.reshape(image.size), 3 * image.shape[1]
-    line = np.empty(count, np.float32)
-    for y in range(rows):
-        line[:] = 0
-        for k in range(down.shape[1]):
-            weight = down[y, k]
-            if weight != 0:
-                first = (tops[y] + k) * row_size + begin
-                source = values[first : first + count]
-                for x in range(count):
-                    line[x] += weight * np.float32(source[x])
-        for x in range(columns):
-            at = 3 * lefts[x] - begin
-            red = green = blue = np.float32(0.5)
-            for k in range(across.shape[1]):
-                weight = across[x, k]
-                red += weight * line[at + 3 * k]
-                green += weight * line[at + 3 * k + 1]
-                blue += weight * line[at + 3 * k + 2]
-            crop[y, x, 0], crop[y, x, 1], crop[y, x, 2] = np.uint8(red), np.uint8(green), np.uint8(blue)
-
-
-@njit(nogil=True)
-def _taps(side, size, first, count):
-    """Return the first source pixel of each of `count` pixels from `first` on, and the weights from there on.
-
-    Of a triangle as wide as the scale, at least 1, over a side that is resized to `size`; edges are replicated.
-    """
-    scale = side / size
-    radius = max(scale, 1.0)
-    reach = int(2 * radius) + 1
-    taps = min(reach, side)
-    starts, weights = np.empty(count, np.int64), np.zeros((count, taps), np.float32)
-    for i in range(count):
-        centre = (first + i + 0.5) * scale - 0.5
-        low = int(np.ceil(centre - radius))
-        starts[i] = min(max(low, 0), side - taps)
-        total = 0.0
-        for t in range(low, low + reach):
-            total += max(1 - abs(t - centre) / radius, 0.0)
-        for t in range(low, low + reach):
-            weight = max(1 - abs(t - centre) / radius, 0.0) / total
-            weights[i, min(max(t, 0), side - 1) - starts[i]] += np.float32(weight)
-    return starts, weights
+    return njit(nogil=True, fastmath=LOOSE)(augment_decoded)

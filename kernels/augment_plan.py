@@ -4,9 +4,10 @@ from enum import IntEnum, auto
 
 import numpy as np
 
-from .augment import MAX_CHANNELS
+from .augment import MAX_CHANNELS, STDDEV, VARIANCE, Draws, Settings
 from .cuda_memory import load_word
 from .inlining import exact
+from .recipe import ALTERNATING_FLIP, BY_CHANNEL, BY_STDDEV, CENTRE, JITTER, NO_PAD, PAPER, UINT8
 
 THREADS = 384
 """The most threads a block has: two blocks of up to 80 registers a thread share a multiprocessor's 65,536."""
@@ -46,7 +47,7 @@ class Field(IntEnum):
     ROOM_RIGHT = auto()
     CHANNELS = auto()
     SEED = auto()
-    PHASE = auto()
+    STREAM = auto()
     CHANNELS_LAST = auto()
     KIND = auto()
     READ = auto()
@@ -62,12 +63,38 @@ class Field(IntEnum):
 PIXEL, PLANES, RGB = 0, 1, 2
 
 
+def settings_of(recipe, numbers):
+    """Return the `Settings` that a recipe is for these kernels, or None where it has steps that they do not know.
+
+    Arguments:
+        recipe: `Recipe`.
+        numbers: its `Numbers`.
+    """
+    whole = recipe.resample == 0 and recipe.pad == NO_PAD and recipe.flip != ALTERNATING_FLIP
+    colors = recipe.color != JITTER and recipe.grayscale == 0 and recipe.erase == 0
+    output = recipe.kind != UINT8 and recipe.channels <= MAX_CHANNELS and recipe.normalize != BY_CHANNEL
+    if not (whole and colors and output):
+        return None
+    one, nothing = np.float32(1), np.float32(0)
+    factors = (nothing, nothing, one, nothing)
+    if recipe.color == PAPER:
+        factors = numbers.brightness_low, numbers.brightness_span, numbers.contrast_low, numbers.contrast_span
+    return Settings(
+        numbers.height,
+        numbers.width,
+        np.int64(recipe.region == CENTRE),
+        Draws(numbers.flip, *factors),
+        np.int64(recipe.clamp),
+        np.int64(STDDEV if recipe.normalize == BY_STDDEV else VARIANCE),
+    )
+
+
 def plan(
     settings,
     strides,
     shape,
     seed,
-    phase,
+    stream,
     channels_last,
     kind,
     *,
@@ -85,7 +112,7 @@ def plan(
         strides: (image, row, column, channel) in bytes, interleaved or planar.
         shape: (H, W, C) of the images.
         seed: of the random parameters, below 2^64.
-        phase: of the random parameters, an integer from 0 on.
+        stream: of the random parameters; its lower 16 bits are the order's phase.
         channels_last: whether the output is in NHWC order, not NCHW.
         kind: FLOAT32, FLOAT16 or BFLOAT16, of the output.
         images: address of all of the set's images, one after the other.
@@ -121,7 +148,7 @@ def plan(
         Field.ROOM_RIGHT: width - settings.width,
         Field.CHANNELS: channels,
         Field.SEED: np.uint64(seed).view(np.int64),
-        Field.PHASE: phase,
+        Field.STREAM: stream,
         Field.CHANNELS_LAST: last,
         Field.KIND: kind,
         Field.READ: read,

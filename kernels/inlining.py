@@ -7,6 +7,8 @@ from numba.extending import register_jitable
 LOOSE = {"reassoc", "contract", "nsz"}
 """What sums and products of pixels may be: taken in another order, and fused."""
 
-inlined = register_jitable(forceinline=True)
-exact = register_jitable(fastmath=False, forceinline=True)
-loose = register_jitable(fastmath=LOOSE, forceinline=True)
+_HELPER = {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+inlined = register_jitable(**_HELPER)
+exact = register_jitable(fastmath=False, **_HELPER)
+loose = register_jitable(fastmath=LOOSE, **_HELPER)

@@ -35,27 +35,6 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any
     return builder.bitcast(builder.gep(data, [index]), to.as_pointer())
 
 
-def _block_copier(size: int) -> Any:
-    @intrinsic
-    def copy(typing_context, target, at, source, begin):
-        """Copy a block of uint8 `source` from `begin` to uint8 `target` at `at`; no bounds are checked."""
-
-        def code(context, builder, signature, values):
-            block = ir.VectorType(ir.IntType(8), size)
-            loaded = builder.load(_pointer(context, builder, signature.args[2], values[2], values[3], block))
-            loaded.align = 1
-            stored = builder.store(loaded, _pointer(context, builder, signature.args[0], values[0], values[1], block))
-            stored.align = 1
-            return context.get_dummy_value()
-
-        return types.void(target, types.uint64, source, types.uint64), code
-
-    return copy
-
-
-copy16, copy64 = _block_copier(16), _block_copier(64)
-
-
 @intrinsic
 def prefetch_element(typing_context, data, index):
     """Begin to read the cache line of an array's element, counted from its first; one outside of it does no harm."""
@@ -89,6 +68,35 @@ def to_half(typing_context, value):
         return builder.bitcast(builder.fptrunc(values[0], ir.HalfType()), ir.IntType(16))
 
     return types.uint16(types.float32), code
+
+
+@intrinsic
+def unseen(typing_context, count):
+    """Return `count`, int64, so that LLVM does not see a constant: a loop over channels stays one, and is made once."""
+
+    def code(context, builder, signature, values):
+        number = ir.IntType(64)
+        return builder.asm(ir.FunctionType(number, [number]), "", "=r,0", [values[0]], False)
+
+    return types.int64(types.int64), code
+
+
+_X86 = platform.machine() in ("x86_64", "AMD64")
+
+
+@intrinsic
+def store_fence(typing_context):
+    """Have other threads see stores that passed by the caches before any later store."""
+
+    def code(context, builder, signature, values):
+        if _X86:
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse.sfence"), [])
+        else:
+            builder.fence("release")
+        return context.get_dummy_value()
+
+    return types.void(), code
 
 
 LANES = 16

@@ -29,7 +29,7 @@ BATCH = 64
 
 def opened(file, workers=2):
     feed = open_feed(
-        file, Augment(crop=24), Order(len(file), 0, 1), Output(BATCH, torch.device("cpu")), workers=workers
+        file, Augment.paper(24), Order(len(file), 0, 1), Output(BATCH, torch.device("cpu")), workers=workers
     )
     feed._read_ahead.want = lambda start, count: True  # whatever the file system says of its cache
     return feed
@@ -132,17 +132,21 @@ def replaced(path):
         feed.make(0, BATCH)
 
 
+def engine_of(feed):
+    return feed._makers.at(0)[0][0]
+
+
 def reset(path):
     """Set the default action on SIGBUS: the next batch, and the next map, are gathered, and a lost page is an error."""
     with PackedFile(path) as file:
         feed = opened(file)
-        feed._engine.on_cpu_stream = None  # nobody reads
+        engine_of(feed).on_cpu_stream = None  # nobody reads
         signal.signal(signal.SIGBUS, signal.SIG_DFL)
         expected = feed.make(0, BATCH).images
         signal.signal(signal.SIGBUS, signal.SIG_DFL)
         again = opened(file)
         assert usable(again)
-        again._engine.on_cpu_stream = None
+        engine_of(again).on_cpu_stream = None
         assert torch.equal(again.make(0, BATCH).images, expected)
     threads = [threading.Thread(target=lambda: [usable(again) for _ in range(500)]) for _ in range(4)]
     for thread in threads:
@@ -151,7 +155,7 @@ def reset(path):
         signal.signal(signal.SIGBUS, signal.SIG_DFL)
     assert usable(again)
     assert again._mapped._guard._table[0] == signal.SIG_DFL  # who is asked next: not ourselves, for ever
-    del again._engine.on_cpu_stream
+    del engine_of(again).on_cpu_stream
     os.truncate(path, 8192)
     again.make(0, BATCH)
 

@@ -30,7 +30,7 @@ def made(kind, who):
         swap=swap,
         batch_size=16,
         steps=100_000,
-        augment=Augment(crop=24),
+        augment=Augment.paper(24),
         device="cpu",
         engine="dali" if kind.endswith("dali") else "auto",
         resident_budget=random_.choice([0, None]),

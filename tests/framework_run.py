@@ -14,7 +14,7 @@ def make(pair, **changes) -> TwoPhaseLoader:
         "steps": STEPS,
         "swap": SWAP,
         "steps_per_epoch": EPOCH,
-        "augment": Augment(crop=8),
+        "augment": Augment.paper(8),
         "device": "cpu",
         "with_ids": True,
         "seed": 3,

@@ -139,7 +139,7 @@ def wrong(path: Path, sound: dict[str, object], load: bool) -> str:
 
 def use(path: Path) -> None:
     try:
-        with TwoPhaseLoader(path, batch_size=4, steps=4, swap=0, augment=Augment(crop=4), device="cpu") as loader:
+        with TwoPhaseLoader(path, batch_size=4, steps=4, swap=0, augment=Augment.paper(4), device="cpu") as loader:
             list(loader)
     except FastloadError:
         pass

@@ -1,4 +1,5 @@
 """Run by test_ptx.py, a process for each architecture: `ptx_compile.py MAJOR MINOR` prints a JSON line a kernel.
+With a folder behind it, the kernels of the recipes on standard input are written there as PTX, for tests/kernels/ptx.
 
 Nothing here needs a GPU. A process can compile for one architecture only: numba-cuda asks the current device for its
 own when it types shared functions, so a stand-in device is put in its place. The target is the one that numba-cuda
@@ -10,6 +11,7 @@ import json
 import pkgutil
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import fastload.kernels
@@ -21,6 +23,9 @@ import numba.cuda.dispatcher as dispatcher
 
 ACCESS = r"\b((?:ld|st)\.global[\w.]*|ld\.[bu]\d+|st\.[bu]\d+)"
 
+
+RECIPES_ON = (7, 5), (9, 0)
+"""The kernels of recipes take as long to compile as all others together: for the oldest, and for one with its own."""
 
 SHARED = r"\.shared\s+\.align\s+\d+\s+\.b8\s+\w+\[(\d+)\]"
 WIDE = {16: r"\bld\.global\.nc\.v4\.[bfu]32\b", 8: r"\bld\.global\.nc\.(?:v2\.[bfu]32|[bu]64)\b"}
@@ -55,13 +60,30 @@ def ptxas_report(ptx: str, arch: str, most: int | None) -> dict:
     }
 
 
+def write_recipes(folder: Path, target: tuple) -> None:
+    """Compile each [name, kernel, recipe's numbers, tabled] of the JSON on standard input."""
+    from fastload.kernels import recipe_cuda
+    from fastload.kernels.recipe import Recipe
+
+    makers = {"resident": recipe_cuda.resident_kernel, "gathered": recipe_cuda.gathered_kernel}
+    for name, kernel, numbers, tabled in json.load(sys.stdin):
+        function = makers[kernel](Recipe(*numbers), tabled)
+        ptx, _ = cuda.compile(function, recipe_cuda.SIGNATURE, cc=target, device=False, abi="numba")
+        (folder / f"{name}.ptx").write_text(ptx, "utf-8")
+
+
 def main() -> None:
     capability = (int(sys.argv[1]), int(sys.argv[2]))
     device = SimpleNamespace(compute_capability=capability)
     dispatcher.get_current_device = lambda: device
     codegen.devices.get_context = lambda: SimpleNamespace(device=device)
     target = codegen.CUDACodeLibrary._ensure_cc(None, None)
+    if len(sys.argv) > 3:
+        write_recipes(Path(sys.argv[3]), target)
+        return
     for module in pkgutil.iter_modules(fastload.kernels.__path__):
+        if module.name == "recipe_cuda" and capability not in RECIPES_ON:
+            continue
         imported = importlib.import_module(f"fastload.kernels.{module.name}")
         for name, function, signature in getattr(imported, "CUDA_KERNELS", []):
             ptx, _ = cuda.compile(function, signature, cc=target, device=False, abi="numba")

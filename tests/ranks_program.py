@@ -29,7 +29,7 @@ loader = TwoPhaseLoader(
     subset,
     batch_size=int(batch) // world,
     swap=policy,
-    augment=Augment(crop=24),
+    augment=Augment.paper(24),
     device="cpu",
     seed=5,
     with_ids=True,

@@ -27,7 +27,7 @@ def rehearse(place: Workplace) -> None:
     if place.rehearsed:
         return
     trainee, batch = Trainee(place, 0), place.scale.batch
-    images = torch.zeros(batch, 3, *AUGMENT.size, device=place.device).contiguous(memory_format=torch.channels_last)
+    images = torch.zeros(batch, 3, *AUGMENT.sides, device=place.device).contiguous(memory_format=torch.channels_last)
     for _ in range(2):
         trainee.step(images, torch.zeros(batch, dtype=torch.int64, device=place.device), LEARNING_RATE)
     place.rehearsed = True

@@ -23,7 +23,7 @@ from fastload.feeds.evaluation import EvaluationLoader
 from fastload.packed.classes import label_map
 from fastload.packed.file import PackedFile
 
-AUGMENT = Augment(crop=SIDE)
+AUGMENT = Augment.paper(SIDE)
 _EVALUATION_BATCH = 1000
 
 T = TypeVar("T")

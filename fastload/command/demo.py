@@ -120,7 +120,7 @@ def run_demo(
         steps=integer("steps", steps) if steps is not None else 300 if own else 60,
         batch_size=integer("batch_size", batch_size) if batch_size is not None else 256 if own else 64,
         # A mirrored digit is no digit.
-        augment=Augment(crop=SIDE) if own else Augment(crop=SIDE, flip=0.0),
+        augment=Augment.paper(SIDE) if own else Augment.paper(SIDE, flip=0.0),
         size=size,
         epochs=epochs,
         swap=swap,
@@ -282,7 +282,7 @@ class _Demo:
         flip = "" if given.augment.flip == 0.5 else f", flip={given.augment.flip}"
         self.show.code(
             f'>>> loader = TwoPhaseLoader("{FULL}", "top-activations.h5", swap={given.swap},',
-            f"...     batch_size={given.batch_size}, steps={given.steps}, augment=Augment(crop={SIDE}{flip}),",
+            f"...     batch_size={given.batch_size}, steps={given.steps}, augment=Augment.paper({SIDE}{flip}),",
             f'...     device="{given.device}", seed={given.seed})',
         )
         self.show.text(f"the paper's classifier, {given.steps:,} steps of {given.batch_size:,} images, three times:")

@@ -16,7 +16,7 @@ from fastload.common.folder_files import FolderFile
 from fastload.common.tensors import load_tensors, save_tensors
 
 SIDE = 24
-VIEW = Augment(crop=SIDE, resize=32)
+VIEW = Augment.paper(SIDE, resize=32)
 """What the autoencoder sees: 24×24 pixels of images whose shorter side is first brought to 32."""
 
 GRID = 3 * 3

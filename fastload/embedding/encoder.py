@@ -17,6 +17,7 @@ import xxhash
 from torch import Tensor, nn
 
 from fastload.augment import Augment
+from fastload.augment.normalizing import LEVELS
 from fastload.embedding.autoencoder import VIEW, Autoencoder
 from fastload.errors import UsageError
 
@@ -36,7 +37,7 @@ def chunk_rows(view: Augment) -> int:
 
     A function of the view alone. 1,024 images of 224×224 would take 10 GB in a ResNet's first layer.
     """
-    height, width = view.size
+    height, width = view.sides
     return max(32, min(CHUNK, _CHUNK_PIXELS // (height * width)))
 
 
@@ -154,11 +155,11 @@ def load_encoder(spec: str, *, input_size: int | None = None, seed: int = 0, nor
                 raise UsageError(f"encoder={spec!r}: calling it without arguments failed ({error!r})") from error
     if not isinstance(found, nn.Module):
         raise UsageError(f"encoder={spec!r}: gave a {type(found).__name__}, not a torch.nn.Module")
-    view = VIEW if input_size is None else Augment(crop=input_size, resize=input_size)
+    view = VIEW if input_size is None else Augment.paper(input_size, resize=input_size)
     identity = _weights_hash(found) + _source_hash(module)
     values = parse_normalize(normalize)
     if values is not None:
-        found, view = _Normalized(found, *values), dataclasses.replace(view, standardize=None)
+        found, view = _Normalized(found, *values), dataclasses.replace(view, normalize=LEVELS)
         identity += repr(values)
     return Encoder(found.eval(), view.evaluation(), spec, identity)
 

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from fastload.common.arguments import integer
 from fastload.errors import UsageError
-from fastload.feeds.buffers import FLOAT_TYPES
+from fastload.feeds.buffers import IMAGE_TYPES
 
 MOST_IMAGES = 2**31 - 1
 """In a batch: kernels count them in 32 bits, and the size of a batch of more would overflow where it is reckoned."""
 
 
 class Batch(NamedTuple):
-    """images [B, C, h, w], labels [B, ...] (None of an unlabelled set) and ids int64 [B], on the device."""
+    """images [B, C, h, w], labels [B, ...] (None of an unlabelled set) and ids int64 [B], on the device.
 
-    images: torch.Tensor
+    Where each sample has several views, `images` is a tuple of such tensors.
+    """
+
+    images: Any
     labels: torch.Tensor | None
     ids: torch.Tensor
+
+
+def one_or_all(views: list[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    """Return the images of a batch as it holds them: the only view itself, or a tuple of several."""
+    return views[0] if len(views) == 1 else tuple(views)
 
 
 def as_tuple(batch: Batch, with_ids: bool) -> tuple[torch.Tensor, ...]:
@@ -40,7 +48,7 @@ class Output:
     Arguments:
         batch_size: images in a full batch, 1 to MOST_IMAGES.
         device: where they are wanted.
-        dtype: of the images: torch.float32, float16 or bfloat16.
+        dtype: of the images: torch.float32, float16, bfloat16 or uint8.
         memory_format: of the images: torch.contiguous_format or channels_last.
         keep: idle output buffers that are kept on the CPU.
 
@@ -57,8 +65,10 @@ class Output:
         object.__setattr__(self, "batch_size", integer("batch_size", self.batch_size, 1))
         if self.batch_size > MOST_IMAGES:
             raise UsageError(f"batch_size={self.batch_size}; it must be at most {MOST_IMAGES}")
-        if self.dtype not in FLOAT_TYPES:
-            raise UsageError(f"dtype={self.dtype}; it is one of torch.float32, torch.float16, torch.bfloat16")
+        if self.dtype not in IMAGE_TYPES:
+            raise UsageError(
+                f"dtype={self.dtype}; it is one of torch.float32, torch.float16, torch.bfloat16, torch.uint8"
+            )
         if self.memory_format not in (torch.contiguous_format, torch.channels_last):
             raise UsageError(
                 f"memory_format={self.memory_format}; it is torch.contiguous_format or torch.channels_last"

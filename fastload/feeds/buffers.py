@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-_STORED = {torch.float32: np.float32, torch.float16: np.int16, torch.bfloat16: np.int16}
-FLOAT_TYPES = tuple(_STORED)
+_STORED = {torch.float32: np.float32, torch.float16: np.int16, torch.bfloat16: np.int16, torch.uint8: np.uint8}
+IMAGE_TYPES = tuple(_STORED)
 
+_LINE = 64
 _REMEMBERED = 64
 """Buffers in use that are looked at again; of a caller who holds more, the oldest are left to their tensors."""
 
@@ -28,7 +30,7 @@ class BufferRing:
     Arguments:
         batch_size: images in a buffer.
         shape: (C, h, w) of an image.
-        dtype: torch.float32, float16 or bfloat16.
+        dtype: torch.float32, float16, bfloat16 or uint8.
         last: whether channels are stored last.
         keep: idle buffers to keep.
     """
@@ -45,7 +47,7 @@ class BufferRing:
         with self._lock:
             buffer = self._idle()
             if buffer is None:
-                buffer = np.empty(self._shape, _STORED[self._dtype])
+                buffer = _aligned(self._shape, np.dtype(_STORED[self._dtype]))
             lease = buffer[:count]
             self._lent.append((buffer, weakref.ref(lease)))
         tensor = torch.from_numpy(lease)
@@ -61,3 +63,11 @@ class BufferRing:
         found = idle.pop()[0] if idle else None
         self._lent = used[-_REMEMBERED:] + idle[-self._keep :]
         return found
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return an array that begins where a cache line does: kernels store past the caches there."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _LINE, np.uint8)
+    begin = -memory.ctypes.data % _LINE
+    return memory[begin : begin + size].view(dtype).reshape(shape)

@@ -1,42 +1,47 @@
-"""The DALI engine: decode, resize and augment a batch with one DALI pipeline, on the CPU or a GPU.
+"""The DALI engine: decode and augment a batch with DALI pipelines, on the CPU or a GPU.
 
-The pipeline has no reader, no randomness and no epochs: samples and parameters are fed, one batch a run.
-For encoded images on the CPU it only decodes, and a kernel of ours does the rest. Of one processor, a photograph of
-ImageNet, made 224², took 1.0 ms to decode; DALI's resize took 0.6 more where the kernel takes 0.3, and its operators
-after the crop, each a pass over a batch that no cache holds, 0.6 to 1.1 where the kernel takes 0.1.
+A pipeline has no reader, no randomness and no epochs: samples and parameters are fed, one batch a run.
+Encoded images are decoded by a pipeline of its own, after which their sides are known, on which the parameters hang.
+On the CPU a kernel of ours does the rest. Of one processor, a photograph of ImageNet, made 224², took 1.0 ms to decode;
+DALI's resize took 0.6 more where the kernel takes 0.3, and its operators after the crop, each a pass over a batch that
+no cache holds, 0.6 to 1.1 where the kernel takes 0.1.
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from fastload.augment import Augment, Parameters
+from fastload.augment import Augment
+from fastload.augment.parameters import SampleKeys, draw_parameters
 from fastload.common.processors import default_threads
 from fastload.errors import ClosedError, UsageError
-from fastload.feeds.crop_room import misfit
-from fastload.feeds.dali_errors import DecodingCheck
-from fastload.feeds.dali_graph import DaliGraph, Samples
+from fastload.feeds.dali_decoding import FileDecoder
+from fastload.feeds.dali_graph import DaliGraph
+from fastload.feeds.dali_pipeline import DaliPipeline
 from fastload.feeds.decoded_finish import DecodedFinish
 
-_of_parents: list[Any] = []
-"""Pipelines that a forked child has inherited and cannot free."""
+Samples = np.ndarray | torch.Tensor | Sequence[np.ndarray]
 
 
 class DaliEngine:
-    """Makes batches with a DALI pipeline that is built once; one call at a time, from any thread.
+    """Makes batches with DALI pipelines that are built once; one call at a time, from any thread.
 
     Arguments:
         augment: what happens to each image.
         shape: (H, W, C) of raw images; None for encoded ones (JPEG, PNG), which come out as RGB, upright.
         batch_size: the largest batch.
         device: "cpu", or the CUDA device that decodes and augments.
+        dtype: of `out`: torch.float32, float16, bfloat16 or uint8.
         memory_format: of `out`; another one costs a transposing copy.
         threads: DALI's CPU threads; the processors, at most 8, by default.
+        decoder: of encoded files, which the caller closes; one of the engine's own by default.
 
-    Raises UsageError if DALI is missing, or the crop is larger than raw images once resized.
+    Raises UsageError if DALI is missing, the images cannot be augmented so, or a normalized output is asked for as
+    torch.uint8.
     """
 
     def __init__(
@@ -46,76 +51,96 @@ class DaliEngine:
         shape: tuple[int, int, int] | None,
         batch_size: int,
         device: torch.device,
+        dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.contiguous_format,
         threads: int | None = None,
+        decoder: FileDecoder | None = None,
     ) -> None:
-        problem = misfit(augment, shape[:2]) if shape is not None else None
-        if problem:
-            raise UsageError(f"the images are {problem}")
-        device_id: int | None = None
-        if device.type == "cuda":
-            device_id = torch.cuda.current_device() if device.index is None else device.index
-        threads = threads or default_threads()
-        self._closed, self._process = False, os.getpid()
-        decodes_only = shape is None and device_id is None
-        self._finish = DecodedFinish(augment, threads) if decodes_only else None
-        self._check = DecodingCheck(augment, threads, device_id) if shape is None else None
+        if shape is not None:
+            problem = augment.misfit(shape[:2])
+            if problem:
+                raise UsageError(f"the images are {problem}")
+        device_id, threads = cuda_number(device), threads or default_threads()
+        channels_last = memory_format == torch.channels_last
+        self._augment, self._shape, self._memory_format = augment, shape, memory_format
+        self._closed, self._device_id = False, device_id
+        self._own_decoder: FileDecoder | None = None
+        if shape is None and decoder is None:
+            decoder = self._own_decoder = FileDecoder(batch_size, threads, device_id)
+        self._decoder = decoder
+        self._finish: DecodedFinish | None = None
+        self._steps: DaliPipeline | None = None
+        if shape is None and device_id is None:
+            self._finish = DecodedFinish(augment, threads, dtype, channels_last)
         self._graph = DaliGraph(
             augment,
-            shape=shape,
+            sides=None if shape is None else shape[:2],
+            channels=3 if shape is None else shape[2],
             batch_size=batch_size,
             device_id=device_id,
-            channels_last=memory_format == torch.channels_last,
+            levels=dtype == torch.uint8,
+            channels_last=channels_last,
             threads=threads,
-            decodes_only=decodes_only,
         )
-        self._pipeline = self._graph.build()
+        if self._finish is None:
+            self._steps = DaliPipeline(self._graph.build, device_id)
 
-    def __call__(self, samples: Samples, parameters: Parameters, out: torch.Tensor) -> None:
+    def __call__(self, samples: Samples, keys: SampleKeys, out: torch.Tensor) -> None:
         """Augment b ≤ batch_size samples into `out`, which is complete on return (on CUDA for the host too).
 
         Arguments:
             samples: raw: uint8 [b, H, W, C], NumPy or torch, on any device; encoded: b uint8 [bytes].
-            parameters: of the b samples, drawn with the same `augment`.
-            out: [b, C, h, w] on the engine's device, float32, float16 or bfloat16, in any memory format; all is
-                computed in float32 and rounded once.
+            keys: what the parameters of the b samples hang on.
+            out: [b, C, h, w] on the engine's device, of its dtype, in any memory format; all is computed in float32
+                and rounded once.
 
         Raises SampleError for a sample that cannot be decoded or is too small; the engine stays usable.
         """
+        self.make_views(samples, [(keys, out)])
+
+    def make_views(self, samples: Samples, views: Sequence[tuple[SampleKeys, torch.Tensor]]) -> None:
+        """Augment samples, which are decoded once, for each view into its tensor; see `__call__`."""
         if self._closed:
             raise ClosedError()
         if not len(samples):
             return
-        check, device_id = self._check, self._graph.device_id
-        if check is not None:
-            check.check_last_part(samples)  # type: ignore[arg-type]  # where there is no shape, it is files
-        # Whatever interrupts a run, Ctrl-C too, may leave inputs queued for the next one, and an error ends a
-        # pipeline: it is put back only after success, else the next call builds another.
-        pipeline, self._pipeline = self._pipeline or self._graph.build(), None
-        stream = None if device_id is None else torch.cuda.current_stream(device_id)
-        try:
-            for name, values in self._graph.inputs(samples, parameters).items():
-                pipeline.feed_input(name, values, cuda_stream=stream)
-            (result,) = pipeline.run()
-        except RuntimeError as error:
-            del pipeline
-            if check is not None:
-                check.explain(samples, error)  # type: ignore[arg-type]
-            raise
-        if self._finish is not None:
-            self._finish(result, parameters, out)
-        else:
-            images = torch.from_dlpack(result.as_tensor())
-            out.copy_(images.permute(0, 3, 1, 2) if self._graph.channels_last else images)
-        if stream is not None:
-            stream.synchronize()  # DALI may reuse the result's memory
-        self._pipeline = None if self._closed else pipeline
+        if self._decoder is None:
+            sides = np.broadcast_to(np.array(self._shape[:2], np.int64), (len(samples), 2))  # type: ignore[index]
+            self._make(samples, sides, views)
+            return
+        with self._decoder.decoded(samples, self._augment) as (images, sides):  # type: ignore[arg-type]  # files
+            self._make(images, sides, views)
+
+    def _make(self, images: Any, sides: np.ndarray, views: Sequence[tuple[SampleKeys, torch.Tensor]]) -> None:
+        for keys, out in views:
+            if self._finish is None:
+                self._run_steps(images, sides, keys, out)
+                continue
+            fits = out.is_contiguous(memory_format=self._memory_format)
+            target = out if fits else torch.empty_like(out, memory_format=self._memory_format)
+            self._finish(images, sides, keys, target)
+            if not fits:
+                out.copy_(target)
+
+    def _run_steps(self, images: Any, sides: np.ndarray, keys: SampleKeys, out: torch.Tensor) -> None:
+        assert self._steps is not None
+        inputs = self._graph.inputs(images, draw_parameters(self._augment, keys, sides), sides)
+        with self._steps.run(inputs) as result:
+            made = torch.from_dlpack(result.as_tensor())
+            out.copy_(made.permute(0, 3, 1, 2) if self._graph.channels_last else made)
+            if self._device_id is not None:
+                torch.cuda.current_stream(self._device_id).synchronize()  # DALI may reuse the result's memory
 
     def close(self) -> None:
         """Free the pipelines, with their threads and memory. Safe to call twice."""
         self._closed = True
-        if os.getpid() != self._process:  # a fork has none of the threads, and freeing them would wait for them
-            _of_parents.extend([self._pipeline, self._check])
-        elif self._check is not None:
-            self._check.close()
-        self._pipeline = None
+        for one in (self._steps, self._own_decoder):
+            if one is not None:
+                one.close()
+
+
+def cuda_number(device: torch.device) -> int | None:
+    """Return the number of a CUDA device; None for the CPU."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.current_device() if device.index is None else device.index

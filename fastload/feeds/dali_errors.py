@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import numpy as np
 
 from fastload.augment import Augment
-from fastload.common.dali_decoder import dali as _dali
-from fastload.common.dali_decoder import decoded_files
 from fastload.errors import DataError
-from fastload.feeds.crop_room import misfit
+from fastload.feeds.dali_pipeline import DaliPipeline, decoding_pipeline
 from fastload.feeds.file_heads import head_is_sound
 
 _DAMAGED = "cannot be decoded: it is damaged, or no image; `fastload verify` lists damaged samples"
@@ -29,17 +27,15 @@ class DecodingCheck:
     """Finds samples that cannot be decoded, with pipelines that only decode.
 
     Arguments:
-        augment: the crop of which must fit into each image.
         threads: DALI's CPU threads, as many as those of the pipeline that makes the batches.
         device_id: the CUDA device that decodes; None for the CPU.
     """
 
-    def __init__(self, augment: Augment, threads: int, device_id: int | None) -> None:
-        self._augment, self._threads, self._device_id = augment, threads, device_id
-        self._pipeline: Any = None
-        self._closed = False
+    def __init__(self, threads: int, device_id: int | None) -> None:
+        self._threads, self._device_id = threads, device_id
+        self._decoding: DaliPipeline | None = None
 
-    def check_last_part(self, samples: Sequence[np.ndarray]) -> None:
+    def check_last_part(self, samples: Sequence[np.ndarray], augment: Augment) -> None:
         """Raise SampleError for a file that DALI refuses, where that could end the process.
 
         Of more than 4 · (threads + 1) files, DALI (2.4) has each thread look at the heads of a part and looks
@@ -54,45 +50,42 @@ class DecodingCheck:
         doubtful = [place for place in range(first, len(samples)) if not head_is_sound(samples[place])]
         for begin in range(0, len(doubtful), 4 * parts):
             some = doubtful[begin : begin + 4 * parts]
-            pipeline, self._pipeline = self._pipeline or self._build(4 * parts), None
+            if self._decoding is None:
+                self._decoding = self._pipeline(4 * parts)
             try:
-                pipeline.feed_input("samples", [samples[place] for place in some])
-                pipeline.run()
+                with self._decoding.run({"samples": [samples[place] for place in some]}):
+                    pass
             except RuntimeError as error:
-                self.explain(samples, error, some)
+                self.explain(samples, augment, error, some)
                 raise
-            self._pipeline = None if self._closed else pipeline
 
-    def explain(self, samples: Sequence[np.ndarray], error: RuntimeError, positions: Sequence[int] = ()) -> None:
+    def explain(
+        self, samples: Sequence[np.ndarray], augment: Augment, error: RuntimeError, positions: Sequence[int] = ()
+    ) -> None:
         """Find the sample that stopped a batch, by decoding them one at a time, and raise SampleError for it.
 
         Arguments:
             samples: the batch.
+            augment: the crop of which must fit into each image.
             error: what DALI said.
             positions: where in the batch the sample is looked for; everywhere by default.
         """
-        pipeline = self._build(1)
+        decoding = self._pipeline(1)
         for position in positions or range(len(samples)):
             try:
-                pipeline.feed_input("samples", [samples[position]])
-                (result,) = pipeline.run()
+                with decoding.run({"samples": [samples[position]]}) as images:
+                    height, width, _ = images.shape()[0]
             except RuntimeError as reason:
                 raise SampleError(position, _DAMAGED) from reason
-            height, width, _ = np.asarray(result.as_tensor())[0].tolist()
-            misfits = misfit(self._augment, (height, width))
-            if misfits:
-                raise SampleError(position, f"is {misfits}") from error
+            problem = augment.misfit((height, width))
+            if problem:
+                raise SampleError(position, f"is {problem}") from error
 
-    def _build(self, batch_size: int) -> Any:
-        """Return a pipeline that finds the sides of encoded images."""
-        dali = _dali()
-        pipeline = dali.Pipeline(batch_size, self._threads, self._device_id, prefetch_queue_depth=1, exec_dynamic=True)
-        with pipeline:
-            pipeline.set_outputs(decoded_files(self._device_id).shape(dtype=dali.types.INT64))
-        pipeline.build()
-        return pipeline
+    def _pipeline(self, batch_size: int) -> DaliPipeline:
+        build = partial(decoding_pipeline, batch_size, self._threads, self._device_id)
+        return DaliPipeline(build, self._device_id)
 
     def close(self) -> None:
         """Free the pipeline, with its threads and memory. Safe to call twice."""
-        self._closed = True
-        self._pipeline = None
+        if self._decoding is not None:
+            self._decoding.close()

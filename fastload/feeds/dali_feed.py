@@ -7,13 +7,29 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastload.augment import draw_parameters
+from fastload.augment import Augment
+from fastload.augment.parameters import SampleKeys, stream_number
+from fastload.common.processors import default_threads
 from fastload.errors import DataError
-from fastload.feeds.batch import Batch, labels_of_rows
-from fastload.feeds.dali_engine import DaliEngine
+from fastload.feeds.batch import Batch, labels_of_rows, one_or_all
+from fastload.feeds.dali_decoding import FileDecoder
+from fastload.feeds.dali_engine import DaliEngine, cuda_number
 from fastload.feeds.dali_errors import SampleError
 from fastload.feeds.inputs import FeedInputs
 from fastload.feeds.resident_set import ResidentSet
+
+
+def _engine(inputs: FeedInputs, augment: Augment, decoder: FileDecoder | None) -> DaliEngine:
+    output = inputs.output
+    return DaliEngine(
+        augment,
+        shape=inputs.file.shape,
+        batch_size=output.batch_size,
+        device=output.device,
+        dtype=output.dtype,
+        memory_format=output.memory_format,
+        decoder=decoder,
+    )
 
 
 class DaliFeed:
@@ -24,44 +40,45 @@ class DaliFeed:
 
     def __init__(self, inputs: FeedInputs) -> None:
         file, output = inputs.file, inputs.output
-        self._augment, self._order, self._output = inputs.augment, inputs.order, output
+        self._order, self._output = inputs.order, output
         self._path, self._name_of = file.path, file.name_of
         self.resident, self._encoded = inputs.resident, file.shape is None
         self._on_cuda = output.device.type == "cuda"
         self._labels, self._ids = inputs.labels, file.ids
         self._reader, self._read_ahead = inputs.reader, inputs.read_ahead
         self._set: ResidentSet | None = inputs.resident_set() if self.resident else None
-        self._image_shape, self._ring = inputs.image_shape, inputs.buffer_ring()
-        self._engine = DaliEngine(
-            inputs.augment,
-            shape=file.shape,
-            batch_size=output.batch_size,
-            device=output.device,
-            memory_format=output.memory_format,
+        phase = inputs.order.phase
+        self._streams = [stream_number(phase, view) for view in range(inputs.views)]
+        self._decoder: FileDecoder | None = None
+        if self._encoded:
+            self._decoder = FileDecoder(output.batch_size, default_threads(), cuda_number(output.device))
+        self._makers = inputs.augments.map(
+            lambda one: (_engine(inputs, one, self._decoder), inputs.buffer_ring(one), inputs.image_shape(one))
         )
 
     def make(self, start: int, count: int) -> Batch:
         rows, epochs = self._order.rows(start, count)
         ids = self._ids[rows]
-        parameters = draw_parameters(self._augment, self._order.seed, self._order.phase, ids, epochs)
         device = self._output.device
-        if self._on_cuda:
-            images = self._output.empty(count, self._image_shape)
-        else:
-            images, _ = self._ring.take(count)
+        engine, ring, image_shape = self._makers.at(start)
+        views = []
+        for stream in self._streams:
+            images = self._output.empty(count, image_shape) if self._on_cuda else ring.take(count)[0]
+            views.append((SampleKeys(self._order.seed, stream, ids, epochs), images))
         try:
             if self._read_ahead is not None:
                 self._read_ahead.want(start, count)
-            self._engine(self._samples(rows), parameters, images)
+            engine.make_views(self._samples(rows), views)
         except SampleError as error:
             row = int(rows[error.position])
             raise DataError(f"{self._path}: {self._name_of(row)} {error.problem}") from error
+        made = one_or_all([images for _, images in views])
         labels = labels_of_rows(self._labels, rows)
         if not self._on_cuda:
-            return Batch(images, labels, torch.from_numpy(ids))
+            return Batch(made, labels, torch.from_numpy(ids))
         if labels is not None:
             labels = labels.to(device)
-        return Batch(images, labels, torch.from_numpy(ids).to(device))
+        return Batch(made, labels, torch.from_numpy(ids).to(device))
 
     def _samples(self, rows: np.ndarray) -> Any:
         resident = self._set
@@ -73,6 +90,9 @@ class DaliFeed:
         return torch.from_numpy(images).to(self._output.device) if self._on_cuda else images
 
     def close(self) -> None:
-        self._engine.close()
+        for engine, _, _ in self._makers.values:
+            engine.close()
+        if self._decoder is not None:
+            self._decoder.close()
         self._reader.close()
         self._set = None

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fastload.augment import Augment
+from fastload.augment.schedule import Staged
 from fastload.common.cuda import require_cuda_target
 from fastload.common.device import resolve_device
 from fastload.common.processors import default_threads
@@ -30,7 +31,7 @@ from fastload.packed.set import Packed
 
 def open_feed(
     file: Packed,
-    augment: Augment,
+    augment: Augment | Staged[Augment],
     order: RowOrder,
     output: Output,
     *,
@@ -38,27 +39,32 @@ def open_feed(
     resident: bool = False,
     workers: int | None = None,
     labels: np.ndarray | None = None,
+    views: int = 1,
 ) -> Feed:
     """Return the feed of a packed file.
 
     Arguments:
         file: opened by the caller, who may close it once this has returned.
-        augment: what happens to each image.
+        augment: what happens to each image; `Staged` says from which position on.
         order: which rows come at which positions.
         output: how batches come out.
         engine: "auto", "fused" or "dali".
         resident: keep the whole file in the device's memory (raw storage only).
         workers: threads that make batches ahead; the processors, at most 8, by default.
         labels: [N, ...], in place of the file's own.
+        views: how many images are made of each sample, each with random parameters of its own.
     """
-    chosen = choose_engine(engine, file, augment)
+    augments = augment if isinstance(augment, Staged) else Staged.always(augment)
+    on_cuda = output.device.type == "cuda"
+    (chosen,) = {choose_engine(engine, file, one, on_cuda=on_cuda) for one in augments.values}
     if resident and file.shape is None:
         raise UsageError(f"{file.path} holds encoded images; a resident set must be raw")
     found = file.labels if labels is None else labels
     reader = SampleReader(file)
     inputs = FeedInputs(
         file,
-        augment,
+        augments,
+        views,
         order,
         output,
         labels=None if found is None else label_tensor(found),

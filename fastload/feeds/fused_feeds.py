@@ -6,9 +6,10 @@ import queue
 
 import torch
 
+from fastload.augment import Augment
 from fastload.common.memory import check_pinned, pinned_bytes
 from fastload.errors import ClosedError
-from fastload.feeds.batch import Batch, labels_of_rows
+from fastload.feeds.batch import Batch, labels_of_rows, one_or_all
 from fastload.feeds.fused_engine import FusedEngine
 from fastload.feeds.inputs import FeedInputs
 from fastload.feeds.resident_set import ResidentSet, whole_words
@@ -16,18 +17,24 @@ from fastload.order import Order
 from fastload.packed.guarded_map import GuardedMap
 
 
-def _engine(inputs: FeedInputs) -> FusedEngine:
+def _engines(inputs: FeedInputs, augment: Augment) -> list[FusedEngine]:
+    """Return an engine for each view."""
     file, order, output = inputs.file, inputs.order, inputs.output
     assert file.shape is not None and file.strides is not None
-    return FusedEngine(
-        inputs.augment,
-        seed=order.seed,
-        phase=order.phase,
-        shape=file.shape,
-        strides=file.strides,
-        dtype=output.dtype,
-        channels_last=output.channels_last,
-    )
+    return [
+        FusedEngine(
+            augment,
+            seed=order.seed,
+            phase=order.phase,
+            view=view,
+            shape=file.shape,
+            strides=file.strides,
+            dtype=output.dtype,
+            channels_last=output.channels_last,
+            batch_size=output.batch_size,
+        )
+        for view in range(inputs.views)
+    ]
 
 
 class FusedCpuFeed:
@@ -41,7 +48,7 @@ class FusedCpuFeed:
 
     def __init__(self, inputs: FeedInputs) -> None:
         self.workers, self.resident = inputs.workers, inputs.resident
-        self._engine = _engine(inputs)
+        self._makers = inputs.augments.map(lambda one: (_engines(inputs, one), inputs.buffer_ring(one)))
         self._order, self._reader, self._read_ahead = inputs.order, inputs.reader, inputs.read_ahead
         self._labels, self._ids = inputs.labels, inputs.file.ids
         self._set: ResidentSet | None = None
@@ -50,25 +57,29 @@ class FusedCpuFeed:
             self._set = inputs.resident_set()
         else:
             self._mapped = GuardedMap.open(self._reader.place)
-        self._ring = inputs.buffer_ring()
-        self.make(0, 1)  # compiles the kernels
+        for first in inputs.augments.firsts:
+            self.make(first, 1)  # compiles the kernels
 
     def make(self, start: int, count: int) -> Batch:
         # Held until the batch is made, whoever closes this meanwhile.
         resident, mapped = self._set, self._mapped
         place = self._reader.place if resident is None else None  # raises once this is closed
         rows, epochs = self._order.rows(start, count)
-        images, values = self._ring.take(count)
         ids = self._ids[rows]
-        if resident is not None:
-            self._engine.on_cpu(resident.images.numpy(), rows, ids, epochs, values)
-        elif place is not None:
-            gather = self._read_ahead is None or self._read_ahead.want(start, count)
-            failed = -1
-            if not (gather and mapped is not None and self._engine.on_cpu_map(mapped, rows, ids, epochs, values)):
-                failed = self._engine.on_cpu_stream(place, rows, ids, epochs, values)
-            self._reader.check(failed, rows)
-        return Batch(images, labels_of_rows(self._labels, rows), torch.from_numpy(ids))
+        engines, ring = self._makers.at(start)
+        gather = resident is None and (self._read_ahead is None or self._read_ahead.want(start, count))
+        views = []
+        for engine in engines:
+            images, values = ring.take(count)
+            if resident is not None:
+                engine.on_cpu(resident.images.numpy(), rows, ids, epochs, values)
+            elif place is not None:
+                failed = -1
+                if not (gather and mapped is not None and engine.on_cpu_map(mapped, rows, ids, epochs, values)):
+                    failed = engine.on_cpu_stream(place, rows, ids, epochs, values)
+                self._reader.check(failed, rows)
+            views.append(images)
+        return Batch(one_or_all(views), labels_of_rows(self._labels, rows), torch.from_numpy(ids))
 
     def close(self) -> None:
         self._reader.close()
@@ -85,26 +96,29 @@ class FusedResidentFeed:
     def __init__(self, inputs: FeedInputs) -> None:
         assert isinstance(inputs.order, Order)  # its kernel finds the rows by itself, in this order only
         self._order, self._output = inputs.order, inputs.output
-        self._engine, self._image_shape = _engine(inputs), inputs.image_shape
+        self._makers = inputs.augments.map(lambda one: (_engines(inputs, one), inputs.image_shape(one)))
         self._label_shape = None if inputs.labels is None else inputs.labels.shape[1:]
         self._set: ResidentSet | None = inputs.resident_set()
         self._home = torch.cuda.current_stream(self._output.device)
-        self.make(0, 1)  # compiles the kernels
+        for first in inputs.augments.firsts:
+            self.make(first, 1)  # compiles the kernels
 
     def make(self, start: int, count: int) -> Batch:
         resident = self._set  # held until the launch is queued; then its memory waits for the stream
         if resident is None:
             raise ClosedError()
         device = self._output.device
-        images = self._output.empty(count, self._image_shape)
+        engines, image_shape = self._makers.at(start)
+        views = [self._output.empty(count, image_shape) for _ in engines]
         labels = torch.empty((count, resident.labels.shape[1]), dtype=resident.labels.dtype, device=device)
         ids = torch.empty(count, dtype=torch.int64, device=device)
         stream = torch.cuda.current_stream(device)
         if stream != self._home:
             resident.record_stream(stream)  # or closing would give its memory away while that stream reads it
-        self._engine.on_cuda_resident(resident, self._order, start, images, labels, ids)
+        for engine, images in zip(engines, views, strict=True):
+            engine.on_cuda_resident(resident, self._order, start, images, labels, ids)
         given = None if self._label_shape is None else labels.reshape(count, *self._label_shape)
-        return Batch(images, given, ids)
+        return Batch(one_or_all(views), given, ids)
 
     def close(self) -> None:
         self._set = None
@@ -119,7 +133,7 @@ class FusedStreamFeed:
     def __init__(self, inputs: FeedInputs) -> None:
         self.workers = workers = inputs.workers
         self._order, self._output = inputs.order, inputs.output
-        self._engine, self._image_shape = _engine(inputs), inputs.image_shape
+        self._makers = inputs.augments.map(lambda one: (_engines(inputs, one), inputs.image_shape(one)))
         self._reader, self._read_ahead = inputs.reader, inputs.read_ahead
         self._labels, self._ids = inputs.labels, inputs.file.ids
         batch_size, device = self._output.batch_size, self._output.device
@@ -130,7 +144,8 @@ class FusedStreamFeed:
         for _ in range(workers):
             self._pinned.put((torch.empty(size, dtype=torch.uint8, pin_memory=True), torch.cuda.Event(blocking=True)))
         with torch.cuda.stream(torch.cuda.Stream(device)):
-            self.make(0, 1)  # compiles the kernels
+            for first in inputs.augments.firsts:
+                self.make(first, 1)  # compiles the kernels
             torch.cuda.current_stream().synchronize()
 
     def make(self, start: int, count: int) -> Batch:
@@ -151,14 +166,16 @@ class FusedStreamFeed:
             copied.record()
         finally:
             pinned.put((buffer, copied))
-        images = self._output.empty(count, self._image_shape)
+        engines, image_shape = self._makers.at(start)
+        views = [self._output.empty(count, image_shape) for _ in engines]
         ids_there = ids.pin_memory().to(device, non_blocking=True)
         epochs_there = torch.from_numpy(epochs).pin_memory().to(device, non_blocking=True)
         labels = labels_of_rows(self._labels, rows)
         if labels is not None:
             labels = labels.pin_memory().to(device, non_blocking=True)
-        self._engine.on_cuda_gathered(stored, ids_there, epochs_there, images)
-        return Batch(images, labels, ids_there)
+        for engine, images in zip(engines, views, strict=True):
+            engine.on_cuda_gathered(stored, ids_there, epochs_there, images)
+        return Batch(one_or_all(views), labels, ids_there)
 
     def close(self) -> None:
         self._reader.close()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fastload.augment import Augment
+from fastload.augment.schedule import Staged
 from fastload.feeds.batch import Output
 from fastload.feeds.buffers import BufferRing
 from fastload.feeds.read_ahead import ReadAhead
@@ -22,7 +23,8 @@ class FeedInputs:
 
     Arguments:
         file: the packed set.
-        augment: what happens to each image.
+        augments: what happens to each image, from which position on.
+        views: how many images are made of each sample.
         order: which rows come at which positions.
         output: how batches come out.
         labels: [N, ...], or None for batches without.
@@ -33,7 +35,8 @@ class FeedInputs:
     """
 
     file: Packed
-    augment: Augment
+    augments: Staged[Augment]
+    views: int
     order: RowOrder
     output: Output
     labels: torch.Tensor | None
@@ -43,14 +46,18 @@ class FeedInputs:
     workers: int
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of the images in a batch; encoded ones are decoded to RGB."""
-        return (3 if self.file.shape is None else self.file.shape[2], *self.augment.size)
+    def channels(self) -> int:
+        """Of the images; encoded ones are decoded to RGB."""
+        return 3 if self.file.shape is None else self.file.shape[2]
 
-    def buffer_ring(self) -> BufferRing:
+    def image_shape(self, augment: Augment) -> tuple[int, int, int]:
+        """Return (C, h, w) of the images in a batch."""
+        return (self.channels, *augment.sides)
+
+    def buffer_ring(self, augment: Augment) -> BufferRing:
         """Return output buffers for batches on the CPU."""
-        output = self.output
-        return BufferRing(output.batch_size, self.image_shape, output.dtype, output.channels_last, output.keep)
+        output, keep = self.output, self.output.keep * self.views
+        return BufferRing(output.batch_size, self.image_shape(augment), output.dtype, output.channels_last, keep)
 
     def resident_set(self) -> ResidentSet:
         """Read the whole set into the device's memory, and close the reader, which nothing needs any more."""

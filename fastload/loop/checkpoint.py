@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastload.augment.recipe import first_edition
 from fastload.common.arguments import integer, real
 from fastload.errors import UsageError
 from fastload.loop.policies import SwapPolicy
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
+"""Format 1 is read too: its augmentation was the paper's, with other numbers."""
 
 
 class Snapshot(NamedTuple):
@@ -55,6 +57,8 @@ def snapshot_of(state: Any, identity: Mapping[str, Any], policy: SwapPolicy, ran
         policy: of this loader.
         ranks: its world size, for the error.
     """
+    if isinstance(state, Mapping) and state.get("fastload_state") == 1:
+        state = _upgraded(state)
     if not isinstance(state, Mapping) or state.get("fastload_state") != STATE_FORMAT:
         found = state.get("fastload_state") if isinstance(state, Mapping) else type(state).__name__
         raise UsageError(
@@ -77,6 +81,16 @@ def snapshot_of(state: Any, identity: Mapping[str, Any], policy: SwapPolicy, ran
     except (LookupError, TypeError, AttributeError, UsageError) as error:
         raise UsageError(f"the state is damaged ({error}); load an earlier one") from error
     return Snapshot(step, seconds, swap, callbacks, policy)
+
+
+def _upgraded(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state of format 1 as one of the present format."""
+    try:
+        augment = first_edition(state["augment"]).state()
+    except (LookupError, TypeError, UsageError) as error:
+        raise UsageError(f"the state is damaged ({error}); load an earlier one") from error
+    later = {"views": 1, "mix": None, "transform": None}
+    return {**state, "fastload_state": STATE_FORMAT, "augment": augment, **later}
 
 
 def _mend(name: str, found: Any, ranks: int) -> str:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+from fastload.augment import Augment
+from fastload.augment.schedule import PHASE_NAMES, Staged, of_phase
 from fastload.common.memory import resident_room
 from fastload.errors import UsageError
 from fastload.feeds.batch import Feed
 from fastload.feeds.feed import open_feed
+from fastload.feeds.mixed_feed import MixedFeed, class_count
 from fastload.loop.pairing import check_pair, class_names, numbered_labels
 from fastload.loop.phase import Phase
 from fastload.loop.settings import LoaderSettings
+from fastload.loop.transform_hook import TransformHook
 from fastload.order import FAST, FINE_TUNE, Order
 from fastload.packed.set import Packed, open_packed
 
-PHASES = ("fast", "fine-tune")
+PHASES = PHASE_NAMES
 
 
 class RunFiles:
@@ -37,6 +42,9 @@ class RunFiles:
             self._check_given("subset", self.subset, not policy.starts_on_full)
             check_pair(self.full, self.subset, settings.shuffle)
             beside = self.subset.nbytes if self.subset is not None else 0
+            self._transform = None
+            if settings.transform is not None:
+                self._transform = TransformHook(settings.transform, settings.seed, settings.output.device)
             self._room = resident_room(settings.output.device, settings.resident_budget, beside=beside)
         except BaseException:
             self.close()
@@ -89,16 +97,36 @@ class RunFiles:
         def locate(index: int) -> tuple[int, int]:
             return (index * world_size + rank) * batch_size, batch_size
 
+        augments: Staged[Augment] | None = None
+        classes = 0
+        if file is not None:
+            swap = settings.new_policy().step
+            staged = of_phase(settings.augment, PHASES[number], steps=settings.steps, swap=swap)
+            augments = staged.scaled(batch_size * world_size)
+            if settings.mix is not None:
+                found = file.labels if labels is None else labels
+                classes = class_count(settings.mix, found, len(self.class_names), file.path)
+
         def opened() -> Feed:
-            assert file is not None
+            assert file is not None and augments is not None
             order = Order(len(file), settings.seed, number, shuffle)
-            how: dict[str, Any] = {"engine": settings.engine, "resident": resident, "labels": labels}
-            return open_feed(file, settings.augment, order, settings.output, **how)
+            feed = open_feed(
+                file,
+                augments,
+                order,
+                settings.output,
+                engine=settings.engine,
+                resident=resident,
+                labels=labels,
+                views=settings.views,
+            )
+            return feed if settings.mix is None else MixedFeed(feed, settings.mix, order, file.ids, classes)
 
         return Phase(
             PHASES[number],
             opened,
             locate,
+            finish=None if self._transform is None else partial(self._transform, number),
             depth=settings.prefetch_depth,
             device=settings.output.device,
             sample_bytes=0 if file is None else file.nbytes // len(file),

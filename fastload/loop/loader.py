@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from fastload.augment import Augment
+from fastload.augment import Augment, Mix
+from fastload.augment.schedule import Augments, final_augment
 from fastload.common.arguments import flag, integer
 from fastload.errors import UsageError
 from fastload.feeds.evaluation import EvaluationLoader
@@ -27,7 +28,7 @@ class TwoPhaseLoader(DataLoaderView):
     """Feed a training loop: `swap` steps from the subset, resident on the device, then the full set, streamed.
 
         loader = TwoPhaseLoader("full.h5", "subset.h5", batch_size=1024, steps=10_000, swap=0.5,
-                                augment=Augment(crop=24), device="cuda")
+                                augment=Augment.paper(24), device="cuda")
         for images, labels in loader: ...
 
     Yields images [B, C, h, w] and labels [B, ...] (integers as int64) on the device. Every batch is full. A yielded
@@ -38,7 +39,7 @@ class TwoPhaseLoader(DataLoaderView):
             may be None when `swap` is 1.0.
         subset: packed file made by build-subset, raw; may be None when `swap` is 0.
         batch_size: images a batch on each rank.
-        augment: what happens to each image.
+        augment: what happens to each image: an `Augment`; one a phase, {"fast": …, "fine-tune": …}; or a `Schedule`.
         steps: batches in all. Give this, `seconds` or `epochs`.
         seconds: of wall-clock time in all.
         epochs: passes over the full set in all (the subset, where there is no full set), a float allowed. An epoch is
@@ -50,10 +51,15 @@ class TwoPhaseLoader(DataLoaderView):
         seed: 64-bit; decides order and augmentation, with phase, epoch and sample id.
         shuffle: True, "block" (the full set is read nearly in sequence), or False (file order).
         device: "cuda", "cuda:N" or "cpu".
-        dtype: of the images: torch.float32, float16 or bfloat16.
+        dtype: of the images: torch.float32, float16, bfloat16 or uint8 (levels of 0…255, without `normalize`).
         memory_format: of the images: torch.contiguous_format or channels_last.
+        mix: `Mix`: MixUp and CutMix; labels are then float32 [B, classes].
+        views: how many images are made of each sample; with more than one, `images` is a tuple of them.
+        transform: called last, with the images of each batch on the device, for what `augment` does not have: a module
+            or function that keeps shape, type and device. What it draws from torch's generators is the same after a
+            resume with the same `batch_size`.
         with_ids: yield (images, labels, ids) rather than (images, labels). Unlabelled sets give no labels.
-        engine: "fused", "dali", or "auto" (fused for raw files, DALI to decode or resize).
+        engine: "fused", "dali", or "auto" (fused for raw files, DALI to decode).
         prefetch: batches made ahead by threads.
         keep_resident: keep the subset on the device after the swap.
         resident_budget: bytes; a raw full set up to this size is kept on the device too, rather than streamed (not
@@ -74,7 +80,7 @@ class TwoPhaseLoader(DataLoaderView):
         subset: PathsLike | None = None,
         *,
         batch_size: int,
-        augment: Augment,
+        augment: Augments,
         steps: int | None = None,
         seconds: float | None = None,
         epochs: float | None = None,
@@ -85,6 +91,9 @@ class TwoPhaseLoader(DataLoaderView):
         device: str | torch.device = "cuda",
         dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.contiguous_format,
+        mix: Mix | None = None,
+        views: int = 1,
+        transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
         with_ids: bool = False,
         engine: Literal["auto", "fused", "dali"] = "auto",
         prefetch: int | None = None,
@@ -196,7 +205,7 @@ class TwoPhaseLoader(DataLoaderView):
         part = {"first_row": settings.rank * size, "every": settings.world_size} if flag("shard", shard) else {}
         return EvaluationLoader(
             path,
-            settings.augment if augment is None else augment,
+            final_augment(settings.augment) if augment is None else augment,
             batch_size=size,
             device=output.device,
             engine=settings.engine,

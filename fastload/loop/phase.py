@@ -21,6 +21,7 @@ class Phase:
         name: of the phase.
         open: makes the feed.
         locate: gives (first position, count) of the phase's batch `index`.
+        finish: is given each batch and its first position by the thread that asks for it; None for nothing.
         depth: batches made ahead.
         device: of the batches.
         sample_bytes: what one sample takes in its file, on average.
@@ -32,12 +33,13 @@ class Phase:
         open: Callable[[], Feed],
         locate: Callable[[int], tuple[int, int]],
         *,
+        finish: Callable[[Batch, int], Batch] | None = None,
         depth: int,
         device: torch.device,
         sample_bytes: int,
     ) -> None:
         self.name, self.depth, self.sample_bytes = name, depth, sample_bytes
-        self._open, self._locate, self._device = open, locate, device
+        self._open, self._locate, self._finish, self._device = open, locate, finish, device
         self._feed: Feed | None = None
         self._ahead: Prefetcher | None = None
         self._fill = 1.0
@@ -71,6 +73,10 @@ class Phase:
 
     def get(self, index: int, last: int | None) -> Batch:
         """Return the batch `index`, of `last` in all as far as is known; any may be asked for, the next is ready."""
+        batch = self._made(index, last)
+        return batch if self._finish is None else self._finish(batch, self._locate(index)[0])
+
+    def _made(self, index: int, last: int | None) -> Batch:
         feed = self._feed or self.prepare()
         if feed.immediate:
             return feed.make(*self._locate(index))

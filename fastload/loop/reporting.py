@@ -96,14 +96,16 @@ class Reporter:
             self._bar.end()
 
 
-def advice_on(engine: str, augment: Any, shuffle: object) -> Callable[[dict[str, Any], Packed, int | None], str]:
+def advice_on(
+    engine: str, augment: Any, shuffle: object, *, on_cuda: bool
+) -> Callable[[dict[str, Any], Packed, int | None], str]:
     """Return what judges a phase's stats for a loader of these settings."""
 
     def judge(stats: dict[str, Any], file: Packed, free: int | None) -> str:
         return advice(
             stats,
             encoded=file.shape is None,
-            engine=choose_engine(engine, file, augment),
+            engine=choose_engine(engine, file, augment, on_cuda=on_cuda),
             shuffle=shuffle,
             size=file.nbytes,
             free=free,

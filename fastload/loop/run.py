@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from fastload.augment.schedule import final_augment
 from fastload.common.launcher import check_still_alone
 from fastload.errors import ClosedError, UsageError
 from fastload.feeds.batch import as_tuple
@@ -68,7 +69,8 @@ class Run:
         self.state = RunState(swapped_at=0 if policy.starts_on_full else None)
         self.fast, self.fine = files.phase(FAST), files.phase(FINE_TUNE)
         phases = (self.fast, files.subset), (self.fine, files.full)
-        judge = advice_on(settings.engine, settings.augment, settings.shuffle)
+        on_cuda = settings.output.device.type == "cuda"
+        judge = advice_on(settings.engine, final_augment(settings.augment), settings.shuffle, on_cuda=on_cuda)
         self.reports = Reporter(phases, settings.output, settings.steps, settings.bar, judge)
         by_clock, this = settings.seconds is not None, weakref.ref(self)
         agreement = agree(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
-from fastload.augment import Augment, checked
+from fastload.augment import Mix
+from fastload.augment.schedule import augments_state, checked_augments
 from fastload.common.arguments import flag, integer, seed64
 from fastload.common.device import resolve_device
 from fastload.common.launcher import ranks_of
 from fastload.common.processors import default_threads
+from fastload.errors import UsageError
 from fastload.feeds.batch import Output
 from fastload.loop.bar import bar_kind
 from fastload.loop.loops import run_length, steps_of_epochs
@@ -20,6 +22,9 @@ from fastload.loop.policies import SwapPolicy, policy_of
 from fastload.loop.swap import Swap, planned_swap
 from fastload.order import Shuffle, shuffle_of
 from fastload.packed.set import PathsLike
+
+MOST_VIEWS = 64
+"""Of a sample: each has random words of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +45,10 @@ class LoaderSettings:
     full: PathsLike | None
     subset: PathsLike | None
     batch_size: int
-    augment: Augment
+    augment: Any
+    mix: Mix | None
+    views: int
+    transform: Any
     steps: int | None
     seconds: float | None
     epochs: float | None
@@ -81,7 +89,8 @@ class LoaderSettings:
             resident_budget=None
             if self.resident_budget is None
             else integer("resident_budget", self.resident_budget, 0),
-            augment=checked(self.augment),
+            augment=checked_augments(self.augment),
+            views=integer("views", self.views, 1),
             shuffle=shuffle_of(self.shuffle),
             seed=seed64(self.seed),
             with_ids=flag("with_ids", self.with_ids),
@@ -93,7 +102,20 @@ class LoaderSettings:
         depth = self.prefetch if self.prefetch is not None else max(2, default_threads())
         device = resolve_device(self.device)
         output = Output(self.batch_size, device, self.dtype, self.memory_format, keep=depth + 3)
+        self._check_mix(output)
         self._set(bar=bar if rank == 0 else None, prefetch_depth=depth, output=output, batch_size=output.batch_size)
+
+    def _check_mix(self, output: Output) -> None:
+        if self.views > MOST_VIEWS:
+            raise UsageError(f"views={self.views}; it must be at most {MOST_VIEWS}")
+        if self.mix is None:
+            return
+        if not isinstance(self.mix, Mix):
+            raise UsageError(f"mix={self.mix!r}; it must be a Mix, such as Mix(mixup=0.2), or None")
+        if output.batch_size % 2:
+            raise UsageError(f"batch_size={output.batch_size} is odd, and mix= blends pairs; give an even one")
+        if output.dtype == torch.uint8:
+            raise UsageError("dtype=torch.uint8 holds whole levels, which mix= would blend; give a type of floats")
 
     def _set(self, **values: Any) -> None:
         for name, value in values.items():
@@ -129,5 +151,9 @@ class LoaderSettings:
             "global_batch_size": self.global_batch_size,
             **self.new_policy().identity(),
             "shuffle": self.shuffle,
-            "augment": self.augment.state(),
+            "augment": augments_state(self.augment),
+            "views": self.views,
+            "mix": None if self.mix is None else asdict(self.mix),
+            # A transform sees a rank's own batch, so what it draws hangs on that batch's size.
+            "transform": None if self.transform is None else f"of {self.output.batch_size} images",
         }

@@ -53,9 +53,9 @@ def time_training(file: Packed, training: TrainingSettings, *, device: str, engi
     with torch.device("meta"):  # sizes without memory: what cannot fit must be refused before it is tried
         model = Autoencoder(channels, training.embedding_size)
         # Forward values are kept for the backward pass, which makes as many gradients.
-        activations = 2 * layer_bytes(model, torch.zeros(2, channels, *VIEW.size), sum) // 2 * training.batch_size
+        activations = 2 * layer_bytes(model, torch.zeros(2, channels, *VIEW.sides), sum) // 2 * training.batch_size
     weights = _WEIGHT_COPIES * sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    feed = _feed_memory(file, device, training.batch_size, 8 * channels * math.prod(VIEW.size) * 4)
+    feed = _feed_memory(file, device, training.batch_size, 8 * channels * math.prod(VIEW.sides) * 4)
     least = BASE_MEMORY + weights + feed + (0 if device.startswith("cuda") else activations)
     check_memory(least)
     batches = stream(
@@ -98,7 +98,7 @@ def time_embedding(file: Packed, encoder: Encoder, rows: int, *, device: str, en
         seconds, device_memory = _timed(run(), device, "input_size=")
     batches.close()
     columns, channels = shapes[0]
-    sample = torch.zeros(1, channels, *encoder.view.size, device=device)
+    sample = torch.zeros(1, channels, *encoder.view.sides, device=device)
     largest = 3 * layer_bytes(encoder.model, sample, max) * rows if isinstance(encoder.model, nn.Module) else 0
     feed = _feed_memory(file, device, rows, 4 * sample.numel() * 4)
     device_memory = device_memory * rows // size

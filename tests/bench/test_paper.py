@@ -125,7 +125,7 @@ def test_rs2_of_a_resident_set_and_of_a_stream_are_the_same_batches(few_cifar, m
     with PackedFile(few_cifar) as full:
         for budget in (0, 1 << 30):
             monkeypatch.setattr("fastload.common.memory.RESIDENT_BUDGET", budget)
-            feed = FreshFeed(full, Augment(crop=24), subsets, Output(16, CPU, memory_format=torch.channels_last))
+            feed = FreshFeed(full, Augment.paper(24), subsets, Output(16, CPU, memory_format=torch.channels_last))
             assert feed.resident == (budget > 0)
             runs[feed.resident] = [feed.make(step * 16, 16) for step in range(12)]
             feed.close()
@@ -156,7 +156,7 @@ def test_a_throttle_never_lets_more_images_pass_than_its_rate_and_look_ahead():
 
 def test_a_told_feed_gives_the_rows_that_it_was_told_with_full_batches(few_cifar):
     with PackedFile(few_cifar) as full:
-        feed = ChosenRowsFeed(full, Augment(crop=24), Output(16, CPU), seed=1)
+        feed = ChosenRowsFeed(full, Augment.paper(24), Output(16, CPU), seed=1)
         for epoch, count in enumerate((50, 33, 7)):
             rows = np.random.default_rng(epoch).permutation(400)[:count]
             given = [(batch.ids.numpy(), which) for batch, which in feed.epoch(rows)]

@@ -37,10 +37,11 @@ def build(made, out, **settings):
 
 
 @pytest.fixture
-def chosen(made, tmp_path):
-    """A subset beside its full set."""
-    shutil.copy(made[0], tmp_path / "full.h5")
-    return build(made, tmp_path / "subset.h5")
+def chosen(made, tmp_path_factory):
+    """A subset beside its full set, in a folder with a short name: a long one would be cut out of the message."""
+    folder = tmp_path_factory.mktemp("s")
+    shutil.copy(made[0], folder / "full.h5")
+    return build(made, folder / "subset.h5")
 
 
 def change(path, name, row, value):
@@ -323,7 +324,7 @@ def test_an_attribute_of_another_type_is_named_by_verify_inspect_and_the_loader(
     refused(capsys, words, chosen)
     assert main(["inspect", str(chosen)]) == 1 and words in capsys.readouterr().err
     with pytest.raises(DataError, match=words):
-        TwoPhaseLoader(chosen.parent / "full.h5", chosen, batch_size=4, steps=4, augment=Augment(crop=8), device="cpu")
+        TwoPhaseLoader(chosen.parent / "full.h5", chosen, batch_size=4, steps=4, augment=Augment.paper(8), device="cpu")
 
 
 @pytest.mark.parametrize("value", [np.arange(3), 5, np.bytes_(b"\xff\xfe"), h5py.Empty("f")])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fastload
-from fastload.augment import Augment
+from fastload.augment import Augment, PaperColor
 from fastload.bench.__main__ import main as bench
 from fastload.bench.select_grid import Grid
 from fastload.command.demo import run_demo
@@ -78,10 +78,9 @@ def test_other_calls_refuse_arguments_of_another_kind_by_name(tmp_path):
         verify_file(path, progress="no")
     for wrong in ({"with_ids": "no"}, {"batch_size": True}, {"first_row": 1.5}, {"every": True}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
-            EvaluationLoader(path, Augment(crop=4), **({"batch_size": 2} | wrong))
-    for wrong in ({"clamp": 1}, {"centre": "no"}):
-        with pytest.raises(UsageError, match=next(iter(wrong))):
-            Augment(crop=4, **wrong)
+            EvaluationLoader(path, Augment.paper(4), **({"batch_size": 2} | wrong))
+    with pytest.raises(UsageError, match="clamp=1"):
+        PaperColor(clamp=1)
     for wrong in ({"steps": True}, {"batch_size": 2.5}, {"epochs": True}, {"epochs": float("nan")}, {"seed": 1.0}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             run_demo(**wrong)

@@ -180,13 +180,15 @@ def test_the_files_that_a_file_imports_are_those_that_python_sees():
 @pytest.mark.parametrize(
     ("kernel", "helper"),
     [
-        ("augment_cpu", "augment_cpu_pixels"),
+        ("augment_cpu", "finish_cpu"),
         ("augment_cpu", "file_ranges"),
         ("augment_cpu", "philox"),
         ("augment_decoded", "augment"),
         ("augment_cuda", "augment_cuda_pixels"),
         ("augment_cuda", "augment_plan"),
         ("augment_cuda", "philox"),
+        ("recipe_cuda", "resample_cuda"),
+        ("recipe_cuda", "resampling"),
         ("topk_cpu", "topk"),
         ("topk_cuda", "topk_cuda_rows"),
         ("topk_cuda", "topk"),

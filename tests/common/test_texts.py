@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
-from fastload.augment import Augment
+from fastload.augment import Augment, PaperColor, PerImage, RandomCrop
 from fastload.order import Order
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,9 +54,9 @@ def test_figures_of_strategies_stand_in_the_results() -> None:
 
 
 def test_the_page_s_words_about_augment_are_its_defaults() -> None:
-    augment = Augment(crop=24)
-    assert (augment.flip, augment.brightness, augment.contrast) == (0.5, 63.0, (0.2, 1.8))
-    assert (augment.resize, augment.clamp, augment.standardize) == (None, True, "stddev")
+    augment = Augment.paper(24)
+    assert (augment.flip, augment.crop) == (0.5, RandomCrop(pad=0, resize=None))
+    assert augment.color == PaperColor(63.0, (0.2, 1.8), clamp=True) and augment.normalize == PerImage("stddev")
     for words in ("probability 0.5", "−63…63", "0.2…1.8", "no padding, no resize", "clamped to 0…255"):
         assert words in FAQ
     order = Order(10, 0, 0)

@@ -127,9 +127,9 @@ def test_weights_for_another_process_make_the_same_encoder(encoder):
 
 
 def test_chunks_depend_on_the_view_alone_and_shrink_with_large_images():
-    assert chunk_rows(VIEW) == chunk_rows(Augment(crop=64)) == 1024
-    assert chunk_rows(Augment(crop=128)) == 256
-    assert chunk_rows(Augment(crop=2000)) == 32
+    assert chunk_rows(VIEW) == chunk_rows(Augment.paper(64)) == 1024
+    assert chunk_rows(Augment.paper(128)) == 256
+    assert chunk_rows(Augment.paper(2000)) == 32
 
 
 def test_rows_that_were_not_begun_are_not_gone_on_with(file, encoder, tmp_path):

@@ -1,4 +1,4 @@
-"""The steps after the crop, with given parameters, against a float64 reference."""
+"""What a kernel makes of images of any sizes that another library decoded, against a float64 reference."""
 
 from __future__ import annotations
 
@@ -6,59 +6,83 @@ import numpy as np
 import pytest
 import reference
 import torch
+from recipes import paper_like
 
-from fastload.kernels import augment as kernel
-from fastload.kernels import augment_decoded as finish
+from fastload.augment import Augment, CenterCrop, Erase, Jitter, RandomCrop, RandomResizedCrop
+from fastload.augment.parameters import kernel_norm, kernel_numbers, kernel_recipe
+from fastload.kernels.augment_decoded import decoded_kernel
 
-KINDS = {"float32": kernel.FLOAT32, "float16": kernel.FLOAT16, "bfloat16": kernel.BFLOAT16}
-STANDARDIZE = {"stddev": kernel.STDDEV, "variance": kernel.VARIANCE, None: kernel.KEEP}
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+SIDES = [(30, 37), (41, 38), (33, 90), (64, 37), (30, 40), (31, 37)]
 
 
-def finished(images, drawn, *, clamp=True, standardize="stddev", last=False, dtype="float32") -> np.ndarray:
-    """Run the kernel; return float64 [b, h, w, C]."""
-    count, height, width, channels = images.shape
-    out = np.empty((count, height * width * channels), np.float32 if dtype == "float32" else np.int16)
-    flip, brightness, contrast = (np.array(values) for values in zip(*drawn, strict=True))
-    finish.finish_batch(
-        images.reshape(count, -1),
-        images.shape[1:],
-        flip,
-        brightness.astype(np.float32),
-        contrast.astype(np.float32),
-        int(clamp),
-        STANDARDIZE[standardize],
+def noise(channels=3, sides=SIDES):
+    rng = np.random.default_rng(channels)
+    images = [rng.integers(0, 256, (*side, channels), dtype=np.uint8) for side in sides]
+    images[1][:] = 200  # flat: the divisor's floor
+    return images
+
+
+def finished(augment, images, *, first=0, size=None, last=False, dtype=torch.float32, epoch=0):
+    """Run the kernel on images that are samples first, first + 1, …; return float64 [b, h, w, C]."""
+    channels, (height, width) = images[0].shape[2], augment.sides
+    recipe = kernel_recipe(augment, channels=channels, dtype=dtype, channels_last=last, resample=augment.may_resize)
+    stored = {torch.float32: np.float32, torch.uint8: np.uint8}.get(dtype, np.int16)
+    out = np.zeros((size or len(images), height * width * channels), stored)
+    count = len(images)
+    decoded_kernel(recipe)(
+        np.array([image.ctypes.data for image in images], np.int64),
+        np.array([image.shape[:2] for image in images], np.int64),
+        first,
+        np.arange(first, first + count),
+        np.full(count, epoch),
+        np.uint64(7),
+        np.uint64(1),
+        kernel_numbers(augment),
+        kernel_norm(augment, channels, dtype),
         out,
-        last,
-        KINDS[dtype],
     )
-    values = torch.from_numpy(out).view(getattr(torch, dtype)).to(torch.float64).numpy()
+    values = torch.from_numpy(out)
+    values = (values.view(dtype) if stored == np.int16 else values).double().numpy()
     if last:
-        return values.reshape(images.shape)
-    return values.reshape(count, channels, height, width).transpose(0, 2, 3, 1)
+        return values.reshape(-1, height, width, channels)
+    return values.reshape(-1, channels, height, width).transpose(0, 2, 3, 1)
 
 
-@pytest.mark.parametrize("dtype", list(KINDS))
-@pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("channels", "last"), [(1, False), (3, False), (3, True), (4, True)])
 @pytest.mark.parametrize(("clamp", "standardize"), [(True, "stddev"), (False, "variance"), (True, None)])
 def test_a_batch_meets_the_reference(channels, last, dtype, clamp, standardize):
-    rng = np.random.default_rng(channels)
-    images = rng.integers(0, 256, (6, 30, 37, channels), dtype=np.uint8)
-    images[1] = 200  # flat: the divisor's floor
-    drawn = [(bool(row % 2), np.float32(rng.uniform(-63, 63)), np.float32(rng.uniform(0.2, 1.8))) for row in range(6)]
-    found = finished(images, drawn, clamp=clamp, standardize=standardize, last=last, dtype=dtype)
-    for image, row, got in zip(images, drawn, found, strict=True):
-        flip, brightness, contrast = row
-        given = (0, 0, flip, float(brightness), float(contrast))
-        expected, divisor = reference.pixels(image, given, (30, 37), clamp=clamp, standardize=standardize)
-        reference.assert_close(got, expected, divisor, dtype)
+    images = noise(channels)
+    augment = paper_like(crop=(30, 37), clamp=clamp, standardize=standardize)
+    found = finished(augment, images, last=last, dtype=dtype, epoch=2)
+    for row, (image, got) in enumerate(zip(images, found, strict=True)):
+        drawn = reference.parameters(row, 2, 7, 1)
+        expected, divisor = reference.pixels(image, drawn, (30, 37), clamp=clamp, standardize=standardize)
+        reference.assert_close(got, expected, divisor, str(dtype).removeprefix("torch."))
 
 
-def test_each_step_changes_the_result():
-    image = np.random.default_rng(0).integers(0, 256, (1, 8, 9, 3), dtype=np.uint8)
-    plain = finished(image, [(False, 20.0, 1.5)])
-    assert not np.allclose(plain, finished(image, [(True, 20.0, 1.5)]))
-    assert not np.allclose(plain, finished(image, [(False, -20.0, 1.5)]))
-    assert not np.allclose(plain, finished(image, [(False, 20.0, 0.5)]))
-    assert not np.allclose(plain, finished(image, [(False, 20.0, 1.5)], clamp=False))
-    assert not np.allclose(plain, finished(image, [(False, 20.0, 1.5)], standardize=None))
+def test_a_part_of_a_batch_goes_to_its_own_place_and_nowhere_else():
+    augment, images = Augment.paper((30, 37)), noise()
+    whole = finished(augment, images)
+    part = finished(augment, images[2:4], first=2, size=6)
+    assert (part[2:4] == whole[2:4]).all()
+    assert not part[:2].any() and not part[4:].any()
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        Augment(30, RandomResizedCrop(), flip=0.5),
+        Augment(30, CenterCrop(resize=35)),
+        Augment(30, RandomResizedCrop(), color=Jitter(0.4, 0.4, 0.4, 0.1), grayscale=0.3, erase=Erase(0.5)),
+        Augment((38, 45), RandomCrop(pad=4)),
+    ],
+)
+def test_each_image_is_finished_as_if_it_were_alone(augment):
+    images = noise()
+    together = finished(augment, images, dtype=torch.uint8)
+    for i, image in enumerate(images):
+        alone = finished(augment, [image], first=i, size=len(images), dtype=torch.uint8)
+        assert (alone[i] == together[i]).all()
+    assert len(np.unique(together)) > 100

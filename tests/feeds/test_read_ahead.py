@@ -116,7 +116,7 @@ def test_what_lies_in_the_page_cache_is_not_asked_for(images, labels, tmp_path, 
     path.read_bytes()
     asked = []
     monkeypatch.setattr("fastload.kernels.file_ranges.advise_ranges", lambda *arguments: asked.append(arguments))
-    settings = {"batch_size": 32, "steps": 15, "swap": 0, "augment": Augment(crop=24), "device": "cpu"}
+    settings = {"batch_size": 32, "steps": 15, "swap": 0, "augment": Augment.paper(24), "device": "cpu"}
     with TwoPhaseLoader(path, **settings, resident_budget=0) as loader:
         assert len(list(loader)) == 15
     assert not asked

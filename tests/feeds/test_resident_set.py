@@ -68,6 +68,6 @@ def test_a_set_that_the_device_cannot_hold_is_refused_by_name(few_cifar, monkeyp
     with PackedFile(few_cifar) as file:
         monkeypatch.setattr(memory, "free_memory", lambda device: size - 1)
         with pytest.raises(DataError, match=rf"{few_cifar}: needs 1 MB of cpu memory"):
-            open_feed(file, Augment(crop=24), Order(400), Output(8, CPU), engine=engine, resident=True)
+            open_feed(file, Augment.paper(24), Order(400), Output(8, CPU), engine=engine, resident=True)
         monkeypatch.setattr(memory, "free_memory", lambda device: size)
-        open_feed(file, Augment(crop=24), Order(400), Output(8, CPU), engine=engine, resident=True).close()
+        open_feed(file, Augment.paper(24), Order(400), Output(8, CPU), engine=engine, resident=True).close()

@@ -188,7 +188,7 @@ def test_rivals_get_the_files_own_bytes(tmp_path):
 
 def test_rivals_say_in_which_benches_they_run_without_being_imported(tmp_path):
     known = install.peers()
-    assert known["ffcv"].cases == ("resident", "stream", "encoded")
+    assert known["ffcv"].cases == ("resident", "stream", "encoded", "recipe")
     assert all(known[name].cases == ("stream",) for name in ("webdataset", "streaming", "litdata"))
     assert known["airbench"].cases == known["dataloader"].cases == ("resident",)
     (tmp_path / "adapter.py").write_text("import nowhere\nCASES = ('stream', 'encoded')\n", "utf-8")

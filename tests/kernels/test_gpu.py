@@ -12,8 +12,20 @@ import pytest
 import reference
 import torch
 from packs import noise_images, write_encoded, write_pair, write_raw
+from recipes import paper_like
 
-from fastload import Augment, DataError, TwoPhaseLoader, UsageError
+from fastload import DataError, TwoPhaseLoader, UsageError
+from fastload.augment import (
+    Augment,
+    CenterCrop,
+    Erase,
+    Jitter,
+    MeanStd,
+    PaperColor,
+    PerImage,
+    RandomCrop,
+    RandomResizedCrop,
+)
 from fastload.common.memory import free_memory
 from fastload.feeds.batch import Output
 from fastload.feeds.feed import open_feed
@@ -85,7 +97,7 @@ def batch_of(
 ):
     """One batch of a feed of its own, complete."""
     count = count or len(file)
-    output = Output(count, torch.device(device), DTYPES[dtype], LAYOUTS[layout])
+    output = Output(count, torch.device(device), getattr(torch, dtype), LAYOUTS[layout])
     with torch.cuda.stream(stream):
         feed = open_feed(file, augment, order, output, engine=engine, resident=resident, workers=2)
         batch = feed.make(start, count)
@@ -103,16 +115,17 @@ def assert_meets_reference(batch, file, augment, order, start, dtype="float32"):
             row, epoch = reference.row_at(start + i, order.n, order.seed, order.phase)
         assert int(batch.ids[i]) == file.ids[row]
         assert np.array_equal(batch.labels[i].cpu().numpy(), file.labels[row])
+        color, normalize = augment.color or PaperColor(0.0, (1.0, 1.0)), augment.normalize
         drawn = reference.parameters(
-            int(file.ids[row]), epoch, order.seed, order.phase, augment.brightness, augment.contrast, augment.flip
+            int(file.ids[row]), epoch, order.seed, order.phase, color.brightness, color.contrast, augment.flip
         )
         want, divisor = reference.pixels(
             file.image(row),
             drawn,
-            augment.size,
-            clamp=augment.clamp,
-            standardize=augment.standardize,
-            centre=augment.centre,
+            augment.sides,
+            clamp=color.clamp,
+            standardize=normalize.divisor if isinstance(normalize, PerImage) else None,
+            centre=isinstance(augment.crop, CenterCrop),
         )
         reference.assert_close(values[i], want, divisor, dtype)
 
@@ -124,7 +137,7 @@ def assert_meets_reference(batch, file, augment, order, start, dtype="float32"):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_fused_meets_the_reference_in_every_type_and_layout(awkward, resident, layout, dtype):
-    augment = Augment(crop=24)
+    augment = Augment.paper(24)
     with PackedFile(awkward) as file:
         order = Order(len(file), SEED, FAST)
         batch = batch_of(file, augment, order, start=5, resident=resident, dtype=dtype, layout=layout)
@@ -139,11 +152,11 @@ def test_fused_meets_the_reference_in_every_type_and_layout(awkward, resident, l
 @pytest.mark.parametrize(
     "augment",
     [
-        Augment(crop=32),
-        Augment(crop=(20, 27), clamp=False),
-        Augment(crop=(1, 3), standardize="variance"),
-        Augment(crop=24, standardize=None, flip=1.0, brightness=200.0, contrast=(0.0, 3.0)),
-        Augment(crop=24).evaluation(),
+        Augment.paper(32),
+        paper_like(crop=(20, 27), clamp=False),
+        paper_like(crop=(1, 3), standardize="variance"),
+        paper_like(crop=24, standardize=None, flip=1.0, brightness=200.0, contrast=(0.0, 3.0)),
+        Augment.paper(24).evaluation(),
     ],
     ids=["whole", "no clamp", "variance", "pixel values", "evaluation"],
 )
@@ -156,7 +169,7 @@ def test_fused_meets_the_reference_in_every_setting(awkward, resident, augment):
 
 @pytest.mark.parametrize("resident", [True, False], ids=["resident", "stream"])
 def test_fused_takes_planar_storage_and_labels_of_several_floats(planar, resident):
-    augment = Augment(crop=24)
+    augment = Augment.paper(24)
     with PackedFile(planar, images="x", labels="y") as file:
         order = Order(len(file), SEED, FAST)
         batch = batch_of(file, augment, order, start=2**33, resident=resident)
@@ -171,9 +184,9 @@ def test_fused_gives_a_sample_the_same_bits_resident_and_streamed(pair, layout, 
         order = Order(len(file), SEED, FAST)
         settings = {"start": 1400, "count": 300, "dtype": "float32", "layout": layout}
         resident, streamed = (
-            batch_of(file, Augment(crop=crop), order, resident=one, **settings) for one in (True, False)
+            batch_of(file, Augment.paper(crop), order, resident=one, **settings) for one in (True, False)
         )
-        again = batch_of(file, Augment(crop=crop), order, **(settings | {"start": 1500, "count": 7}))
+        again = batch_of(file, Augment.paper(crop), order, **(settings | {"start": 1500, "count": 7}))
     assert torch.equal(resident.images, streamed.images) and torch.equal(resident.ids, streamed.ids)
     assert torch.equal(resident.images[100:107], again.images)  # whatever batch it is in
 
@@ -187,7 +200,7 @@ def test_fused_takes_any_number_of_channels_and_any_width(tmp_path, channels, fi
     with h5py.File(tmp_path / "own.h5", "w") as out:
         out["x"] = np.ascontiguousarray(images.transpose(0, 3, 1, 2)) if first else images
         out["y"] = np.arange(40)
-    augment = Augment(crop=(17, width))
+    augment = Augment.paper((17, width))
     with PackedFile(tmp_path / "own.h5", images="x", labels="y") as file:
         order = Order(40, SEED, FAST)
         for layout in LAYOUTS:
@@ -200,9 +213,9 @@ def test_fused_takes_any_number_of_channels_and_any_width(tmp_path, channels, fi
 def test_fused_rounds_half_precision_once(pair, dtype):
     with PackedFile(pair[0]) as file:
         order = Order(len(file), SEED, FAST)
-        exact = batch_of(file, Augment(crop=24), order, count=300).images
+        exact = batch_of(file, Augment.paper(24), order, count=300).images
         assert torch.equal(
-            batch_of(file, Augment(crop=24), order, count=300, dtype=dtype).images, exact.to(DTYPES[dtype])
+            batch_of(file, Augment.paper(24), order, count=300, dtype=dtype).images, exact.to(DTYPES[dtype])
         )
 
 
@@ -210,7 +223,7 @@ def test_fused_takes_large_images(tmp_path):
     images = awkward_images(520, 510)[[0, 4, 6]]
     with PackedFile(write_raw(tmp_path / "large.h5", images, np.arange(3))) as file:
         order = Order(3, SEED, FAST)
-        for augment in (Augment(crop=500), Augment(crop=(511, 499))):
+        for augment in (Augment.paper(500), Augment.paper((511, 499))):
             assert_meets_reference(batch_of(file, augment, order), file, augment, order, 0)
 
 
@@ -220,16 +233,61 @@ def test_cuda_gives_what_the_cpu_twin_gives(pair, resident, shuffle):
     with PackedFile(pair[0]) as file:
         order = Order(len(file), SEED, FAST, shuffle)
         settings = {"start": 1400, "count": 300, "resident": resident}
-        on_gpu = batch_of(file, Augment(crop=24), order, **settings)
-        on_cpu = batch_of(file, Augment(crop=24), order, device="cpu", **settings)
+        on_gpu = batch_of(file, Augment.paper(24), order, **settings)
+        on_cpu = batch_of(file, Augment.paper(24), order, device="cpu", **settings)
     assert torch.equal(on_gpu.ids.cpu(), on_cpu.ids) and torch.equal(on_gpu.labels.cpu(), on_cpu.labels)
     torch.testing.assert_close(on_gpu.images.cpu(), on_cpu.images, rtol=1e-4, atol=1e-4)
+
+
+RECIPES = {
+    "imagenet": Augment.imagenet(24),
+    "cifar10": Augment.cifar10(32),
+    "enlarged": Augment((70, 50), crop=RandomResizedCrop((0.01, 1.0)), normalize=PerImage()),
+    "reduced": Augment((1, 2), crop=RandomResizedCrop()),
+    "evaluation": Augment(20, crop=CenterCrop(23)),
+    "all steps": Augment(
+        (24, 20),
+        crop=RandomResizedCrop(),
+        flip="alternating",
+        color=Jitter(0.4, 0.4, 0.4, 0.1, probability=0.8),
+        grayscale=0.3,
+        erase=Erase(0.5),
+        normalize=MeanStd((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ),
+    "paper, resized and grey": Augment(
+        24, crop=RandomCrop(resize=40), flip=0.5, color=PaperColor(), grayscale=0.3, normalize=PerImage()
+    ),
+}
+
+
+@pytest.mark.parametrize("resident", [True, False], ids=["resident", "stream"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_cuda_gives_of_every_recipe_what_the_cpu_gives(pair, resident, recipe):
+    with PackedFile(pair[0]) as file:
+        order = Order(len(file), SEED, FAST)
+        settings = {"start": 1400, "count": 300, "resident": resident}
+        on_gpu = batch_of(file, RECIPES[recipe], order, **settings)
+        on_cpu = batch_of(file, RECIPES[recipe], order, device="cpu", **settings)
+    assert torch.equal(on_gpu.ids.cpu(), on_cpu.ids)
+    torch.testing.assert_close(on_gpu.images.cpu(), on_cpu.images, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_cuda_resizes_to_the_very_levels_that_the_cpu_resizes_to(pair, layout):
+    augment = Augment(24, crop=RandomResizedCrop(), flip=0.5)
+    with PackedFile(pair[0]) as file:
+        order = Order(len(file), SEED, FAST)
+        on_gpu, on_cpu = (
+            batch_of(file, augment, order, count=1500, dtype="uint8", layout=layout, device=device)
+            for device in (CUDA, "cpu")
+        )
+    assert torch.equal(on_gpu.images.cpu(), on_cpu.images)
 
 
 @pytest.mark.parametrize("resident", [True, False], ids=["resident", "stream"])
 def test_dali_on_the_gpu_meets_the_reference(awkward, resident):
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-    augment = Augment(crop=24)
+    augment = Augment.paper(24)
     with PackedFile(awkward) as file:
         order = Order(len(file), SEED, FAST)
         for dtype, layout in (("float32", "nchw"), ("float32", "nhwc"), ("bfloat16", "nhwc"), ("float16", "nchw")):
@@ -254,8 +312,8 @@ def test_dali_decodes_on_the_gpu_what_the_cpu_decodes(tmp_path):
     with PackedFile(write_encoded(tmp_path / "png.h5", files, np.arange(12))) as file:
         order = Order(12, SEED, FINE_TUNE)
         settings = {"start": 7, "engine": "dali", "resident": False}
-        on_gpu = batch_of(file, Augment(crop=24), order, **settings)
-        on_cpu = batch_of(file, Augment(crop=24), order, device="cpu", **settings)
+        on_gpu = batch_of(file, Augment.paper(24), order, **settings)
+        on_cpu = batch_of(file, Augment.paper(24), order, device="cpu", **settings)
     assert torch.equal(on_gpu.ids.cpu(), on_cpu.ids)
     torch.testing.assert_close(on_gpu.images.cpu(), on_cpu.images, rtol=1e-3, atol=1e-3)
 
@@ -266,11 +324,11 @@ def test_dali_decodes_on_the_gpu_what_the_cpu_decodes(tmp_path):
 def test_a_feed_follows_the_callers_stream(pair):
     with PackedFile(pair[0]) as file:
         order = Order(len(file), SEED, FAST)
-        plain = batch_of(file, Augment(crop=24), order, count=500)
-        side = batch_of(file, Augment(crop=24), order, count=500, stream=torch.cuda.Stream())
+        plain = batch_of(file, Augment.paper(24), order, count=500)
+        side = batch_of(file, Augment.paper(24), order, count=500, stream=torch.cuda.Stream())
         other = []
         thread = threading.Thread(
-            target=lambda: other.append(batch_of(file, Augment(crop=24), order, count=500, stream=torch.cuda.Stream()))
+            target=lambda: other.append(batch_of(file, Augment.paper(24), order, count=500, stream=torch.cuda.Stream()))
         )
         thread.start()
         thread.join()
@@ -283,7 +341,7 @@ def make(pair, **changes):
         "batch_size": BATCH,
         "steps": STEPS,
         "swap": SWAP,
-        "augment": Augment(crop=24),
+        "augment": Augment.paper(24),
         "device": "cuda",
         "with_ids": True,
         "seed": 5,
@@ -299,7 +357,7 @@ def synchronous(pair):
         with PackedFile(path) as file:
             order = Order(len(file), 5, phase)
             feed = open_feed(
-                file, Augment(crop=24), order, Output(BATCH, torch.device(CUDA)), resident=phase == FAST, workers=1
+                file, Augment.paper(24), order, Output(BATCH, torch.device(CUDA)), resident=phase == FAST, workers=1
             )
             for step in range(steps):
                 batch = feed.make(step * BATCH, BATCH)

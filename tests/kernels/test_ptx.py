@@ -10,14 +10,18 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from places import ROOT
 
-from fastload.augment import Augment, kernel_settings
-from fastload.kernels import augment, augment_plan, topk_cuda
+from fastload.augment import Augment, CenterCrop, PerImage, RandomCrop, RandomResizedCrop
+from fastload.augment.parameters import kernel_norm, kernel_numbers, kernel_recipe
+from fastload.kernels import augment, augment_plan, recipe_plan, topk_cuda
 
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 
 ARCHITECTURES = [(7, 5), (8, 0), (9, 0), (10, 0)]
+RECIPES_ON = [(7, 5), (9, 0)]
+"""`ptx_compile.py` compiles the kernels of recipes for these alone."""
 IN_A_KERNEL_ONLY = {"blockIdx", "threadIdx", "gridDim", "grid", "gridsize"}
 
 
@@ -54,6 +58,11 @@ def test_every_kernel_compiles_to_ptx_of_the_architecture(compiled, capability):
         assert len(found["entries"]) == 1 and found["function"] in found["entries"][0], found
 
 
+def test_kernels_of_recipes_are_compiled_for_two_architectures(compiled):
+    having = [key for key, report in compiled.items() if any(found["module"] == "recipe_cuda" for found in report)]
+    assert having == RECIPES_ON
+
+
 @pytest.mark.parametrize("capability", ARCHITECTURES)
 def test_no_kernel_spills_registers_or_uses_a_stack(compiled, capability):
     for found in compiled[capability]:
@@ -86,7 +95,10 @@ def shape_of(crop, count, *, channels=3, planar=False, last=False, kind=augment.
     strides = (channels * height * width, width, 1, height * width)
     if not planar:
         strides = (channels * height * width, width * channels, channels, 1)
-    plan = augment_plan.plan(kernel_settings(Augment(crop=crop)), strides, (height, width, channels), 0, 0, last, kind)
+    paper = Augment.paper(crop)
+    recipe = kernel_recipe(paper, channels=channels, dtype=torch.float32, channels_last=last, resample=False)
+    settings = augment_plan.settings_of(recipe, kernel_numbers(paper))
+    plan = augment_plan.plan(settings, strides, (height, width, channels), 0, 0, last, kind)
     return augment_plan.launch_shape(plan, count)
 
 
@@ -118,6 +130,49 @@ def test_every_launch_of_the_augmentation_is_within_the_limits_of_the_device(com
                             assert warps_of(threads * images, found["registers"]) > 0, found
                 # The threads of an image set the order of its sums: they must not follow from the batch.
                 assert threads == shape_of(crop, 64, channels=channels, planar=planar, last=last)[1][0]
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+def test_recipes_load_and_store_without_asking_where_and_two_of_their_blocks_share_a_multiprocessor(
+    compiled, capability
+):
+    for found in compiled[capability]:
+        if found["module"] == "recipe_cuda":
+            assert all(".global" in access for access in found["accesses"]), found
+            if not found["linker"]:
+                blocks = 1 if "without tables" in found["name"] else 2
+                assert warps_of(recipe_plan.THREADS, found["registers"]) >= blocks * recipe_plan.THREADS // 32, found
+
+
+LAUNCHES = [
+    (crop, size, shape)
+    for crop in (RandomResizedCrop(), CenterCrop(4096), RandomCrop(pad=3))
+    for size in (1, 7, 24, 32, 224, (3, 500), 1024)
+    for shape in ((1, 1, 3), (32, 32, 3), (256, 341, 3), (500, 375, 8), (9000, 3000, 1), (64 * 224, 64 * 224, 3))
+]
+
+
+@pytest.mark.parametrize("capability", RECIPES_ON)
+@pytest.mark.parametrize("normalize", [None, PerImage()])
+def test_every_launch_of_a_recipe_is_within_the_limits_of_the_device(compiled, capability, normalize):
+    most = max(found["shared"] for found in compiled[capability] if found["module"] == "recipe_cuda")
+    seen = set()
+    for crop, size, shape in LAUNCHES:
+        given = Augment(size, crop=crop, normalize=normalize)
+        recipe = kernel_recipe(
+            given, channels=shape[2], dtype=torch.float32, channels_last=False, resample=given.resizes(shape[:2])
+        )
+        numbers, norm = kernel_numbers(given), kernel_norm(given, shape[2], torch.float32)
+        strides = (shape[0] * shape[1] * shape[2], shape[1] * shape[2], shape[2], 1)
+        plan = recipe_plan.plan(recipe, numbers, norm, strides, shape, 0, 0)
+        seen.add((recipe.resample, recipe_plan.has_tables(recipe, numbers, plan)))
+        for count in (1, 1024, 2**20):
+            blocks, threads, dynamic = recipe_plan.launch_shape(recipe, numbers, plan, count)
+            assert blocks == count and 1 <= threads <= recipe_plan.THREADS and threads % 32 == 0
+            assert most + dynamic <= 48 * 1024
+            # The threads of an image set the order of its sums: they must not follow from the batch.
+            assert threads == recipe_plan.launch_shape(recipe, numbers, plan, 64)[1]
+    assert seen == {(0, False), (1, False), (1, True)}
 
 
 def test_small_images_share_blocks_and_a_batch_of_cifar_is_worked_on_at_once(compiled):

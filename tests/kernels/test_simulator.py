@@ -10,18 +10,25 @@ import pytest
 from places import ROOT
 
 
-def test_the_cuda_kernels_and_feeds_meet_the_reference_in_the_simulator():
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("augment_in_simulator.py", "as the reference in the simulator"),
+        ("recipes_in_simulator.py", "as the CPU engine in the simulator"),
+    ],
+)
+def test_the_cuda_kernels_and_feeds_give_what_they_must_in_the_simulator(program, said):
     pytest.importorskip("numba_cuda", reason="numba-cuda, which has the simulator, is not installed")
     environment = os.environ | {
         "NUMBA_ENABLE_CUDASIM": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
     ran = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "simulator" / "augment_in_simulator.py")],
+        [sys.executable, str(ROOT / "tests" / "simulator" / program)],
         env=environment,
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "as the reference in the simulator" in ran.stdout
+    assert said in ran.stdout

@@ -63,7 +63,7 @@ def test_a_closed_feed_says_so_and_makes_nothing(pair, encoded):
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     for name, path, settings in feeds_of(pair, encoded):
         with PackedFile(path) as file:
-            feed = open_feed(file, Augment(crop=24), Order(len(file)), Output(8, torch.device("cpu")), **settings)
+            feed = open_feed(file, Augment.paper(24), Order(len(file)), Output(8, torch.device("cpu")), **settings)
         batch = feed.make(0, 8)  # the file is closed, and its descriptor is the feed's
         feed.close()
         feed.close()
@@ -107,7 +107,7 @@ def test_a_thread_that_fails_before_its_first_batch_is_heard_of_at_the_next(pair
 
     monkeypatch.setattr("fastload.feeds.prefetch._work", failing)
     with TwoPhaseLoader(
-        *pair, batch_size=8, steps=10, augment=Augment(crop=8), device="cpu", resident_budget=0
+        *pair, batch_size=8, steps=10, augment=Augment.paper(8), device="cpu", resident_budget=0
     ) as loader:
         for _ in range(2):
             with pytest.raises(RuntimeError, match="no stream can be made"):
@@ -118,12 +118,12 @@ def test_a_thread_that_fails_before_its_first_batch_is_heard_of_at_the_next(pair
 
 def test_a_batch_that_could_not_be_made_can_be_asked_for_again(pair):
     with TwoPhaseLoader(
-        pair[0], batch_size=8, steps=20, swap=0, augment=Augment(crop=8), device="cpu", with_ids=True
+        pair[0], batch_size=8, steps=20, swap=0, augment=Augment.paper(8), device="cpu", with_ids=True
     ) as loader:
         whole = [batch[2].tolist() for batch in loader]
     broken = {40}
     with TwoPhaseLoader(
-        pair[0], batch_size=8, steps=20, swap=0, augment=Augment(crop=8), device="cpu", with_ids=True
+        pair[0], batch_size=8, steps=20, swap=0, augment=Augment.paper(8), device="cpu", with_ids=True
     ) as loader:
         made = loader._run.fine.prepare().make
 
@@ -146,10 +146,10 @@ def test_a_set_without_a_file_that_changed_hands_is_not_read_from_another(tmp_pa
     """A descriptor's number is given to the next file that is opened: a feed must not read from that."""
     one = write_raw(tmp_path / "one.h5", noise_images(50, seed=1), np.arange(50))
     with PackedFile(one) as file:
-        feed = open_feed(file, Augment(crop=8), Order(50), Output(8, torch.device("cpu")), engine="fused")
+        feed = open_feed(file, Augment.paper(8), Order(50), Output(8, torch.device("cpu")), engine="fused")
     others = [open(tmp_path / f"{number}", "wb+") for number in range(8)]  # noqa: SIM115
     with PackedFile(one) as file:
-        again = open_feed(file, Augment(crop=8), Order(50), Output(8, torch.device("cpu")), engine="fused")
+        again = open_feed(file, Augment.paper(8), Order(50), Output(8, torch.device("cpu")), engine="fused")
     assert torch.equal(feed.make(0, 8).images, again.make(0, 8).images)
     for other in others:
         other.close()

@@ -1,4 +1,4 @@
-"""The example: short enough to copy, and it trains in two phases from packed files."""
+"""The examples: short enough to copy, and they train from packed files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from places import ROOT
 
 from fastload import build_subset
@@ -67,4 +68,40 @@ def test_it_trains_in_two_phases_and_learns(tmp_path: Path) -> None:
     assert "step 20: swap to the full set" in done.stdout
     assert "step 40: fine-tune, loss" in done.stdout
     found = re.search(r"test accuracy of the averaged weights: ([\d.]+)%", done.stdout)
+    assert found and float(found[1]) > 80
+
+
+@pytest.mark.parametrize("name", ["imagenet", "airbench"])
+def test_the_recipes_have_under_120_lines(name: str) -> None:
+    assert len((ROOT / "examples" / f"{name}.py").read_text().splitlines()) < 120
+
+
+def run(name: str, *arguments: object, ranks: int = 1) -> str:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    words = [sys.executable, *launcher, str(ROOT / "examples" / f"{name}.py"), *map(str, arguments), "--device", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_imagenet_recipe_trains_with_growing_sizes(tmp_path: Path, ranks: int) -> None:
+    full, test = (tmp_path / f"{name}.h5" for name in ("full", "test"))
+    write_stripes(full, 240, seed=0)
+    write_stripes(test, 61, seed=1)
+    options = f"--arch tiny --epochs 4 --batch-size {8 // ranks} --sizes 32 64 64 --lr 0.02 --save-every 50".split()
+    words = ("imagenet", full, test, *options, "--checkpoint", tmp_path / "run.pt")
+    said = run(*words, ranks=ranks)
+    found = re.search(r"accuracy ([\d.]+) % of 61 after 120 steps, last loss 0\.\d{6}", said)
+    assert found and float(found[1]) > 80
+    assert run(*words, ranks=ranks) == said  # from the checkpoint of step 100, within an epoch
+
+
+def test_the_airbench_recipe_trains_on_a_resident_set(tmp_path: Path) -> None:
+    full, test = (tmp_path / f"{name}.h5" for name in ("full", "test"))
+    write_stripes(full, 320, seed=0)
+    write_stripes(test, 60, seed=1)
+    said = run("airbench", full, test, "--epochs", 3, "--batch-size", 32, "--width", 8)
+    found = re.search(r"accuracy ([\d.]+) % after 30 steps", said)
     assert found and float(found[1]) > 80

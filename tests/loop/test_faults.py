@@ -33,7 +33,7 @@ def make(pair, **changes):
         "batch_size": 16,
         "steps": 400,
         "swap": 100,
-        "augment": Augment(crop=24),
+        "augment": Augment.paper(24),
         "device": "cpu",
         "with_ids": True,
         "seed": 5,
@@ -52,7 +52,7 @@ from fastload import Augment, FastloadError, TwoPhaseLoader
 
 full, subset, fault = sys.argv[1:4]
 loader = TwoPhaseLoader(
-    full, subset, batch_size=64, steps=100_000, swap=20, augment=Augment(crop=24), device="cpu", resident_budget=0,
+    full, subset, batch_size=64, steps=100_000, swap=20, augment=Augment.paper(24), device="cpu", resident_budget=0,
 )
 try:
     for images, labels in loader:
@@ -260,7 +260,7 @@ FORK = """
 import os, signal, sys
 from fastload import Augment, TwoPhaseLoader
 loader = TwoPhaseLoader(
-    sys.argv[1], sys.argv[2], batch_size=16, steps=100, swap=2, augment=Augment(crop=24), device="cpu",
+    sys.argv[1], sys.argv[2], batch_size=16, steps=100, swap=2, augment=Augment.paper(24), device="cpu",
     engine=sys.argv[3], resident_budget=0,
 )
 batches = iter(loader)

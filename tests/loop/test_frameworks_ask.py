@@ -88,7 +88,7 @@ def test_samples_and_batch_size_are_told(pair):
         assert (len(test.dataset), test.batch_size, test.drop_last, test.sampler) == (90, 40, False, None)
         assert len(loader.batch_sampler) == STEPS
     with TwoPhaseLoader(
-        None, pair[1], batch_size=4, steps=3, swap=1.0, augment=Augment(crop=8), device="cpu"
+        None, pair[1], batch_size=4, steps=3, swap=1.0, augment=Augment.paper(8), device="cpu"
     ) as loader:
         assert len(loader.dataset) == 24
 
@@ -236,7 +236,7 @@ def test_sets_without_labels_give_images_alone_and_the_same_ones(tmp_path, engin
 def test_a_labelled_and_an_unlabelled_file_do_not_go_together(tmp_path):
     labelled, files = unlabelled(tmp_path)
     with pytest.raises(ValueError, match="no labels"):
-        TwoPhaseLoader(labelled[0], files[1], batch_size=4, steps=4, augment=Augment(crop=8), device="cpu")
+        TwoPhaseLoader(labelled[0], files[1], batch_size=4, steps=4, augment=Augment.paper(8), device="cpu")
 
 
 def test_encoded_images_without_labels(tmp_path):
@@ -258,7 +258,7 @@ def test_unlabelled_blocks_are_no_sorted_labels(tmp_path):
             out.write(row, image)
     with make((tmp_path / "full.h5", None), swap=0, shuffle="block") as loader:
         assert len(list(loader)) == STEPS
-    with EvaluationLoader(tmp_path / "full.h5", Augment(crop=8), batch_size=40, classes=["a"]) as test:
+    with EvaluationLoader(tmp_path / "full.h5", Augment.paper(8), batch_size=40, classes=["a"]) as test:
         assert len(next(iter(test))) == 1
 
 

@@ -52,7 +52,7 @@ def make(pair, **changes):
         "batch_size": BATCH,
         "steps": STEPS,
         "swap": SWAP,
-        "augment": Augment(crop=8),
+        "augment": Augment.paper(8),
         "device": "cpu",
         "seed": 5,
         "with_ids": True,

@@ -49,7 +49,7 @@ def test_a_run_by_epochs_resumes_exactly_with_the_callback_of_the_page(tmp_path,
             steps=20,
             swap=0.5,
             steps_per_epoch=5,
-            augment=Augment(crop=24),
+            augment=Augment.paper(24),
             device="cpu",
             with_ids=True,
         )

@@ -20,6 +20,7 @@ from batches import feed_threads, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packs import noise_images, write_pair, write_raw
+from recipes import paper_like
 
 from fastload import Augment, DataError, TwoPhaseLoader, UsageError
 from fastload.loop.swap import planned_swap
@@ -39,7 +40,7 @@ def make(pair, **changes):
         "batch_size": BATCH,
         "steps": STEPS,
         "swap": SWAP,
-        "augment": Augment(crop=24),
+        "augment": Augment.paper(24),
         "device": "cpu",
         "with_ids": True,
         "seed": 5,
@@ -162,7 +163,7 @@ def test_a_state_moves_to_another_number_of_ranks(pair, run):
         ({"batch_size": 8}, "global_batch_size"),
         ({"swap": 13}, "swap_step"),
         ({"shuffle": False}, "shuffle"),
-        ({"augment": Augment(crop=24, flip=0.0)}, "augment"),
+        ({"augment": paper_like(crop=24, flip=0.0)}, "augment"),
     ],
 )
 def test_a_state_of_other_settings_is_refused_by_name(pair, change, name):
@@ -225,16 +226,16 @@ def test_other_swaps_are_usage_errors(swap):
 
 
 def test_one_phase_needs_one_file(pair):
-    with TwoPhaseLoader(pair[0], batch_size=8, steps=3, swap=0, augment=Augment(crop=24), device="cpu") as loader:
+    with TwoPhaseLoader(pair[0], batch_size=8, steps=3, swap=0, augment=Augment.paper(24), device="cpu") as loader:
         calls = []
         loader.on_swap(calls.append)
         assert loader.phase == "fine-tune" and len(list(loader)) == 3 and not calls
     with TwoPhaseLoader(
-        None, pair[1], batch_size=8, steps=3, swap=1.0, augment=Augment(crop=24), device="cpu"
+        None, pair[1], batch_size=8, steps=3, swap=1.0, augment=Augment.paper(24), device="cpu"
     ) as loader:
         assert len(list(loader)) == 3 and loader.phase == "fast"
     with pytest.raises(UsageError, match="subset="):
-        TwoPhaseLoader(pair[0], batch_size=8, steps=3, augment=Augment(crop=24), device="cpu")
+        TwoPhaseLoader(pair[0], batch_size=8, steps=3, augment=Augment.paper(24), device="cpu")
 
 
 @settings(deadline=None, max_examples=25)
@@ -334,7 +335,7 @@ def test_evaluation_serves_all_in_file_order_with_a_partial_last_batch(pair):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"augment": Augment(crop=33)}, "33×33 is larger than the images"),
+        ({"augment": Augment.paper(33)}, "32×32 pixels, too small for size=33×33"),
         ({"device": "cuda"}, "CPU build|no CUDA"),
         ({"device": "gpu"}, "no device"),
         ({"steps": 0}, "steps=0"),
@@ -342,7 +343,6 @@ def test_evaluation_serves_all_in_file_order_with_a_partial_last_batch(pair):
         ({"prefetch": 0}, "prefetch=0"),
         ({"steps_per_epoch": 0}, "steps_per_epoch=0"),
         ({"engine": "fast"}, "engine='fast'"),
-        ({"engine": "fused", "augment": Augment(crop=24, resize=40)}, 'engine="dali"'),
         ({"dtype": torch.float64}, "float64"),
         ({"rank": 2, "world_size": 2}, "rank=2"),
         ({"rank": 0}, "give both"),
@@ -379,7 +379,7 @@ def test_settings_that_cannot_be_served_are_named(pair, change, text):
 
 def test_numbers_of_numpy_give_a_state_of_plain_ones(pair, run):
     changes = {"batch_size": np.int64(BATCH), "steps": np.int32(STEPS), "swap": np.int64(SWAP), "seed": np.uint64(5)}
-    augment = Augment(crop=np.int64(24), flip=np.float32(0.5), brightness=np.float32(63))
+    augment = paper_like(crop=np.int64(24), flip=np.float32(0.5), brightness=np.float32(63))
     with make(pair, augment=augment, shuffle=np.bool_(True), **changes) as loader:
         assert same(list(loader), run)
         state = json.loads(json.dumps(loader.state_dict()))
@@ -453,7 +453,7 @@ def test_flags_of_the_augmentation_are_none_other_and_one_of_numpy_is_a_flag(pai
         loader.load_state_dict(state | {"shuffle": np.bool_(True)})
 
 
-@pytest.mark.parametrize("state", [None, [1], {}, {"fastload_state": 2}])
+@pytest.mark.parametrize("state", [None, [1], {}, {"fastload_state": 3}])
 def test_what_is_no_state_is_told_what_was_found_and_what_to_give(pair, state):
     found = repr(state.get("fastload_state")) if isinstance(state, dict) else type(state).__name__
     with make(pair) as loader, pytest.raises(UsageError, match=rf"no state .*found '?{found}.*state_dict\(\) returned"):
@@ -544,7 +544,7 @@ def test_a_callback_that_cannot_be_called_and_a_copy_are_refused(pair):
 _AT_EXIT = """
 import os, signal, sys
 from fastload import Augment, TwoPhaseLoader
-loader = TwoPhaseLoader(sys.argv[1], sys.argv[2], batch_size=64, steps=100_000, augment=Augment(crop=24), device="cpu")
+loader = TwoPhaseLoader(sys.argv[1], sys.argv[2], batch_size=64, steps=100_000, augment=Augment.paper(24), device="cpu")
 batches = iter(loader)
 next(batches)
 if sys.argv[3] == "fork":
@@ -631,7 +631,7 @@ def test_a_file_truncated_in_mid_run_is_an_error_not_a_signal(tmp_path):
 
 def test_the_real_images_come_out_standardized(cifar_full):
     with TwoPhaseLoader(
-        cifar_full, batch_size=256, steps=4, swap=0, augment=Augment(crop=24), device="cpu", with_ids=True
+        cifar_full, batch_size=256, steps=4, swap=0, augment=Augment.paper(24), device="cpu", with_ids=True
     ) as loader:
         for images, labels, ids in loader:
             assert torch.allclose(images.mean(dim=(1, 2, 3)), torch.zeros(256), atol=1e-5)

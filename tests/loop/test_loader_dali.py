@@ -11,6 +11,7 @@ from packs import noise_images, write_encoded, write_pair
 from PIL import Image
 
 from fastload import Augment, DataError, TwoPhaseLoader, UsageError
+from fastload.augment import CenterCrop, Erase, MeanStd, RandomCrop, Schedule
 from fastload.packed.file import PackedFile
 
 pytest.importorskip("nvidia.dali")
@@ -21,7 +22,7 @@ def make(full, subset, **changes):
         "batch_size": 16,
         "steps": 8,
         "swap": 3,
-        "augment": Augment(crop=24),
+        "augment": Augment.paper(24),
         "device": "cpu",
         "with_ids": True,
         "seed": 3,
@@ -94,7 +95,7 @@ def test_photographs_of_all_sizes_are_resized_and_cropped(imagenet_encoded):
         batch_size=32,
         steps=4,
         swap=0,
-        augment=Augment(crop=96, resize=128),
+        augment=Augment.paper(96, resize=128),
         device="cpu",
         with_ids=True,
     ) as loader:
@@ -106,12 +107,34 @@ def test_photographs_of_all_sizes_are_resized_and_cropped(imagenet_encoded):
         assert [len(batch[0]) for batch in test] == [100, 100, 50]
 
 
-def test_raw_images_of_another_size_are_resized_by_dali(tmp_path):
+def test_raw_images_are_resized_by_both_engines_alike(tmp_path):
     full, _ = write_pair(tmp_path, count=40, height=20, width=30)
-    for images, _, _ in run(full, None, swap=0, augment=Augment(crop=24, resize=32)):
-        assert images.shape == (16, 3, 24, 24)
-    with pytest.raises(UsageError, match='engine="dali"'):
-        make(full, None, swap=0, augment=Augment(crop=24, resize=32), engine="fused")
+    augment = Augment(24, CenterCrop(resize=32), normalize=MeanStd(0.0, 1 / 255))
+    engines = (run(full, None, swap=0, augment=augment, engine=engine) for engine in ("dali", "fused"))
+    for dali, fused in zip(*engines, strict=True):
+        assert dali[0].shape == (16, 3, 24, 24) and torch.equal(dali[2], fused[2])
+        assert (dali[0] - fused[0]).abs().max() <= 1
+
+
+def test_views_and_schedules_are_those_of_the_fused_engine(pair, encoded):
+    stages = Schedule({0: Augment(24, RandomCrop(), flip=0.5), 3: Augment(30, RandomCrop(pad=2), flip=0.5)})
+    settings = {"augment": stages, "views": 2, "swap": 0, "steps": 6}
+    fused = run(pair[0], None, engine="fused", **settings)
+    for dali in (run(pair[0], None, engine="dali", **settings), run(encoded, None, **settings)):
+        for step, (one, other) in enumerate(zip(dali, fused, strict=True)):
+            assert torch.equal(one[2], other[2]) and len(one[0]) == 2
+            assert not torch.equal(*one[0])
+            for mine, its in zip(one[0], other[0], strict=True):
+                assert mine.shape[-1] == (24 if step < 3 else 30)
+                assert torch.allclose(mine, its, atol=1e-6)
+
+
+def test_levels_of_encoded_files_are_those_of_raw_ones(pair, encoded):
+    augment = Augment(24, RandomCrop(pad=4), flip=0.5, erase=Erase(0.5, value=7))
+    output = {"augment": augment, "dtype": torch.uint8, "memory_format": torch.channels_last}
+    for one, other in zip(run(encoded, None, swap=0, **output), run(pair[0], None, swap=0, **output), strict=True):
+        assert one[0].dtype == torch.uint8 and one[0].is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(one[0], other[0]) and torch.equal(one[2], other[2])
 
 
 def test_a_broken_image_is_named_by_row_and_id(tmp_path):

@@ -71,7 +71,7 @@ def joined(reports):
 
 def alone(pair, swap, steps=STEPS):
     with TwoPhaseLoader(
-        *pair, batch_size=GLOBAL, steps=steps, swap=swap, augment=Augment(crop=24), device="cpu", seed=5, with_ids=True
+        *pair, batch_size=GLOBAL, steps=steps, swap=swap, augment=Augment.paper(24), device="cpu", seed=5, with_ids=True
     ) as loader:
         return [(loader.step - 1, loader.phase, ids.tolist()) for _, _, ids in loader]
 
@@ -117,7 +117,7 @@ def test_all_ranks_end_at_one_step(pair, tmp_path):
 def test_ranks_by_hand_agree_through_a_store_of_the_user_s(pair, tmp_path):
     """Two ranks in threads, the second held back, so that it hears of everything late."""
     store = dist.FileStore(str(tmp_path / "store"), 2)
-    settings = {"batch_size": 8, "steps": 100, "augment": Augment(crop=24), "device": "cpu", "world_size": 2}
+    settings = {"batch_size": 8, "steps": 100, "augment": Augment.paper(24), "device": "cpu", "world_size": 2}
     loaders = [TwoPhaseLoader(*pair, rank=rank, store=store, swap=Swap.never(), **settings) for rank in range(2)]
     phases = [[], []]
     may_go = threading.Event()
@@ -151,7 +151,7 @@ def test_a_rank_whose_rank_0_never_comes_stops_when_it_is_closed(pair, tmp_path)
         batch_size=8,
         steps=100,
         swap=Swap.never(),
-        augment=Augment(crop=24),
+        augment=Augment.paper(24),
         device="cpu",
     )
     failures = []
@@ -172,7 +172,7 @@ def test_a_rank_whose_rank_0_never_comes_stops_when_it_is_closed(pair, tmp_path)
 
 
 def test_ranks_without_means_to_agree_are_told_so(pair):
-    settings = {"batch_size": 8, "steps": 10, "augment": Augment(crop=24), "device": "cpu", "rank": 1, "world_size": 2}
+    settings = {"batch_size": 8, "steps": 10, "augment": Augment.paper(24), "device": "cpu", "rank": 1, "world_size": 2}
     for changes in ({"swap": Swap.never()}, {"swap": 0.5, "steps": None, "seconds": 5}):
         with pytest.raises(UsageError, match="store="):
             TwoPhaseLoader(*pair, **(settings | changes))
@@ -204,7 +204,7 @@ def ranked(pair, store, rank, world=2, **changes):
         "batch_size": 8,
         "steps": 100,
         "swap": Swap.never(),
-        "augment": Augment(crop=8),
+        "augment": Augment.paper(8),
         "device": "cpu",
         "seed": 5,
         "with_ids": True,
@@ -316,7 +316,7 @@ import torch.distributed as dist, os
 store = dist.FileStore(sys.argv[3], 2)
 loaders = [
     TwoPhaseLoader(*sys.argv[1:3], rank=rank, world_size=2, store=store, batch_size=8, steps=100, swap=Swap.never(),
-                   augment=Augment(crop=8), device="cpu", seed=5, with_ids=True)
+                   augment=Augment.paper(8), device="cpu", seed=5, with_ids=True)
     for rank in range(2)
 ]
 def draw(rank):
@@ -470,7 +470,7 @@ def no_launcher(monkeypatch):
 
 
 def plain(pair, **changes):
-    settings = {"batch_size": 8, "steps": 4, "augment": Augment(crop=8), "device": "cpu"}
+    settings = {"batch_size": 8, "steps": 4, "augment": Augment.paper(8), "device": "cpu"}
     return TwoPhaseLoader(*pair, **(settings | changes))
 
 

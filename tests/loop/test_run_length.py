@@ -12,6 +12,7 @@ import pytest
 import reference
 import torch
 from batches import feed_threads, same
+from recipes import paper_like
 
 from fastload import Augment, PackedFile, Swap, TwoPhaseLoader, UsageError, build_subset
 from fastload.loop.loops import steps_of_epochs
@@ -31,7 +32,7 @@ def make(pair, **changes):
     settings = {
         "batch_size": BATCH,
         "swap": 0.25,
-        "augment": Augment(crop=24),
+        "augment": Augment.paper(24),
         "device": "cpu",
         "seed": 5,
         "with_ids": True,
@@ -222,7 +223,7 @@ def test_after_a_reset_stats_and_scalars_are_those_of_the_run_alone(pair, run):
 
 
 def test_a_test_set_may_have_sizes_and_a_standardization_of_its_own(pair):
-    other = Augment(crop=28, standardize=None)
+    other = paper_like(crop=28, standardize=None)
     with make(pair, epochs=1) as loader, loader.evaluation(pair[0], batch_size=150, augment=other) as test:
         batches = list(test)
         assert [tuple(batch[0].shape) for batch in batches] == [(150, 3, 28, 28)] * 2 + [(100, 3, 28, 28)]
@@ -235,12 +236,12 @@ def test_a_test_set_may_have_sizes_and_a_standardization_of_its_own(pair):
 
 def test_by_default_a_test_set_is_served_as_the_training_set_s_settings_say(pair):
     with make(pair, epochs=1) as loader:
-        with loader.evaluation(pair[0]) as one, loader.evaluation(pair[0], augment=Augment(crop=24)) as other:
+        with loader.evaluation(pair[0]) as one, loader.evaluation(pair[0], augment=Augment.paper(24)) as other:
             assert same(list(one), list(other))
         with pytest.raises(UsageError, match="augment=24"):
             loader.evaluation(pair[0], augment=24)
-        with pytest.raises(UsageError, match="33×33 is larger than the images"):
-            iter(loader.evaluation(pair[0], augment=Augment(crop=33)))
+        with pytest.raises(UsageError, match="too small for size=33×33"):
+            iter(loader.evaluation(pair[0], augment=Augment.paper(33)))
 
 
 def test_a_rank_s_part_of_a_test_set_tells_of_the_whole_set_s_samples(pair):

@@ -66,7 +66,7 @@ def test_a_long_run_with_breaks_resumes_and_swaps(tmp_path):
                 batch_size=BATCH,
                 steps=steps,
                 swap=swap,
-                augment=Augment(crop=CROP),
+                augment=Augment.paper(CROP),
                 device="cpu",
                 seed=SEED,
                 with_ids=True,
@@ -112,7 +112,7 @@ def test_a_long_run_with_breaks_resumes_and_swaps(tmp_path):
 def test_ten_thousand_batches_of_one_run_grow_neither_memory_nor_threads(tmp_path):
     pair = write_pair(tmp_path, count=200, chosen=50, height=16, width=16)
     with TwoPhaseLoader(
-        *pair, batch_size=BATCH, steps=BATCHES, swap=0.5, augment=Augment(crop=CROP), device="cpu", resident_budget=0
+        *pair, batch_size=BATCH, steps=BATCHES, swap=0.5, augment=Augment.paper(CROP), device="cpu", resident_budget=0
     ) as loader:
         seen = []
         for _ in loader:

@@ -30,7 +30,7 @@ def make(pair, **changes):
     settings = {
         "batch_size": BATCH,
         "steps": 60,
-        "augment": Augment(crop=24),
+        "augment": Augment.paper(24),
         "device": "cpu",
         "with_ids": True,
         "seed": 5,
@@ -112,7 +112,7 @@ def test_batches_after_a_dynamic_swap_are_those_of_a_planned_one(pair):
 
 
 def test_without_a_full_set_there_is_nothing_to_swap_to(pair):
-    settings = {"batch_size": 8, "steps": 5, "augment": Augment(crop=24), "device": "cpu"}
+    settings = {"batch_size": 8, "steps": 5, "augment": Augment.paper(24), "device": "cpu"}
     with TwoPhaseLoader(None, pair[1], swap=Swap.never(), **settings) as loader:
         with pytest.raises(UsageError, match="full="):
             loader.swap_now()
@@ -448,7 +448,7 @@ def test_an_order_kind_to_storage_is_streamed_whatever_the_budget(tmp_path):
 
     labels = np.random.default_rng(0).integers(0, 10, 300)
     full = write_raw(tmp_path / "full.h5", noise_images(300), labels)
-    settings = {"batch_size": 8, "steps": 4, "swap": 0, "augment": Augment(crop=24), "device": "cpu"}
+    settings = {"batch_size": 8, "steps": 4, "swap": 0, "augment": Augment.paper(24), "device": "cpu"}
     with TwoPhaseLoader(full, shuffle="block", resident_budget=10**9, **settings) as loader:
         list(loader)
         assert loader.stats()["fine-tune"]["feed"] == "stream"

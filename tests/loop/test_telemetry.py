@@ -31,7 +31,7 @@ def make(pair, **changes):
         "batch_size": BATCH,
         "steps": STEPS,
         "swap": SWAP,
-        "augment": Augment(crop=24),
+        "augment": Augment.paper(24),
         "device": "cpu",
         "seed": 5,
         "resident_budget": 0,
@@ -229,7 +229,7 @@ SHOWN = """
 import sys, time
 from fastload import Augment, TwoPhaseLoader
 
-with TwoPhaseLoader(sys.argv[1], sys.argv[2], batch_size=4, steps=30, swap=15, augment=Augment(crop=8), device="cpu",
+with TwoPhaseLoader(sys.argv[1], sys.argv[2], batch_size=4, steps=30, swap=15, augment=Augment.paper(8), device="cpu",
                     progress=sys.argv[3]) as loader:
     for _ in loader:
         time.sleep(0.03)

@@ -21,7 +21,7 @@ from fastload.packed.reader import SampleReader
 from fastload.packed.set import open_packed
 
 COUNT = 96
-AUGMENT = Augment(crop=24)
+AUGMENT = Augment.paper(24)
 
 
 def written(path: Path, seed: int = 0) -> Path:

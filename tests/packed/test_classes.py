@@ -65,7 +65,7 @@ def training(tmp_path):
 
 
 def make(full, subset=None, **changes):
-    settings = {"batch_size": 5, "steps": 6, "swap": 0, "augment": Augment(crop=8), "device": "cpu", "with_ids": True}
+    settings = {"batch_size": 5, "steps": 6, "swap": 0, "augment": Augment.paper(8), "device": "cpu", "with_ids": True}
     return TwoPhaseLoader(full, subset, **(settings | changes))
 
 
@@ -76,7 +76,7 @@ def test_a_test_set_s_labels_are_the_training_set_s(training, tmp_path, engine):
     test = write_raw(tmp_path / "test.h5", noise_images(8), np.arange(8) % 2, classes=["cat", "bee"])
     with make(training, engine=engine) as loader, loader.evaluation(test, batch_size=3) as batches:
         assert [label for _, labels, _ in batches for label in labels.tolist()] == [2, 1] * 4
-    with EvaluationLoader(test, Augment(crop=8), batch_size=8) as batches:
+    with EvaluationLoader(test, Augment.paper(8), batch_size=8) as batches:
         assert next(iter(batches))[1].tolist() == [0, 1] * 4  # of itself, with nothing to compare it with
 
 
@@ -103,7 +103,7 @@ def test_a_label_that_no_training_can_use_is_refused_when_a_loader_is_made(tmp_p
     good = write_raw(tmp_path / "good.h5", noise_images(16, 8, 8), labels, classes=["a", "b"])
     labels[5] = label
     bad = write_raw(tmp_path / "bad.h5", noise_images(16, 8, 8), labels, classes=["a", "b"])
-    settings = {"batch_size": 4, "steps": 4, "swap": 0, "augment": Augment(crop=8), "device": "cpu"}
+    settings = {"batch_size": 4, "steps": 4, "swap": 0, "augment": Augment.paper(8), "device": "cpu"}
     with pytest.raises(DataError, match=r"bad\.h5: 1 label (outside|not finite).*the first that of row 5 \(id 5\)"):
         TwoPhaseLoader(bad, **settings)
     with (

@@ -9,10 +9,12 @@ import numpy as np
 import reference
 from places import ROOT
 
-from fastload.augment import Augment, draw_parameters
+from fastload.augment import Augment, Erase, Jitter, PaperColor, RandomResizedCrop
+from fastload.augment.parameters import SampleKeys, draw_parameters, stream_number
+from fastload.kernels.draw_parameters import draw_words
 from fastload.order import Order
 
-ROWS, BLOCKS, PARAMETERS = (
+ROWS, BLOCKS, PARAMETERS, RECIPES = (
     json.loads(block) for block in re.findall(r"```json\n(.*?)```", (ROOT / "docs/determinism.md").read_text(), re.S)
 )
 
@@ -66,11 +68,12 @@ def test_block_order_is_its_definition_for_every_small_shape():
 
 def test_published_parameters():
     assert len(PARAMETERS) == 4
-    augment = Augment(crop=24)
+    augment = Augment.paper(24)
     for vector in PARAMETERS:
         sample, epoch, seed, phase = (vector[name] for name in ("id", "epoch", "seed", "phase"))
-        drawn = draw_parameters(augment, seed, phase, np.array([sample]), np.array([epoch]))
-        assert int(drawn.top[0]) * 9 >> 32 == vector["top"] and int(drawn.left[0]) * 9 >> 32 == vector["left"]
+        keys = SampleKeys(seed, stream_number(phase), np.array([sample]), np.array([epoch]))
+        drawn = draw_parameters(augment, keys, (32, 32))
+        assert (drawn.top[0], drawn.left[0]) == (vector["top"], vector["left"])
         assert bool(drawn.flip[0]) is vector["flip"]
         assert f"{drawn.brightness.view(np.uint32)[0]:08x}" == vector["brightness"]
         assert f"{drawn.contrast.view(np.uint32)[0]:08x}" == vector["contrast"]
@@ -81,7 +84,9 @@ def test_published_parameters():
 def test_the_contrast_s_span_is_the_difference_that_the_page_writes():
     """Read as one rounding of `high - low`, all four vectors miss in the last bit."""
     (span,) = re.findall(r"`(float32\(float32.*?)`;", (ROOT / "docs/determinism.md").read_text())
-    low, high = Augment(crop=24).contrast
+    color = Augment.paper(24).color
+    assert isinstance(color, PaperColor)
+    low, high = color.contrast
     written = eval(span, {"float32": np.float32, "low": low, "high": high})
     for vector in PARAMETERS:
         key = (vector["seed"] & reference.M32, vector["seed"] >> 32)
@@ -93,3 +98,21 @@ def test_the_contrast_s_span_is_the_difference_that_the_page_writes():
 
         assert bits(written) == vector["contrast"]
         assert bits(np.float32(high - low)) != vector["contrast"]
+
+
+def test_published_parameters_of_the_second_edition():
+    assert len(RECIPES) == 4
+    augment = Augment(224, crop=RandomResizedCrop(), color=Jitter(0.4, 0.4, 0.4, 0.1), grayscale=0.2, erase=Erase(1.0))
+    for vector in RECIPES:
+        ids, epochs = np.array([vector["id"]]), np.array([vector["epoch"]])
+        stream = stream_number(vector["phase"], vector["view"])
+        drawn = draw_parameters(
+            augment, SampleKeys(vector["seed"], stream, ids, epochs), (vector["height"], vector["width"])
+        )
+        assert drawn.places[0, :4].tolist() == vector["part"]
+        factors = (drawn.brightness, drawn.contrast, drawn.saturation, drawn.hue)
+        assert [f"{factor.view(np.uint32)[0]:08x}" for factor in factors] == vector["jitter"]
+        assert bool(drawn.grey[0]) is vector["grey"] and drawn.erased[0].tolist() == vector["erased"]
+        words = np.empty((1, 4), np.uint32)
+        draw_words(ids, epochs, np.uint64(vector["seed"]), np.uint64(stream), np.uint64(4), words)
+        assert words[0].tolist() == vector["mix"]

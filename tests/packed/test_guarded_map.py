@@ -18,13 +18,13 @@ import pytest
 import torch
 from packs import noise_images, write_raw
 from places import TESTS
+from recipes import paper_like
 
 from fastload import Augment, PackedFile
-from fastload.augment import kernel_settings
 from fastload.errors import DataError
 from fastload.feeds.batch import Output
 from fastload.feeds.feed import open_feed
-from fastload.kernels import augment_cpu as kernel
+from fastload.feeds.fused_engine import FusedEngine
 from fastload.kernels import bus_guard
 from fastload.order import Order
 from fastload.packed import guarded_map
@@ -52,7 +52,7 @@ def planar_file(path, images):
 def opened(file, *, resident=False, batch=BATCH, **output):
     order = Order(len(file), 3, 1)
     return open_feed(
-        file, Augment(crop=24), order, Output(batch, torch.device("cpu"), **output), resident=resident, workers=1
+        file, Augment.paper(24), order, Output(batch, torch.device("cpu"), **output), resident=resident, workers=1
     )
 
 
@@ -63,8 +63,12 @@ def only(monkeypatch, feed, way):
     elif feed._read_ahead is not None:  # whatever the file system says of its cache
         monkeypatch.setattr(feed._read_ahead, "want", lambda start, count: True)
     forbidden = {"map": "on_cpu_stream", "pread": "on_cpu_map"}[way]
-    monkeypatch.setattr(feed._engine, forbidden, lambda *_: pytest.fail(f"{forbidden} was called"))
+    monkeypatch.setattr(engine_of(feed), forbidden, lambda *_: pytest.fail(f"{forbidden} was called"))
     return feed
+
+
+def engine_of(feed):
+    return feed._makers.at(0)[0][0]
 
 
 def usable(mapped):
@@ -192,18 +196,20 @@ def test_places_beyond_two_gigabytes_are_reached(tmp_path):
         )
         mapped = GuardedMap.open(place)
         from_map, from_memory = np.empty((2, rows, sample), np.float32)
-        arguments = (
-            (sample, 96, 3, 1),
-            (32, 32, 3),
-            np.arange(rows),
-            np.arange(rows),
-            np.uint64(1),
-            np.uint64(0),
-            kernel_settings(Augment(crop=32, centre=True)),
+        engine = FusedEngine(
+            paper_like(crop=32, centre=True),
+            seed=1,
+            phase=0,
+            shape=(32, 32, 3),
+            strides=(sample, 96, 3, 1),
+            dtype=torch.float32,
+            channels_last=False,
+            batch_size=rows,
         )
+        ids = np.arange(rows)
         first = (begin - 4096) // sample
-        assert mapped.gather(kernel.augment_parts, np.arange(first, first + rows), *arguments, from_map, False, 0)
-        kernel.augment_batch(images, np.arange(rows), *arguments, from_memory, False, 0)
+        assert engine.on_cpu_map(mapped, np.arange(first, first + rows), ids, 0 * ids, from_map)
+        engine.on_cpu(images, ids, ids, 0 * ids, from_memory)
         np.testing.assert_array_equal(from_map, from_memory)
 
 
@@ -345,12 +351,12 @@ def test_scattered_samples_that_lie_on_a_disk_are_read_and_all_else_is_gathered(
     monkeypatch.setattr(SampleReader, "cached", lambda self, starts: np.full(len(starts), cached))
     with PackedFile(full) as file:
         order = Order(len(file), 3, 1, shuffle, block_rows=16)
-        feed = open_feed(file, Augment(crop=24), order, Output(BATCH, torch.device("cpu")), resident=False, workers=1)
+        feed = open_feed(file, Augment.paper(24), order, Output(BATCH, torch.device("cpu")), resident=False, workers=1)
         calls = []
         for name in ("on_cpu_map", "on_cpu_stream"):
-            made = getattr(feed._engine, name)
+            made = getattr(engine_of(feed), name)
             monkeypatch.setattr(
-                feed._engine, name, lambda *given, name=name, made=made: (calls.append(name), made(*given))[1]
+                engine_of(feed), name, lambda *given, name=name, made=made: (calls.append(name), made(*given))[1]
             )
         for step in range(3):
             feed.make(step * BATCH, BATCH)

@@ -47,7 +47,7 @@ def batches(full, **changes):
         "batch_size": 32,
         "steps": 15,
         "swap": 0,
-        "augment": Augment(crop=24),
+        "augment": Augment.paper(24),
         "device": "cpu",
         "with_ids": True,
         "seed": 5,
@@ -144,7 +144,7 @@ def test_a_file_of_the_set_that_is_truncated_in_mid_run_is_an_error(images, labe
     for number in range(2):
         write_raw(tmp_path / f"{number}.h5", images, labels)
     with TwoPhaseLoader(
-        f"{tmp_path}/*.h5", batch_size=16, steps=500, swap=0, augment=Augment(crop=24), device="cpu", resident_budget=0
+        f"{tmp_path}/*.h5", batch_size=16, steps=500, swap=0, augment=Augment.paper(24), device="cpu", resident_budget=0
     ) as loader:
         stream = iter(loader)
         next(stream)
@@ -170,7 +170,7 @@ def test_a_subset_is_built_from_a_set_and_belongs_to_it(shards, one, tmp_path):
     report = build_subset(f"{shards}/*.h5", tmp_path / "s.h5", strategy="random", size=20)
     alone = build_subset(one, tmp_path / "alone.h5", strategy="random", size=20)
     assert report.chosen == alone.chosen == 20
-    settings = {"batch_size": 8, "steps": 6, "augment": Augment(crop=24), "device": "cpu", "with_ids": True}
+    settings = {"batch_size": 8, "steps": 6, "augment": Augment.paper(24), "device": "cpu", "with_ids": True}
     with PackedFile(tmp_path / "s.h5") as ours, PackedFile(tmp_path / "alone.h5") as theirs:
         assert np.array_equal(ours.ids, theirs.ids) and ours.read(3) == theirs.read(3)
     with TwoPhaseLoader(f"{shards}/*.h5", tmp_path / "s.h5", **settings) as loader:

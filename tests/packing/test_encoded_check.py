@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from recipes import paper_like
 from samples import encode, put
 from strange_files import (
     cmyk_without_marker,
@@ -28,7 +29,6 @@ from strange_files import (
 )
 
 import fastload
-from fastload.augment import Augment
 from fastload.command.cli import main
 from fastload.errors import DataError, UsageError
 from fastload.feeds.evaluation import EvaluationLoader
@@ -60,7 +60,7 @@ def reference(data: bytes) -> np.ndarray:
 
 def streamed(path: Path, size: tuple[int, int]) -> np.ndarray:
     """What a training's stream reads: the pixels of all rows, uncropped, as DALI decodes them."""
-    loader = EvaluationLoader(path, Augment(crop=size, standardize=None), batch_size=32)
+    loader = EvaluationLoader(path, paper_like(crop=size, standardize=None), batch_size=32)
     batches = [images.numpy().transpose(0, 2, 3, 1) for images, *_ in loader]
     return np.concatenate(batches).round().astype(np.int64)
 

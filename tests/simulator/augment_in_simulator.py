@@ -17,9 +17,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import cuda_stand_ins
 import reference
 from packs import noise_images, write_raw
+from recipes import paper_like
 from walled import walled
 
-from fastload.augment import Augment, kernel_settings
+from fastload.augment import Augment, CenterCrop, PaperColor
+from fastload.augment.parameters import kernel_numbers, kernel_recipe
+from fastload.augment.schedule import Staged
 from fastload.feeds.batch import Output, label_tensor
 from fastload.feeds.fused_feeds import FusedResidentFeed, FusedStreamFeed
 from fastload.feeds.inputs import FeedInputs
@@ -69,16 +72,24 @@ def as_hwc(out, dtype, channels_last, augment, channels):
     """Kernel output [b, h·w·c], values or bits, as float64 [b, h, w, c]."""
     values = torch.from_numpy(out)
     values = values if dtype == "float32" else values.view(DTYPES[dtype])
-    height, width = augment.size
+    height, width = augment.sides
     if channels_last:
         return values.double().reshape(-1, height, width, channels).numpy()
     return values.double().reshape(-1, channels, height, width).permute(0, 2, 3, 1).numpy()
 
 
+def settings_of(augment, channels, dtype):
+    """What the paper's kernels are told of an augmentation."""
+    recipe = kernel_recipe(augment, channels=channels, dtype=DTYPES[dtype], channels_last=False, resample=False)
+    return augment_plan.settings_of(recipe, kernel_numbers(augment))
+
+
 def compare(got, image, sample, epoch, phase, augment, dtype):
-    drawn = reference.parameters(sample, epoch, SEED, phase, augment.brightness, augment.contrast, augment.flip)
+    color = augment.color or PaperColor(0.0, (1.0, 1.0))
+    drawn = reference.parameters(sample, epoch, SEED, phase, color.brightness, color.contrast, augment.flip)
+    centre, divides_by = isinstance(augment.crop, CenterCrop), augment.normalize.divisor
     want, divisor = reference.pixels(
-        image, drawn, augment.size, clamp=augment.clamp, standardize=augment.standardize, centre=augment.centre
+        image, drawn, augment.sides, clamp=color.clamp, standardize=divides_by, centre=centre
     )
     reference.assert_close(got, want, divisor, dtype)
 
@@ -110,11 +121,11 @@ def batch_of(room, count):
 def run_resident(augment, images, *, start, count, dtype, last, planar, shuffled=True, threads=8, places=1):
     """The resident kernel's (output, labels, ids)."""
     data, strides = stored(images, planar)
-    height, width = augment.size
+    height, width = augment.sides
     out = guarded(count, height * width * images.shape[3], dtype)
     out_labels, out_ids = np.full((count + places, 1), -5, np.int64), np.full(count + places, -5, np.int64)
     plan = augment_plan.plan(
-        kernel_settings(augment),
+        settings_of(augment, images.shape[3], dtype),
         strides,
         images.shape[1:],
         SEED,
@@ -137,9 +148,10 @@ def run_gathered(augment, images, ids, epochs, *, phase=FAST, dtype, last, plana
     """The gathered kernel's output."""
     data, strides = stored(images, planar)
     ids, epochs = walled(ids), walled(epochs)
-    height, width = augment.size
+    height, width = augment.sides
     out = guarded(len(images), height * width * images.shape[3], dtype)
-    plan = augment_plan.plan(kernel_settings(augment), strides, images.shape[1:], SEED, phase, last, KINDS[dtype])
+    settings = settings_of(augment, images.shape[3], dtype)
+    plan = augment_plan.plan(settings, strides, images.shape[1:], SEED, phase, last, KINDS[dtype])
     launch(gathered, plan, len(images), threads, places, address(data), address(ids), address(epochs), address(out))
     return batch_of(out, len(images))
 
@@ -208,9 +220,10 @@ def check_feed(kind, path, augment, order, *, start, count, dtype, last):
         resident, reader = kind is FusedResidentFeed, SampleReader(file)
         read_ahead = None if resident else ReadAhead(reader, order, reader.sample_bytes, 1 << 20)
         labels = label_tensor(file.labels)
-        feed = kind(FeedInputs(file, augment, order, output, labels, reader, read_ahead, resident, workers=1))
+        always = Staged.always(augment)
+        feed = kind(FeedInputs(file, always, 1, order, output, labels, reader, read_ahead, resident, workers=1))
         images, labels, ids = feed.make(start, count)
-        assert images.shape == (count, 3, *augment.size) and images.dtype == DTYPES[dtype]
+        assert images.shape == (count, 3, *augment.sides) and images.dtype == DTYPES[dtype]
         assert images.is_contiguous(memory_format=layout)
         values = images.double().permute(0, 2, 3, 1).numpy()
         for i in range(count):
@@ -225,7 +238,7 @@ def check_feed(kind, path, augment, order, *, start, count, dtype, last):
         assert dropped() is None  # its memory is given back, though the feed is still there
 
 
-whole, cropped = Augment(crop=(10, 9)), Augment(crop=(7, 6))
+whole, cropped = Augment.paper((10, 9)), Augment.paper((7, 6))
 
 # Orders: across epoch boundaries, in file order, far along; 5 rows leave cycles to walk, 1 row none.
 check_resident(cropped, start=3, count=9)
@@ -243,27 +256,27 @@ check_gathered(cropped, dtype="float32", last=True, planar=True)
 
 # Settings: crops as large as the image or one pixel, no clamp, each standardization, centre, no randomness.
 check_gathered(whole)
-check_gathered(Augment(crop=1))
-for standardize in ("variance", "stddev", None):
-    check_gathered(Augment(crop=(7, 6), clamp=False, standardize=standardize))
-check_gathered(Augment(crop=(7, 6), standardize="variance"))
+check_gathered(Augment.paper(1))
+for standardize in ("variance", "stddev"):
+    check_gathered(paper_like(crop=(7, 6), clamp=False, standardize=standardize))
+check_gathered(paper_like(crop=(7, 6), standardize="variance"))
 check_gathered(cropped.evaluation())
-check_resident(Augment(crop=(7, 6), flip=1.0, contrast=(0.0, 3.0), brightness=200.0), count=2)
+check_resident(paper_like(crop=(7, 6), flip=1.0, contrast=(0.0, 3.0), brightness=200.0), count=2)
 
 # One and four channels; more threads than pixels.
 check_gathered(cropped, images=np.ascontiguousarray(IMAGES[..., :1]))
 four = np.concatenate([IMAGES, IMAGES[..., :1]], axis=3)
-check_gathered(Augment(crop=(2, 3)), images=four[:2], threads=16, last=True)
+check_gathered(Augment.paper((2, 3)), images=four[:2], threads=16, last=True)
 
 # Four pixels at a time: from any byte, mirrored or not, in every output type, layout and storage, with one to four
 # channels; where channels lie between each other and are not three, one at a time.
-wide = Augment(crop=(6, 4))
+wide = Augment.paper((6, 4))
 for dtype in KINDS:
     for last in (False, True):
         for planar in (False, True):
             check_gathered(wide, dtype=dtype, last=last, planar=planar)
-check_gathered(Augment(crop=(2, 8), flip=1.0))
-check_gathered(Augment(crop=(2, 8), flip=0.0, standardize=None), dtype="float16", last=True)
+check_gathered(paper_like(crop=(2, 8), flip=1.0))
+check_gathered(paper_like(crop=(2, 8), flip=0.0), dtype="float16", last=True)
 check_resident(wide, dtype="bfloat16", last=True)
 for channels in (1, 2, 4):
     for planar, last in ((True, False), (False, False), (True, True)):
@@ -271,12 +284,12 @@ for channels in (1, 2, 4):
 
 # The last word of the last image is the last that may be read.
 for planar in (False, True):
-    check_gathered(Augment(crop=(4, 8)), images=np.ascontiguousarray(IMAGES[:2, :4, :8]), planar=planar)
+    check_gathered(Augment.paper((4, 8)), images=np.ascontiguousarray(IMAGES[:2, :4, :8]), planar=planar)
 
 # Many items a thread: sums in several runs, on noise and where the divisor's floor magnifies every rounding.
 large = np.stack([rng.integers(0, 256, (30, 45, 3)), np.full((30, 45, 3), 77)]).astype(np.uint8)
-check_gathered(Augment(crop=(29, 43)), images=large, threads=4)
-check_gathered(Augment(crop=(30, 44)), images=large, threads=2, dtype="float16")
+check_gathered(Augment.paper((29, 43)), images=large, threads=4)
+check_gathered(Augment.paper((30, 44)), images=large, threads=2, dtype="float16")
 
 # Several images a block: full blocks, a last one with places to spare, more places than images; fewer threads an image
 # than groups of sums, or more, and no multiple of a warp; each kind of item, output and layout.
@@ -285,9 +298,9 @@ check_resident(wide, start=4, count=4, threads=3, places=3, dtype="float16", las
 check_resident(cropped, start=2, count=2, threads=5, places=8, planar=True)
 check_resident(cropped, start=4, count=5, threads=21, places=2, shuffled=False, dtype="bfloat16", last=True)
 check_gathered(wide, threads=2, places=4, planar=True)
-check_gathered(Augment(crop=(6, 4), standardize=None), threads=7, places=2, dtype="bfloat16", planar=True)
-check_gathered(Augment(crop=(6, 4), standardize="variance"), threads=1, places=8, last=True)
-check_gathered(Augment(crop=1), threads=1, places=8)
+check_gathered(paper_like(crop=(6, 4)), threads=7, places=2, dtype="bfloat16", planar=True)
+check_gathered(paper_like(crop=(6, 4), standardize="variance"), threads=1, places=8, last=True)
+check_gathered(Augment.paper(1), threads=1, places=8)
 check_gathered(cropped, threads=17, places=2, images=four)
 
 # A sample's bits are the same from both kernels.

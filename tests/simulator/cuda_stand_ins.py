@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 import torch
 
-from fastload.kernels import augment_plan
+from fastload.kernels import augment_plan, recipe_plan
 from fastload.kernels.cuda_target import SIMULATED
 
 assert SIMULATED, "NUMBA_ENABLE_CUDASIM=1 must be set before the first import"
@@ -36,7 +36,7 @@ class Event:
 
 
 def install(threads):
-    """Replace torch.cuda's streams, events and pinned memory, and let blocks have `threads` threads, of two images."""
+    """Replace torch.cuda's streams, events and pinned memory, and give a block `threads` threads, or twice as many."""
     only = Stream()
     plain_empty = torch.empty
 
@@ -50,3 +50,4 @@ def install(threads):
     torch.cuda.current_stream = lambda device=None: only
     torch.cuda.stream = torch.cuda.device = lambda which: nullcontext()
     augment_plan.THREADS, augment_plan.SMALL, augment_plan.ITEMS = threads, threads // 2, 1000
+    recipe_plan.THREADS = threads

@@ -193,7 +193,7 @@ def test_the_subset_of_a_set_without_labels_has_none_either(tmp_path):
         with PackedFile(tmp_path / "s.h5") as subset:
             assert subset.labels is None and subset.classes == [] and len(subset) == 20
             assert np.array_equal(subset.read_image(3), images[report.ids[3]])
-        settings = {"swap": 2, "batch_size": 4, "steps": 4, "augment": Augment(crop=4), "device": "cpu"}
+        settings = {"swap": 2, "batch_size": 4, "steps": 4, "augment": Augment.paper(4), "device": "cpu"}
         with TwoPhaseLoader(full, tmp_path / "s.h5", **settings) as loader:
             batches = list(loader)
         assert [(len(batch), len(batch[0])) for batch in batches] == [(1, 4)] * 4, "(images,) in both phases"

@@ -1,0 +1,224 @@
+"""What the CUDA kernels of recipes are told of a feed, once, and the shape of their launches."""
+
+from enum import IntEnum, auto
+
+import numpy as np
+
+from .cuda_memory import load_long, load_word
+from .inlining import exact
+from .recipe import BY_CHANNEL, NO_COLOR, RESIZED, Numbers
+from .resampling import most_taps
+
+MAX_CHANNELS = 32
+
+THREADS = 256
+"""The most threads a block, which has one image, has: two of up to 128 registers a thread share a multiprocessor."""
+
+_ITEMS = 4
+"""Pixels that a thread has at least, where the image has more than 32."""
+
+SUMS = 4
+"""Quantities that threads sum at once."""
+
+_SHARED_BYTES = 46 * 1024
+"""What a block may take of shared memory without asking, less what is not sized by the launch."""
+
+
+class Field(IntEnum):
+    """What every image of a feed shares, int64 each in device memory (a "plan"): a launch then takes few numbers.
+
+    Behind them lie the `Numbers`, float64 and float32 by their bits, then MAX_CHANNELS means and as many scales.
+    From IMAGES to SHUFFLED, what only the resident kernel needs.
+    """
+
+    IMAGE = 0
+    DOWN = auto()
+    RIGHT = auto()
+    ACROSS = auto()
+    IMAGE_HEIGHT = auto()
+    IMAGE_WIDTH = auto()
+    SEED = auto()
+    STREAM = auto()
+    TAPS_DOWN = auto()
+    TAPS_ACROSS = auto()
+    IMAGES = auto()
+    IDS = auto()
+    LABELS = auto()
+    LABEL_BYTES = auto()
+    ROWS = auto()
+    SHUFFLED = auto()
+
+
+_NUMBERS = len(Field)
+MEANS = _NUMBERS + len(Numbers._fields)
+SCALES = MEANS + MAX_CHANNELS
+
+
+def plan(
+    recipe,
+    numbers,
+    norm,
+    strides,
+    shape,
+    seed,
+    stream,
+    *,
+    images=0,
+    ids=0,
+    labels=0,
+    label_bytes=0,
+    n=0,
+    shuffled=False,
+):
+    """Return the plan that the CUDA kernels take, int64; the resident one needs the keywords.
+
+    Arguments:
+        recipe: `Recipe` of at most MAX_CHANNELS channels.
+        numbers: its `Numbers`.
+        norm: (means, scales) for BY_CHANNEL, float32 [C] each, on values 0…255.
+        strides: (image, row, column, channel) in bytes, interleaved or planar.
+        shape: (H, W, C) of the images.
+        seed: of the random parameters, below 2^64.
+        stream: of the random parameters; its lower 16 bits are the order's phase.
+        images: address of all of the set's images, one after the other.
+        ids: address of their ids, int64 [n].
+        labels: address of their labels, n rows of `label_bytes`.
+        label_bytes: of a label.
+        n: how many images there are.
+        shuffled: whether rows come permuted.
+    """
+    height, width, channels = shape
+    taps = _taps(recipe, numbers, height, width)
+    image, down, right, across = strides
+    values = {
+        Field.IMAGE: image,
+        Field.DOWN: down,
+        Field.RIGHT: right,
+        Field.ACROSS: across,
+        Field.IMAGE_HEIGHT: height,
+        Field.IMAGE_WIDTH: width,
+        Field.SEED: np.uint64(seed).view(np.int64),
+        Field.STREAM: stream,
+        Field.TAPS_DOWN: taps[0],
+        Field.TAPS_ACROSS: taps[1],
+        Field.IMAGES: images,
+        Field.IDS: ids,
+        Field.LABELS: labels,
+        Field.LABEL_BYTES: label_bytes,
+        Field.ROWS: n,
+        Field.SHUFFLED: shuffled,
+    }
+    normalizing = np.zeros((2, MAX_CHANNELS), np.float32)
+    for row, given in zip(normalizing, norm, strict=True):
+        row[:channels] = given
+    fields = [np.int64(values[field]) for field in Field]
+    return np.array([*fields, *map(_bits, numbers), *map(_bits, normalizing.reshape(-1))], np.int64)
+
+
+def _bits(number):
+    """Return a number of a recipe as an int64: floats by their bits."""
+    if isinstance(number, np.float32):
+        return np.int64(number.view(np.uint32))
+    return number.view(np.int64)
+
+
+def _taps(recipe, numbers, height, width):
+    """Return how many pixels of an image's column and row an output pixel is made of at most."""
+    if not recipe.resample:
+        return 0, 0
+    down, right, short = numbers.height, numbers.width, min(height, width)
+    if recipe.region != RESIZED:
+        down = (2 * height * numbers.resize + short) // (2 * short)
+        right = (2 * width * numbers.resize + short) // (2 * short)
+    return min(most_taps(height, down), height), min(most_taps(width, right), width)
+
+
+@exact
+def sums_pixels(recipe):
+    """Return whether what is stored of a pixel depends on sums over the whole crop."""
+    return recipe.color != NO_COLOR or recipe.normalize != BY_CHANNEL
+
+
+def has_tables(recipe, numbers, plan):
+    """Return whether the weights of an image's rows and columns find room in shared memory, if it is resized."""
+    return bool(recipe.resample) and _shared_bytes(recipe, numbers, plan, tabled=True) <= _SHARED_BYTES
+
+
+def _threads(numbers):
+    pixels = int(numbers.height * numbers.width)
+    return min(THREADS, -(-pixels // (32 * _ITEMS)) * 32)
+
+
+def _shared_bytes(recipe, numbers, plan, tabled):
+    size = 8 * SUMS * _threads(numbers) if sums_pixels(recipe) else 0
+    if tabled:
+        height, width = int(numbers.height), int(numbers.width)
+        down, across = int(plan[Field.TAPS_DOWN]), int(plan[Field.TAPS_ACROSS])
+        size += 4 * (height + width) + 2 * (height * (down + 1) + width * (across + 1))
+    return size
+
+
+def launch_shape(recipe, numbers, plan, count):
+    """Return (blocks, threads, bytes of shared memory) for a batch of `count` images.
+
+    Threads follow from the output's sides alone: they set the order of sums, and a sample's bits are the same in any
+    batch.
+    """
+    tabled = has_tables(recipe, numbers, plan)
+    return count, _threads(numbers), _shared_bytes(recipe, numbers, plan, tabled)
+
+
+@exact
+def _load_float32(plan, place):
+    return np.uint32(load_word(plan + 8 * place)).view(np.float32)
+
+
+@exact
+def load_four_floats(plan, place):
+    """Return the float32 whose bits lie at a place of the plan and at the three behind it."""
+    return (
+        _load_float32(plan, place),
+        _load_float32(plan, place + 1),
+        _load_float32(plan, place + 2),
+        _load_float32(plan, place + 3),
+    )
+
+
+@exact
+def _load_float64(plan, place):
+    return load_long(plan + 8 * place).view(np.float64)
+
+
+@exact
+def load_numbers(plan):
+    """Return the plan's `Numbers`: by place, since Numba takes few arguments by name."""
+    at = _NUMBERS
+    return Numbers(
+        load_long(plan + 8 * at),
+        load_long(plan + 8 * (at + 1)),
+        load_long(plan + 8 * (at + 2)),
+        load_long(plan + 8 * (at + 3)),
+        _load_float64(plan, at + 4),
+        _load_float32(plan, at + 5),
+        _load_float32(plan, at + 6),
+        _load_float32(plan, at + 7),
+        _load_float32(plan, at + 8),
+        _load_float32(plan, at + 9),
+        _load_float32(plan, at + 10),
+        _load_float32(plan, at + 11),
+        _load_float32(plan, at + 12),
+        _load_float64(plan, at + 13),
+        _load_float64(plan, at + 14),
+        _load_float64(plan, at + 15),
+        _load_float64(plan, at + 16),
+        _load_float64(plan, at + 17),
+        _load_float64(plan, at + 18),
+        _load_float64(plan, at + 19),
+        _load_float64(plan, at + 20),
+        _load_float64(plan, at + 21),
+        _load_float64(plan, at + 22),
+        _load_float64(plan, at + 23),
+        _load_float64(plan, at + 24),
+        _load_float64(plan, at + 25),
+        _load_float32(plan, at + 26),
+    )
