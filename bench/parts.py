@@ -90,21 +90,6 @@ def feed_contestant(
         feed = open_feed(file, augment, order, Output(batch, device, dtype), engine=engine, resident=resident)
         stream = run_feed(feed, lambda step: (step * batch, batch), 0, 2**40, device)
         channels = 3 if file.shape is None else file.shape[2]
-        source = torch.zeros((batch, channels, *augment.sides), dtype=dtype, device=device)
-        target = torch.empty_like(source)
-
-        def run() -> None:
-            for _ in range(batches):
-                next(stream)
-
-        def drain() -> None:
-            for _ in range(feed.workers + 2 if feed.workers else 0):
-                next(stream)
-
-        def copy() -> None:
-            for _ in range(batches):
-                target.copy_(source)
-
         stored = "encoded" if file.shape is None else "×".join(map(str, file.shape))
         details = {
             "engine": engine,
@@ -115,10 +100,43 @@ def feed_contestant(
             "dtype": str(dtype).rpartition(".")[2],
             "images": len(file),
         }
+        output = torch.zeros((batch, channels, *augment.sides), dtype=dtype, device=device)
+        ahead = feed.workers + 2 if feed.workers else 0
         try:
-            yield Contestant(name, "images/s", batch * batches, run, copy, "copy of the output", drain, details)
+            yield batch_contestant(name, lambda: next(stream), batches, output, ahead=ahead, details=details)
         finally:
             stream.close()
+
+
+def batch_contestant(
+    name: str, take: Callable[[], Any], batches: int, output: torch.Tensor, *, ahead: int, details: dict[str, Any]
+) -> Contestant:
+    """Return a contestant that calls `take` for each of `batches` batches; its limit copies as many of its outputs.
+
+    Arguments:
+        name: of the contestant.
+        take: gives a batch; what it returns is dropped.
+        batches: how many a round takes.
+        output: of a batch's shape and type, on its device.
+        ahead: batches that may be made while others run, and are taken untimed before each round.
+        details: what is written beside the result.
+    """
+    target = torch.empty_like(output)
+
+    def run() -> None:
+        for _ in range(batches):
+            take()
+
+    def drain() -> None:
+        for _ in range(ahead):
+            take()
+
+    def copy() -> None:
+        for _ in range(batches):
+            target.copy_(output)
+
+    work = len(output) * batches
+    return Contestant(name, "images/s", work, run, copy, "copy of the output", drain, details)
 
 
 def _noise(count: int, side: int, path: Path) -> Path:

@@ -22,7 +22,7 @@ from fastload.bench import data, parts
 from fastload.bench.measure import Contestant, race, ratio_of, verdict
 from fastload.bench.peers.install import Peer
 from fastload.bench.rivals import Outcome, Rival, export, feed_threads
-from fastload.bench.streams import against
+from fastload.bench.streams import against, in_order
 from fastload.loop.loader import TwoPhaseLoader
 from fastload.packed.file import PackedFile
 
@@ -130,28 +130,16 @@ def _loader(setting: parts.Setting, path: Path, dtype: torch.dtype) -> Iterator[
     batch, side = _sizes(setting)
     batches = setting.pick(240, 2, 120)
     device, kind = setting.device, str(dtype).rpartition(".")[2]
-    augment, source = Augment.imagenet(side), torch.zeros((batch, 3, side, side), dtype=dtype, device=device)
-    target = torch.empty_like(source)
+    output = torch.zeros((batch, 3, side, side), dtype=dtype, device=device)
+    augment = Augment.imagenet(side)
     with TwoPhaseLoader(
         path, batch_size=batch, steps=2**40, swap=0, augment=augment, device=device, dtype=dtype
     ) as loader:
         stream = iter(loader)
-
-        def run() -> None:
-            for _ in range(batches):
-                next(stream)
-
-        def drain() -> None:
-            for _ in range(2 * feed_threads() + 2):
-                next(stream)
-
-        def copy() -> None:
-            for _ in range(batches):
-                target.copy_(source)
-
         details = {"batch": batch, "batches": batches, "stored": _shape(path), "crop": [side, side], "dtype": kind}
         name = f"recipe, fused, {_shape(path)} → {side}², {kind}"
-        yield Contestant(name, "images/s", batch * batches, run, copy, "copy of the output", drain, details)
+        ahead = 2 * feed_threads() + 2
+        yield parts.batch_contestant(name, lambda: next(stream), batches, output, ahead=ahead, details=details)
 
 
 @contextmanager
@@ -167,16 +155,11 @@ def _dali_rival(setting: parts.Setting, path: Path) -> Iterator[Contestant]:
     batches = setting.pick(60, 2, 20)
     with PackedFile(path) as file:
         images = [np.array(file.read_image(row)) for row in range(len(file))]
-    place = 0
-
-    def source() -> list[np.ndarray]:
-        nonlocal place
-        place += batch
-        return [images[row % len(images)] for row in range(place - batch, place)]
-
     pipeline = Pipeline(batch, feed_threads(), None, seed=0, prefetch_queue_depth=2)
     with pipeline:
-        pixels: Any = fn.external_source(source, dtype=types.DALIDataType.UINT8, ndim=3, layout="HWC", no_copy=True)
+        pixels: Any = fn.external_source(
+            in_order(images, batch), dtype=types.DALIDataType.UINT8, ndim=3, layout="HWC", no_copy=True
+        )
         pixels = fn.random_resized_crop(pixels, size=[side, side])
         pixels = fn.crop_mirror_normalize(
             pixels,
@@ -188,22 +171,8 @@ def _dali_rival(setting: parts.Setting, path: Path) -> Iterator[Contestant]:
         )
         pipeline.set_outputs(pixels)
     pipeline.build()
-    target = torch.zeros((batch, 3, side, side))
-    copied = torch.empty_like(target)
-
-    def run() -> None:
-        for _ in range(batches):
-            pipeline.run()
-
-    def drain() -> None:
-        for _ in range(3):
-            pipeline.run()
-
-    def copy() -> None:
-        for _ in range(batches):
-            copied.copy_(target)
-
     does = "random resized crop, mirror, normalize by constants; images in memory, in order; no copy out"
     details = {"batch": batch, "batches": batches, "images": len(images), "threads": feed_threads(), "does": does}
     name = f"recipe, DALI's graph, {_shape(path)} → {side}², float32"
-    yield Contestant(name, "images/s", batch * batches, run, copy, "copy of the output", drain, details)
+    output = torch.zeros((batch, 3, side, side))
+    yield parts.batch_contestant(name, pipeline.run, batches, output, ahead=3, details=details)
