@@ -7,6 +7,7 @@ import numpy as np
 from .augment import MAX_CHANNELS, STDDEV, VARIANCE, Draws, Settings
 from .cuda_memory import load_word
 from .inlining import exact
+from .plan_fields import shared_fields
 from .recipe import ALTERNATING_FLIP, BY_CHANNEL, BY_STDDEV, CENTRE, JITTER, NO_PAD, PAPER, UINT8
 
 THREADS = 384
@@ -97,15 +98,9 @@ def plan(
     stream,
     channels_last,
     kind,
-    *,
-    images=0,
-    ids=0,
-    labels=0,
-    label_bytes=0,
-    n=0,
-    shuffled=False,
+    **resident,
 ):
-    """Return the plan that the CUDA kernels take, int64, in the order of `Field`; the resident one needs the keywords.
+    """Return the plan that the CUDA kernels take, int64, in the order of `Field`.
 
     Arguments:
         settings: `Settings` of the augmentation.
@@ -115,51 +110,33 @@ def plan(
         stream: of the random parameters; its lower 16 bits are the order's phase.
         channels_last: whether the output is in NHWC order, not NCHW.
         kind: FLOAT32, FLOAT16 or BFLOAT16, of the output.
-        images: address of all of the set's images, one after the other.
-        ids: address of their ids, int64 [n].
-        labels: address of their labels, n rows of `label_bytes`.
-        label_bytes: of a label.
-        n: how many images there are.
-        shuffled: whether rows come permuted.
+        resident: keywords of `shared_fields`, which the resident kernel needs.
     """
     height, width, channels = shape
     last = bool(channels_last) and channels > 1
     read = PIXEL
     if settings.width % 4 == 0 and (not last or channels == 3):
         read = PLANES if strides[2] == 1 else RGB if channels == 3 else PIXEL
-    image, down, right, across = strides
     draws = settings.draws
-    values = {
-        Field.HEIGHT: settings.height,
-        Field.WIDTH: settings.width,
-        Field.CENTRE: settings.centre,
-        Field.FLIP: np.float64(draws.flip).view(np.int64),
-        Field.BRIGHTNESS_LOW: np.float32(draws.brightness_low).view(np.uint32),
-        Field.BRIGHTNESS_SPAN: np.float32(draws.brightness_span).view(np.uint32),
-        Field.CONTRAST_LOW: np.float32(draws.contrast_low).view(np.uint32),
-        Field.CONTRAST_SPAN: np.float32(draws.contrast_span).view(np.uint32),
-        Field.CLAMP: settings.clamp,
-        Field.STANDARDIZE: settings.standardize,
-        Field.IMAGE: image,
-        Field.DOWN: down,
-        Field.RIGHT: right,
-        Field.ACROSS: across,
-        Field.ROOM_DOWN: height - settings.height,
-        Field.ROOM_RIGHT: width - settings.width,
-        Field.CHANNELS: channels,
-        Field.SEED: np.uint64(seed).view(np.int64),
-        Field.STREAM: stream,
-        Field.CHANNELS_LAST: last,
-        Field.KIND: kind,
-        Field.READ: read,
-        Field.IMAGES: images,
-        Field.IDS: ids,
-        Field.LABELS: labels,
-        Field.LABEL_BYTES: label_bytes,
-        Field.ROWS: n,
-        Field.SHUFFLED: shuffled,
+    values = shared_fields(strides, seed, stream, **resident) | {
+        "HEIGHT": settings.height,
+        "WIDTH": settings.width,
+        "CENTRE": settings.centre,
+        "FLIP": np.float64(draws.flip).view(np.int64),
+        "BRIGHTNESS_LOW": np.float32(draws.brightness_low).view(np.uint32),
+        "BRIGHTNESS_SPAN": np.float32(draws.brightness_span).view(np.uint32),
+        "CONTRAST_LOW": np.float32(draws.contrast_low).view(np.uint32),
+        "CONTRAST_SPAN": np.float32(draws.contrast_span).view(np.uint32),
+        "CLAMP": settings.clamp,
+        "STANDARDIZE": settings.standardize,
+        "ROOM_DOWN": height - settings.height,
+        "ROOM_RIGHT": width - settings.width,
+        "CHANNELS": channels,
+        "CHANNELS_LAST": last,
+        "KIND": kind,
+        "READ": read,
     }
-    return np.array([np.int64(values[field]) for field in Field])
+    return np.array([np.int64(values[field.name]) for field in Field])
 
 
 def launch_shape(plan, count):

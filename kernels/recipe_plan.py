@@ -6,6 +6,7 @@ import numpy as np
 
 from .cuda_memory import load_long, load_word
 from .inlining import exact
+from .plan_fields import shared_fields
 from .recipe import BY_CHANNEL, NO_COLOR, RESIZED, Numbers
 from .resampling import most_taps
 
@@ -62,15 +63,9 @@ def plan(
     shape,
     seed,
     stream,
-    *,
-    images=0,
-    ids=0,
-    labels=0,
-    label_bytes=0,
-    n=0,
-    shuffled=False,
+    **resident,
 ):
-    """Return the plan that the CUDA kernels take, int64; the resident one needs the keywords.
+    """Return the plan that the CUDA kernels take, int64.
 
     Arguments:
         recipe: `Recipe` of at most MAX_CHANNELS channels.
@@ -80,38 +75,20 @@ def plan(
         shape: (H, W, C) of the images.
         seed: of the random parameters, below 2^64.
         stream: of the random parameters; its lower 16 bits are the order's phase.
-        images: address of all of the set's images, one after the other.
-        ids: address of their ids, int64 [n].
-        labels: address of their labels, n rows of `label_bytes`.
-        label_bytes: of a label.
-        n: how many images there are.
-        shuffled: whether rows come permuted.
+        resident: keywords of `shared_fields`, which the resident kernel needs.
     """
     height, width, channels = shape
     taps = _taps(recipe, numbers, height, width)
-    image, down, right, across = strides
-    values = {
-        Field.IMAGE: image,
-        Field.DOWN: down,
-        Field.RIGHT: right,
-        Field.ACROSS: across,
-        Field.IMAGE_HEIGHT: height,
-        Field.IMAGE_WIDTH: width,
-        Field.SEED: np.uint64(seed).view(np.int64),
-        Field.STREAM: stream,
-        Field.TAPS_DOWN: taps[0],
-        Field.TAPS_ACROSS: taps[1],
-        Field.IMAGES: images,
-        Field.IDS: ids,
-        Field.LABELS: labels,
-        Field.LABEL_BYTES: label_bytes,
-        Field.ROWS: n,
-        Field.SHUFFLED: shuffled,
+    values = shared_fields(strides, seed, stream, **resident) | {
+        "IMAGE_HEIGHT": height,
+        "IMAGE_WIDTH": width,
+        "TAPS_DOWN": taps[0],
+        "TAPS_ACROSS": taps[1],
     }
     normalizing = np.zeros((2, MAX_CHANNELS), np.float32)
     for row, given in zip(normalizing, norm, strict=True):
         row[:channels] = given
-    fields = [np.int64(values[field]) for field in Field]
+    fields = [np.int64(values[field.name]) for field in Field]
     return np.array([*fields, *map(_bits, numbers), *map(_bits, normalizing.reshape(-1))], np.int64)
 
 
