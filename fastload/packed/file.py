@@ -22,6 +22,7 @@ from fastload.errors import DataError, FastloadError, UsageError
 from fastload.packed import format as packed_format
 from fastload.packed.format import ALIGNMENT, CHUNK, FORMAT, SelectionTable, digest
 from fastload.packed.hdf5_reading import damaged, open_hdf5
+from fastload.packed.jpeg_index import JpegIndex
 from fastload.packed.metadata import Metadata, read_foreign, read_packed
 from fastload.packed.names import StoredNames
 from fastload.packed.watching import Watch
@@ -66,9 +67,11 @@ class PackedFile:
 
     Attributes:
         format: 2, or 1 for an older file; 0 for a user's own.
-        storage: "raw" or "encoded".
-        shape: (H, W, C) of every image; None for encoded storage.
-        shapes: int32 [N, 2], height and width of each encoded image, upright; None where the file holds none.
+        storage: "raw", "ragged" (decoded, each image of its own height and width) or "encoded".
+        shape: (H, W, C) of every image; None for ragged and encoded storage.
+        channels: of every image; encoded ones are decoded to 3.
+        shapes: int32 [N, 2], height and width of each ragged or encoded image, upright; None where the file holds none.
+        jpeg: where encoded images can be cut; None where none of them can.
         labels: [N, ...] as stored, or None: an unlabelled set.
         ids: int64 [N].
         classes: list of names, maybe empty.
@@ -80,7 +83,7 @@ class PackedFile:
         created_with: the program that wrote the file.
         data: uint8 [bytes], the mapped image bytes, read-only.
         strides: bytes from one image, row, column and channel to the next, for raw storage.
-        offsets: int64 [N + 1] into `data`, for encoded storage.
+        offsets: int64 [N + 1] into `data`, for ragged and encoded storage.
 
     `stored` and `image` are views of the map: where the file may shrink meanwhile, touching one can kill the
     process with SIGBUS, so populate its pages first (see docs/format.md) or take a copy with `read`.
@@ -122,7 +125,7 @@ class PackedFile:
 
     def _take(self, found: Metadata) -> None:
         self.format, self.storage = found.format, found.storage
-        self.shape, self.strides = found.shape, found.strides
+        self.shape, self.strides, self.channels = found.shape, found.strides, found.channels
         self.offsets, self.shapes = found.offsets, found.shapes
         self.labels, self.ids, self.digests = found.labels, found.ids, found.digests
         self.classes, self.selection = found.classes, found.selection
@@ -131,11 +134,20 @@ class PackedFile:
         self._stored_shape = found.images[1]
         self._names_offset = found.names_place[0]
         self.names = None if found.name_offsets is None else StoredNames(found.name_offsets, self._read_names)
+        self.jpeg: JpegIndex | None = None
+        if found.jpeg is not None:
+            cuts, offsets, place = found.jpeg
+            self.jpeg = JpegIndex(cuts, offsets, self._read_segments, place)
 
     def _map_images(self, found: Metadata) -> None:
         self.data_offset, self.nbytes = found.image_place
         size = os.fstat(self.descriptor).st_size
-        for name, (offset, nbytes) in ((found.images[0], found.image_place), ("names", found.names_place)):
+        segments = (0, 0) if found.jpeg is None else (found.jpeg[2], 4 * int(found.jpeg[1][-1]))
+        for name, (offset, nbytes) in (
+            (found.images[0], found.image_place),
+            ("names", found.names_place),
+            ("segments", segments),
+        ):
             if offset + nbytes > size:
                 raise self._error(
                     f"dataset '{name}' ends at byte {offset + nbytes:,} but the file has {size:,}: it is truncated; "
@@ -191,8 +203,8 @@ class PackedFile:
         return data[start:stop]
 
     def image(self, row: int) -> np.ndarray:
-        """Return one raw image, uint8 [H, W, C]: a view of the map."""
-        return self._shaped(self.stored(row))
+        """Return one raw or ragged image, uint8 [H, W, C]: a view of the map."""
+        return self._shaped(row, self.stored(row))
 
     def read(self, row: int) -> bytes:
         """Return a copy of a sample's stored bytes; DataError, never SIGBUS, where the file has shrunk."""
@@ -200,8 +212,8 @@ class PackedFile:
         return self.read_bytes(start, stop)
 
     def read_image(self, row: int) -> np.ndarray:
-        """Return a copy of one raw image, uint8 [H, W, C]; DataError where the file has shrunk."""
-        return self._shaped(np.frombuffer(self.read(row), np.uint8))
+        """Return a copy of one raw or ragged image, uint8 [H, W, C]; DataError where the file has shrunk."""
+        return self._shaped(row, np.frombuffer(self.read(row), np.uint8))
 
     def read_bytes(self, start: int, stop: int) -> bytes:
         """Return a copy of `data[start:stop]`, read with `pread`."""
@@ -214,6 +226,10 @@ class PackedFile:
 
     def _read_names(self, start: int, stop: int) -> bytes:
         return self._read(self._names_offset + start, stop - start)
+
+    def _read_segments(self, start: int, stop: int) -> np.ndarray:
+        assert self.jpeg is not None
+        return np.frombuffer(self._read(self.jpeg.place + 4 * start, 4 * (stop - start)), np.uint32)
 
     def _read(self, position: int, count: int) -> bytes:
         parts, file = [], self.file
@@ -229,7 +245,10 @@ class PackedFile:
         self.check_unchanged()
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _shaped(self, stored: np.ndarray) -> np.ndarray:
+    def _shaped(self, row: int, stored: np.ndarray) -> np.ndarray:
+        if self.storage == "ragged":
+            assert self.shapes is not None
+            return stored.reshape(*self.shapes[row].tolist(), self.channels)
         if self.shape is None or self.strides is None:
             raise UsageError(f"{self.path}: holds encoded images; decode `stored(row)` instead")
         return np.lib.stride_tricks.as_strided(stored, self.shape, self.strides[1:], writeable=False)
@@ -315,4 +334,5 @@ def checksum(file: PackedFile) -> str:
         shapes=file.shapes,
         names=None if file.names is None else file.names.stored(),
         selection=file.selection,
+        jpeg=file.jpeg,
     )

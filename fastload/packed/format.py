@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from fastload.packed.jpeg_index import JpegIndex
+
 FORMAT = 2
 """What is written."""
 
 READABLE = (1, 2)
-"""Format 1 has no `checksum`, `names` and `shapes`, and always labels."""
+"""Format 1 has no `checksum`, `names`, `shapes` and `jpeg`, no ragged images, and always labels."""
 
 ALIGNMENT = 4096
 CHUNK = 8 << 20
@@ -48,6 +50,7 @@ def checksum(
     shapes: np.ndarray | None,
     names: tuple[np.ndarray, np.ndarray] | None,
     selection: SelectionTable | None,
+    jpeg: JpegIndex | None = None,
 ) -> str:
     """Return the xxh3-128 (hex) over all of a packed file but what digests and fingerprint cover.
 
@@ -60,6 +63,8 @@ def checksum(
         offsets: int64 [N + 1].
         shapes: int32 [N, 2].
         names: uint8 [bytes] and int64 [N + 1].
+        selection: why each sample was chosen.
+        jpeg: where encoded images can be cut.
     """
     datasets: list[tuple[str, np.ndarray]] = [("ids", ids)]
     if offsets is not None:
@@ -68,6 +73,8 @@ def checksum(
         datasets.append(("shapes", shapes))
     if names is not None:
         datasets += [("names", names[0]), ("name_offsets", names[1])]
+    if jpeg is not None:
+        datasets += jpeg.datasets()
     if selection is not None:
         datasets += [("selection/" + name, getattr(selection, name)) for name in ("dimension", "rank", "score")]
     header = {

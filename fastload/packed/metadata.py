@@ -14,7 +14,15 @@ import numpy as np
 
 from fastload.errors import DataError
 from fastload.packed.format import FORMAT, READABLE, SelectionTable
-from fastload.packed.hdf5_reading import checked_dataset, image_layout, open_hdf5, read_attribute, read_labels
+from fastload.packed.hdf5_reading import (
+    MOST_CHANNELS,
+    checked_dataset,
+    image_layout,
+    open_hdf5,
+    read_attribute,
+    read_labels,
+)
+from fastload.packed.jpeg_index import FIELDS, check_index
 from fastload.packed.labels import LARGEST_LABELS
 
 
@@ -23,7 +31,7 @@ class Metadata:
     """All of a file but its images' and names' bytes; see `PackedFile` for what they mean.
 
     `images`: the dataset's name and shape. `image_place`, `names_place`: the bytes' offset in the file, and how many.
-    `format`: 0 for a user's own file.
+    `format`: 0 for a user's own file. `jpeg`: (cuts, segment_offsets, where `segments` begins in the file).
     """
 
     format: int
@@ -32,6 +40,7 @@ class Metadata:
     image_place: tuple[int, int]
     labels: np.ndarray | None
     ids: np.ndarray
+    channels: int = 3
     shape: tuple[int, int, int] | None = None
     strides: tuple[int, int, int, int] | None = None
     offsets: np.ndarray | None = None
@@ -45,6 +54,7 @@ class Metadata:
     created_with: str = ""
     fingerprint: str = ""
     checksum: str | None = None
+    jpeg: tuple[np.ndarray, np.ndarray, int] | None = None
 
 
 def read_packed(path: Path, file: h5py.File) -> Metadata:
@@ -65,6 +75,7 @@ def read_foreign(path: Path, file: h5py.File, images: str, labels: str) -> Metad
         _place(path, dataset),
         values,
         np.arange(len(values), dtype=np.int64),
+        channels,
         shape,
         strides,
         source={"kind": "hdf5", "images": images, "labels": labels},
@@ -108,18 +119,25 @@ class _Reader:
     def read(self) -> Metadata:
         version = self._format()
         storage = str(self._attribute("storage"))
-        if storage not in ("raw", "encoded"):
-            raise self._error(f"says storage {storage!r:.40}, neither 'raw' nor 'encoded'; pack it again")
+        if storage not in ("raw", "ragged", "encoded"):
+            raise self._error(f"says storage {storage!r:.40}, not 'raw', 'ragged' or 'encoded'; pack it again")
         dataset = self._inner(self.file, "images", np.uint8)
-        shape = strides = offsets = None
+        shape = strides = offsets = shapes = jpeg = None
+        channels = 3
         if storage == "raw":
             if dataset.ndim != 4:
                 raise self._error(f"dataset 'images' has {dataset.ndim} dimensions, not 4; pack it again")
             count = dataset.shape[0]
             shape, strides = _raw(self.path, *dataset.shape[1:], channels_first=False)
+            channels = shape[2]
         else:
             offsets = self._read_offsets(dataset)
             count = len(offsets) - 1
+            shapes = self._read_shapes(count)
+            if storage == "ragged":
+                channels = self._ragged_channels(offsets, shapes)
+            else:
+                jpeg = self._read_jpeg(shapes)
         name_offsets, names_place = self._read_names(count)
         return Metadata(
             version,
@@ -128,10 +146,11 @@ class _Reader:
             _place(self.path, dataset),
             self._read_labels(version, count),
             self._read_ids(count),
+            channels,
             shape,
             strides,
             offsets,
-            self._read_shapes(count) if offsets is not None else None,
+            shapes,
             self._column(self.file, "digests", np.uint64, count),
             self._read_classes(),
             name_offsets,
@@ -141,6 +160,7 @@ class _Reader:
             str(self._attribute("created_with") or ""),
             self._hash("fingerprint"),
             self._hash("checksum") if version > 1 else None,
+            jpeg,
         )
 
     def _format(self) -> int:
@@ -194,6 +214,33 @@ class _Reader:
         if (shapes < 1).any():
             raise self._error("dataset 'shapes' has sides below 1; it is damaged, pack it again")
         return shapes
+
+    def _ragged_channels(self, offsets: np.ndarray, shapes: np.ndarray | None) -> int:
+        """Return how many channels the images have whose sizes and sides these are."""
+        if shapes is None:
+            raise self._error("has ragged images but no dataset 'shapes'; pack it again")
+        sizes, areas = np.diff(offsets), shapes.prod(axis=1, dtype=np.int64)
+        channels = int(sizes[0] // areas[0])
+        if not 1 <= channels <= MOST_CHANNELS or (sizes != channels * areas).any():
+            raise self._error("dataset 'offsets' leaves other room than images of these 'shapes' take; pack it again")
+        return channels
+
+    def _read_jpeg(self, shapes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, int] | None:
+        """Return where files can be cut, and where in the file the dataset `segments` begins."""
+        if shapes is None or not self._holds("jpeg"):
+            return None
+        count = len(shapes)
+        dataset = self._inner(self.file, "jpeg", np.int32)
+        if dataset.shape != (count, FIELDS):
+            raise self._error(f"dataset 'jpeg' has shape {dataset.shape}, not ({count}, {FIELDS}); pack it again")
+        cuts, offsets = dataset[()], self._column(self.file, "segment_offsets", np.int64, count + 1)
+        segments = self._inner(self.file, "segments", np.uint32)
+        if segments.ndim != 1 or offsets[0] != 0 or offsets[-1] != segments.shape[0] or (np.diff(offsets) < 0).any():
+            raise self._error(
+                "dataset 'segment_offsets' does not rise from 0 to the size of 'segments'; it is damaged, pack it again"
+            )
+        check_index(self.path, cuts, offsets, shapes)
+        return cuts, offsets, int(segments.id.get_offset() or 0)
 
     def _read_labels(self, version: int, count: int) -> np.ndarray | None:
         if version > 1 and not self._holds("labels"):
@@ -262,7 +309,9 @@ class _Reader:
         """Return a packed file's own dataset: checked, and contiguous, so that its size is really there."""
         dataset = checked_dataset(self.path, group, name, dtype)
         size = math.prod(dataset.shape) * dataset.dtype.itemsize
-        if name not in ("images", "names") and size > LARGEST_LABELS:  # a file may have holes, and claim anything
+        if (
+            name not in ("images", "names", "segments") and size > LARGEST_LABELS
+        ):  # a file may have holes, and claim anything
             raise self._error(
                 f"dataset '{name}' has shape {dataset.shape}, {size:,} bytes; it may take {LARGEST_LABELS:,}: split "
                 "the set into several files"

@@ -48,6 +48,7 @@ class PackedSet:
             raise
         first = self.files[0]
         self.storage, self.shape, self.strides, self.classes = first.storage, first.shape, first.strides, first.classes
+        self.channels = first.channels
         self.selection = None
         self.source: dict[str, Any] = {"kind": "set", "files": [file.source for file in self.files]}
         labelled = [file.labels for file in self.files if file.labels is not None]
@@ -71,6 +72,7 @@ class PackedSet:
         for what, ours, theirs in (
             ("storage", first.storage, other.storage),
             ("images of shape", first.shape, other.shape),
+            ("channels", first.channels, other.channels),
             ("an image layout of strides", first.strides, other.strides),
             ("classes", first.classes, other.classes),
             ("labels", *(_label_kind(file) for file in (first, other))),

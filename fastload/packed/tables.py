@@ -13,6 +13,7 @@ import numpy as np
 from fastload.common.version import __version__
 from fastload.packed.format import FORMAT, SelectionTable, checksum
 from fastload.packed.hdf5_layout import FileLayout, place_dataset, set_attributes
+from fastload.packed.jpeg_index import JpegIndex
 
 
 @dataclass(frozen=True)
@@ -20,17 +21,18 @@ class Tables:
     """What is stored beside the images.
 
     Arguments:
-        storage: "raw" or "encoded".
+        storage: "raw", "ragged" or "encoded".
         source: what the data came from, JSON-able.
         classes: the class names.
         images: the shape of the images' dataset.
         labels: [N, ...], little-endian; None for an unlabelled set.
         ids: int64 [N].
         digests: uint64 [N], of each sample's stored bytes.
-        offsets: int64 [N + 1], for encoded storage.
-        shapes: int32 [N, 2], height and width of each encoded image.
+        offsets: int64 [N + 1], for ragged and encoded storage.
+        shapes: int32 [N, 2], height and width of each ragged or encoded image.
         names: uint8 [bytes] and int64 [N + 1].
         selection: for a subset, why each sample was chosen.
+        jpeg: where encoded images can be cut; None where none of them can.
     """
 
     storage: str
@@ -44,6 +46,7 @@ class Tables:
     shapes: np.ndarray | None
     names: tuple[np.ndarray, np.ndarray] | None
     selection: SelectionTable | None
+    jpeg: JpegIndex | None = None
 
     def lay_out(self, layout: FileLayout, fingerprint: str) -> list[tuple[int, Any]]:
         """Add all of this to a layout that has the images already; return (position, bytes) of what is to be written.
@@ -63,6 +66,7 @@ class Tables:
             "name_offsets": None if self.names is None else self.names[1],
             "ids": self.ids,
             "digests": self.digests,
+            **({} if self.jpeg is None else dict(self.jpeg.datasets())),
         }
         pieces: list[tuple[int, Any]] = []
         with layout.continued() as file:
@@ -95,6 +99,7 @@ class Tables:
                 shapes=self.shapes,
                 names=self.names,
                 selection=selection,
+                jpeg=self.jpeg,
             ),
         }
 

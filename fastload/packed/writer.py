@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -16,8 +16,10 @@ import xxhash
 
 from fastload.common.replacing import Replacement, target_of
 from fastload.errors import DataError, FastloadError, UsageError
+from fastload.packed.appending import Appended
 from fastload.packed.format import ALIGNMENT, CHUNK, SelectionTable, digest
 from fastload.packed.hdf5_layout import FileLayout, place_dataset
+from fastload.packed.jpeg_index import WHOLE, Cut, JpegIndex
 from fastload.packed.labels import as_ids, as_labels
 from fastload.packed.names import stored_names
 from fastload.packed.tables import Tables
@@ -29,10 +31,15 @@ class PackedWriter:
     with PackedWriter("full.h5", shape=(n, h, w, c), labels=labels, classes=names, source={...}) as out:
         out.write(row, pixels)          # any order, from any thread
 
+    Where sizes are known only as samples are made, `append` takes them one after the other. They may come in another
+    order than that of the rows; the file is then written once more.
+
     Arguments:
         path: the final name; an existing file is replaced only on success. A link's target is written, the link stays.
-        shape: (N, H, W, C) for raw storage. Give this or `sizes`.
-        sizes: the encoded files' sizes in bytes, int64 [N], for encoded storage.
+        shape: (N, H, W, C) for raw storage. Give one of this, `sizes` and `count`.
+        sizes: of the samples in bytes, int64 [N], for ragged or encoded storage.
+        count: N, where sizes are not known yet: samples are appended.
+        storage: "ragged" or "encoded", where there is no `shape`.
         labels: [N, ...], any numeric dtype, or None for an unlabelled set; may be set later, as `writer.labels`, before
             the block ends.
         ids: int64 [N], not negative; row numbers when None.
@@ -40,8 +47,9 @@ class PackedWriter:
         source: what the data came from, JSON-able, without absolute paths or times.
         selection: for a subset, why each sample was chosen.
         names: the samples' names in their source, N; None where it has none.
-        shapes: int32 [N, 2], height and width of each encoded image, upright; may be set later, as `writer.shapes`, or
-            given row by row to `write`.
+        shapes: int32 [N, 2], height and width of each ragged or encoded image, upright; may be set later, as
+            `writer.shapes`, or given row by row to `write`.
+        jpeg: where encoded images can be cut; given here, or row by row to `append`.
 
     Leaving the block by an exception removes what was written. Rows given to `skip` are left out of the file.
     Raises DataError where the disk cannot hold the file, UsageError where the path cannot be written.
@@ -54,19 +62,25 @@ class PackedWriter:
         labels: np.ndarray | None = None,
         shape: tuple[int, int, int, int] | None = None,
         sizes: np.ndarray | None = None,
+        count: int | None = None,
+        storage: Literal["ragged", "encoded"] = "encoded",
         ids: np.ndarray | None = None,
         classes: Sequence[str] = (),
         source: Mapping[str, Any],
         selection: SelectionTable | None = None,
         names: Sequence[str] | None = None,
         shapes: np.ndarray | None = None,
+        jpeg: JpegIndex | None = None,
     ) -> None:
-        if (shape is None) == (sizes is None):
-            raise ValueError("give shape (raw storage) or sizes (encoded storage), one of the two")
+        if sum(given is not None for given in (shape, sizes, count)) != 1:
+            raise ValueError("give one of shape (raw storage), sizes and count")
         self.path = Path(path)
-        self.shape = shape
-        self.offsets = None if sizes is None else np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        self.count = shape[0] if shape is not None else len(self.offsets) - 1  # type: ignore[arg-type]
+        self.shape, self.storage = shape, "raw" if shape is not None else storage
+        self.offsets = None if sizes is None else _offsets_of(sizes)
+        known = shape[0] if shape is not None else None if sizes is None else len(sizes)
+        self.count: int = known if known is not None else count  # type: ignore[assignment]
+        self.jpeg = jpeg
+        self._appended: Appended | None = None if count is None else Appended(count)
         self.labels = labels
         self.classes = list(classes)
         self.source = dict(source)
@@ -86,23 +100,37 @@ class PackedWriter:
     def __enter__(self) -> PackedWriter:
         check_target(self.path)
         try:
-            with self._layout.begun(ALIGNMENT) as file:
-                self._image_offset = place_dataset(file, "images", self._extent, np.uint8)
+            self._image_offset = self._begin_layout()
             self._file = Replacement(self.path)
-            self._file.reserve(self._layout.size)
+            if self._appended is None:
+                self._file.reserve(self._layout.size)
         except BaseException as error:
             self._abandon()
             raise self._explained(error) from error
         return self
 
+    def _begin_layout(self) -> int:
+        """Lay the images out, and return where they begin: at the same place however many there are."""
+        self._layout = FileLayout()
+        with self._layout.begun(ALIGNMENT) as file:
+            return place_dataset(file, "images", self._extent or (1,), np.uint8)
+
     @property
     def image_bytes(self) -> int:
         """Bytes of all images together, as stored."""
-        return int(np.prod(self.shape, dtype=object)) if self.shape is not None else int(self.offsets[-1])  # type: ignore[index]
+        if self.shape is not None:
+            return int(np.prod(self.shape, dtype=object))
+        if self.offsets is not None:
+            return int(self.offsets[-1])
+        assert self._appended is not None
+        return self._appended.end
 
     @property
-    def _extent(self) -> tuple[int, ...]:
-        return self.shape if self.shape is not None else (self.image_bytes,)
+    def _extent(self) -> tuple[int, ...] | None:
+        """The extent of the dataset of images; None as long as samples are appended."""
+        if self.shape is not None:
+            return self.shape
+        return None if self.offsets is None else (self.image_bytes,)
 
     @property
     def _out(self) -> Replacement:
@@ -128,8 +156,39 @@ class PackedWriter:
             raise self._explained(error) from error
         self._written[row] = True
 
+    def append(
+        self,
+        row: int,
+        data: Any,
+        *,
+        shape: tuple[int, int],
+        cut: Cut = WHOLE,
+        segments: np.ndarray | None = None,
+    ) -> None:
+        """Store one sample behind those that were appended before; not thread-safe.
+
+        Arguments:
+            row: which it is.
+            data: uint8 [H, W, C] pixels, or the encoded file's bytes.
+            shape: height and width, upright.
+            cut: how an encoded file can be cut.
+            segments: its entries of the index, uint32.
+        """
+        appended = self._appended
+        if appended is None:
+            raise ValueError("a PackedWriter of samples of known sizes takes no others")
+        view = (np.ascontiguousarray(data).data if isinstance(data, np.ndarray) else memoryview(data)).cast("B")
+        self._digests[row] = digest(view)
+        self._set_shape(row, shape)
+        try:
+            self._out.write(self._image_offset + appended.end, view)
+        except OSError as error:
+            raise self._explained(error) from error
+        appended.add(row, len(view), cut, segments)
+        self._written[row] = True
+
     def _set_shape(self, row: int, shape: tuple[int, int]) -> None:
-        if self.offsets is None:
+        if self.shape is not None:
             raise ValueError("raw images have one shape, which was given already")
         with self._lock:
             if self.shapes is None:
@@ -144,6 +203,9 @@ class PackedWriter:
         if self.shape is not None:
             size = self.image_bytes // max(1, self.count)
             return row * size, (row + 1) * size
+        if self._appended is not None:
+            start = int(self._appended.starts[row])
+            return start, start + int(self._appended.sizes[row])
         assert self.offsets is not None
         return int(self.offsets[row]), int(self.offsets[row + 1])
 
@@ -154,8 +216,13 @@ class PackedWriter:
             self._abandon()
             return
         try:
-            if self._skipped.any():
-                self._compact()
+            missing = np.flatnonzero(~self._written & ~self._skipped)
+            if len(missing):
+                raise ValueError(f"{len(missing)} rows were never written, the first is {missing[0]}")
+            if self._appended is not None:
+                self._settle(self._appended)
+            if self._skipped.any() or (self._appended is not None and not self._appended.in_order):
+                self._write_anew()
             else:
                 self._finish()
         except BaseException as failure:
@@ -163,10 +230,7 @@ class PackedWriter:
             raise self._explained(failure) from failure
 
     def _finish(self) -> None:
-        """Check that all is there, lay the rest out, write it, read it back, rename."""
-        missing = np.flatnonzero(~self._written)
-        if len(missing):
-            raise ValueError(f"{len(missing)} rows were never written, the first is {missing[0]}")
+        """Lay the rest out, write it, read it back, rename."""
         tables = self._tables()
         pieces = tables.lay_out(self._layout, self._fingerprint(tables.labels))
         out = self._out
@@ -181,10 +245,10 @@ class PackedWriter:
 
     def _tables(self) -> Tables:
         return Tables(
-            storage="raw" if self.shape is not None else "encoded",
+            storage=self.storage,
             source=self.source,
             classes=self.classes,
-            images=self._extent,
+            images=self._extent or (),
             labels=self._checked_labels(),
             ids=self.ids,
             digests=self._digests,
@@ -192,6 +256,7 @@ class PackedWriter:
             shapes=self._checked_shapes(),
             names=None if self.names is None else stored_names(self.names),
             selection=self.selection,
+            jpeg=self.jpeg,
         )
 
     def _fingerprint(self, labels: np.ndarray | None) -> str:
@@ -221,27 +286,37 @@ class PackedWriter:
             )
         return shapes
 
-    def _compact(self) -> None:
-        """Write the file anew without the skipped rows: contiguous storage cannot be cut in the middle."""
+    def _settle(self, appended: Appended) -> None:
+        """Once all samples are appended: their index, and where they are if they lie as they should."""
+        self.jpeg = appended.index()
+        if appended.in_order and not self._skipped.any():
+            self.offsets = _offsets_of(appended.sizes)
+            if self._begin_layout() != self._image_offset:
+                raise ValueError("the images do not begin where they were written")
+
+    def _write_anew(self) -> None:
+        """Write the file once more, without skipped rows and in order: contiguous storage has no gaps."""
         keep = np.flatnonzero(~self._skipped)
         if not len(keep):
             raise DataError(f"{self.path}: not one image could be read, so nothing was written")
         table = self.selection
-        smaller = PackedWriter(
+        spans = [self._span(row) for row in keep.tolist()]
+        anew = PackedWriter(
             self.path,
             labels=None if self.labels is None else self.labels[keep],
             shape=None if self.shape is None else (len(keep), *self.shape[1:]),
-            sizes=None if self.offsets is None else np.diff(self.offsets)[keep],
+            sizes=None if self.shape is not None else np.array([stop - start for start, stop in spans], np.int64),
+            storage="ragged" if self.storage == "ragged" else "encoded",
             ids=self.ids[keep],
             classes=self.classes,
             source=self.source,
             selection=None if table is None else _rows_of(table, keep),
             names=None if self.names is None else [self.names[row] for row in keep.tolist()],
             shapes=None if self.shapes is None else self.shapes[keep],
+            jpeg=None if self.jpeg is None else self.jpeg.of_rows(keep),
         )
-        with smaller as out:
-            for new, old in enumerate(keep):
-                start, stop = self._span(int(old))
+        with anew as out:
+            for new, (start, stop) in enumerate(spans):
                 out.write(new, self._out.read(self._image_offset + start, stop - start))
         self._abandon()
 
@@ -257,6 +332,10 @@ class PackedWriter:
                 f"{self.image_bytes / 1e6:,.1f} MB there; nothing was left behind"
             )
         return error
+
+
+def _offsets_of(sizes: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
 
 
 def _rows_of(table: SelectionTable, keep: np.ndarray) -> SelectionTable:

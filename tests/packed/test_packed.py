@@ -480,7 +480,7 @@ CHANGES = {
     "format of text": (attribute("fastload_format", "one"), "has format one"),
     "format of many": (attribute("fastload_format", [1, 1]), "has format"),
     "short shapes": (add("shapes", np.ones((3, 2), np.int32)), "'shapes' has shape"),
-    "storage": (attribute("storage", "cooked"), "neither 'raw' nor 'encoded'"),
+    "storage": (attribute("storage", "cooked"), "not 'raw', 'ragged' or 'encoded'"),
     "source": (attribute("source", "[1]"), "not a JSON object"),
     "source of numbers": (attribute("source", 5), "not a JSON object"),
     "shapes of another type": (add("shapes", np.ones((COUNT, 2), np.int64)), "has dtype int64, not int32"),
