@@ -127,9 +127,11 @@ class PackJob:
             # Closed before the writer is, or threads could write to a descriptor that is somebody else's by then.
             with progress_bar("packing", len(self.source), quiet=not progress) as advance, closing(stored):
                 for part in stored:
+                    for row, file in part.kept:  # in the source's order, so that the file depends on no thread
+                        writer.append(row, file.data, shape=file.sides)
                     advance(part.count)
                     done += part.count
-                    turned += part.turned
+                    turned += sum(file.turned for _, file in part.kept)
                     lost += part.lost
             if done != len(self.source):
                 raise DataError(
@@ -201,7 +203,7 @@ class PackJob:
         return PackedWriter(
             self.out,
             shape=None if self.shape is None else (len(self.source), *self.shape),
-            sizes=None if self.source.sizes is None or self.check is None else self.source.sizes[self.index_of],
+            count=None if self.check is None else len(self.source),
             ids=self.index_of if ids is None else ids[self.index_of],
             names=None if isinstance(names, NumberedNames) else [names[index] for index in self.index_of.tolist()],
             classes=self.classes,
@@ -210,7 +212,7 @@ class PackJob:
 
     def _store(self, writer: PackedWriter, chunk: Chunk) -> _Stored:
         lost: Counter[str] = Counter()
-        turned = 0
+        kept: list[tuple[int, Kept]] = []
         for (index, _), found in zip(chunk, self._converted(chunk), strict=True):
             row = int(self.row_of[index])
             if isinstance(found, BrokenImage):
@@ -219,11 +221,10 @@ class PackJob:
                 continue
             lost.update([found.left_out] if found.left_out else [])
             if isinstance(found, Kept):
-                turned += found.turned
-                writer.write(row, found.data, shape=found.sides)
+                kept.append((row, found))
             else:
                 writer.write(row, found.pixels)
-        return _Stored(len(chunk), turned, lost)
+        return _Stored(len(chunk), kept, lost)
 
     def _converted(self, chunk: Chunk) -> Iterator[Decoded | Kept | BrokenImage]:
         """Yield what is stored of each sample, its own bytes or pixels of the one shape, or why it cannot be."""
@@ -283,10 +284,16 @@ class PackJob:
 
 @dataclass(frozen=True)
 class _Stored:
-    """What came of a chunk: its samples, how many files were turned, and how many images lost which channel."""
+    """What came of a chunk.
+
+    Arguments:
+        count: its samples.
+        kept: files that are still to be stored, by their rows.
+        lost: how many images lost which channel.
+    """
 
     count: int
-    turned: int
+    kept: list[tuple[int, Kept]]
     lost: Counter[str]
 
 
