@@ -2,6 +2,7 @@
 
     python -m fastload.bench [resident|stream|recipe|select|all] [--quick] [--json [FILE]] [--plot FILE.png]
                              [--peers all|none|NAME,…] [--device cpu|cuda] [--data FILE.h5] [--debug]
+    python -m fastload.bench recipe --encoded [--data FILE.h5 [--originals FOLDER]] …
     python -m fastload.bench peers [install [NAME…]]
     python -m fastload.bench paper --full FULL.h5 --test TEST.h5 [--scale S] [--only NAME,…] …
     python -m fastload.bench advise --full FULL.h5 --step-ms T [--split S] …
@@ -40,24 +41,56 @@ WHAT = ("resident", "stream", "recipe", "select")
 RESULTS = Path(__file__).parent / "results"
 
 
-def bench(what: str, setting: parts.Setting, peers: str = "all", grid: select_grid.Grid | None = None) -> Outcome:
-    """Run one of WHAT, or "all"; without DALI its parts are left out, and so are rivals that are not installed."""
+def bench(
+    what: str,
+    setting: parts.Setting,
+    peers: str = "all",
+    grid: select_grid.Grid | None = None,
+    *,
+    encoded: bool = False,
+    originals: Path | None = None,
+) -> Outcome:
+    """Run one of WHAT, or "all"; without DALI its parts are left out, and so are rivals that are not installed.
+
+    Arguments:
+        what: of WHAT, or "all".
+        setting: where and how long.
+        peers: rivals as the command names them.
+        grid: of the selection.
+        encoded: race the recipe of JPEG files, as it is of a file that holds encoded images.
+        originals: the folder that this file was packed from.
+    """
     engines = ("fused", "dali") if parts.has_dali() else ("fused",)
-    encoded = setting.file is not None and streams.is_encoded(setting.file)
+    given = setting.file is not None and streams.is_encoded(setting.file)
+    if encoded and setting.file is not None and not given:
+        raise UsageError(f"--encoded: {setting.file} holds no encoded images; pack it with --encoded")
+    if originals is not None and not given:
+        raise UsageError(
+            f"--originals {originals}: is the folder that --data, a file of encoded images, was packed from"
+        )
     outcome = Outcome(notes=[] if "dali" in engines else ["dali: not installed"])
-    if what in ("resident", "all") and not encoded:
+    if what in ("resident", "all") and not given:
         chosen = [peer for peer in install.chosen(peers) if "resident" in peer.cases]
         outcome += rivals.resident(setting, engines, chosen)
     if what in ("stream", "all"):
         outcome += streams.stream(setting, engines, install.chosen(peers), grid.scratch if grid else None)
-    if what in ("recipe", "all") and not encoded:
+    if what in ("recipe", "all"):
         chosen = [peer for peer in install.chosen(peers) if "recipe" in peer.cases]
         on_cpu = setting.device.type == "cpu"
-        outcome += recipe.recipe(setting, engines, chosen, without_vectors=peers != "none" and on_cpu)
+        outcome += recipe.recipe(
+            setting,
+            engines,
+            chosen,
+            without_vectors=peers != "none" and on_cpu,
+            encoded=encoded or given,
+            originals=originals,
+        )
     if what in ("select", "all"):
         outcome += select_grid.select(setting, grid or select_grid.Grid(), rivals=peers != "none")
-    if not outcome.results and encoded:
-        raise UsageError(f"{setting.file}: holds encoded images, which only the stream feed takes, with DALI installed")
+    if not outcome.results and given:
+        raise UsageError(
+            f"{setting.file}: holds encoded images; only stream (with DALI installed) and recipe take them"
+        )
     short = [one.name for one in outcome.results if len(one.rounds) < setting.rounds]
     if short:
         outcome.notes.append(f"fewer than {setting.rounds} rounds for want of time (--minutes): {', '.join(short)}")
@@ -109,6 +142,14 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--data", type=Path, metavar="FILE.h5", help="a packed file, in place of generated images")
     parser.add_argument("--minutes", type=float, default=10.0, help="begin no new round after this time")
+    files = parser.add_argument_group("recipe")
+    files.add_argument("--encoded", action="store_true", help="of JPEG files, as it is of --data that holds them")
+    files.add_argument(
+        "--originals",
+        type=Path,
+        metavar="FOLDER",
+        help="what --data was packed from: rivals take its files (the packed ones otherwise)",
+    )
     only = parser.add_argument_group("select", "restrict the grid: lists with commas")
     only.add_argument("--sizes", help="ROWSxDIMS or ROWSxDIMS:disk")
     only.add_argument("--orders", help="random, ascending, descending")
@@ -133,6 +174,8 @@ def _grid(options: argparse.Namespace) -> select_grid.Grid:
 
 
 def _measure(options: argparse.Namespace) -> int:
+    if (options.encoded or options.originals is not None) and options.what not in ("recipe", "all"):
+        raise UsageError(f"{options.what}: --encoded and --originals are of recipe")
     device = resolve_device(options.device)
     grid = _grid(options)
     install.chosen(options.peers)
@@ -141,7 +184,7 @@ def _measure(options: argparse.Namespace) -> int:
     setting = parts.Setting(device, options.quick, Deadline(60 * positive("--minutes", options.minutes)), options.data)
     found = machine(device) | {"load_before": round(os.getloadavg()[0], 2)}
     print(f"{describe(found)}, load {found['load_before']:.1f} before", flush=True)
-    outcome = bench(options.what, setting, options.peers, grid)
+    outcome = bench(options.what, setting, options.peers, grid, encoded=options.encoded, originals=options.originals)
     title = "fastload.bench" + (" --quick: no measurement" if options.quick else "")
     print_table(outcome.results, title)
     for note in outcome.notes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,26 @@ def write_subset(path: Path, full: Path, count: int) -> Path:
 
 
 def write_encoded(path: Path, count: int, side: int, *, seed: int = 0) -> Path:
-    """Write an encoded packed file: JPEG files of `count` images, sides from `side` to 4/3 of it.
+    """Write an encoded packed file: JPEG files of `count` images, sides from `side` to 4/3 of it; see `_jpegs`."""
+    files, labels = _jpegs(count, side, seed)
+    sizes = np.array([len(file) for file in files])
+    with PackedWriter(path, sizes=sizes, labels=labels, source={"kind": "digits"}) as out:
+        for row, file in enumerate(files):
+            out.write(row, file)
+    return path
+
+
+def write_jpegs(folder: Path, count: int, side: int, *, seed: int = 0) -> Path:
+    """Write JPEG files in class folders, of `count` images, sides from `side` to 4/3 of it; see `_jpegs`."""
+    for row, (file, label) in enumerate(zip(*_jpegs(count, side, seed), strict=True)):
+        target = folder / str(label) / f"{row:05}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(file)
+    return folder
+
+
+def _jpegs(count: int, side: int, seed: int) -> tuple[list[bytes], np.ndarray]:
+    """Return the files, and labels [count].
 
     They are scikit-learn's handwritten digits, enlarged and coloured, with noise (a photograph's size in bytes, more or
     less); noise alone where scikit-learn is missing.
@@ -65,12 +85,7 @@ def write_encoded(path: Path, count: int, side: int, *, seed: int = 0) -> Path:
         stored = io.BytesIO()
         Image.fromarray(np.clip(colour, 0, 255).astype(np.uint8)).save(stored, "JPEG", quality=90)
         files.append(stored.getvalue())
-    sizes = np.array([len(file) for file in files])
-    of_rows = labels[np.arange(count) % len(labels)]
-    with PackedWriter(path, sizes=sizes, labels=of_rows, source={"kind": "digits"}) as out:
-        for row, file in enumerate(files):
-            out.write(row, file)
-    return path
+    return files, labels[np.arange(count) % len(labels)]
 
 
 def photographs() -> Path | None:
@@ -87,6 +102,40 @@ def write_photographs(path: Path, archive: Path) -> Path:
 
     pack(archive, path, encoded=True)
     return path
+
+
+def unpack_photographs(folder: Path, archive: Path, *, longest: int | None = None, shorter: int | None = None) -> Path:
+    """Write the photographs into class folders: their own files, or JPEG files of quality 90 of smaller pictures.
+
+    Arguments:
+        folder: written to.
+        archive: of `photographs`.
+        longest: pixels that the longest side is brought to; smaller pictures keep their size.
+        shorter: pixels that the shorter side is brought to; smaller pictures keep their size.
+    """
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            file = tar.extractfile(member)
+            if file is None:
+                continue
+            target = folder.joinpath(*Path(member.name).parts[-2:])
+            target.parent.mkdir(parents=True, exist_ok=True)
+            stored = file.read()
+            target.write_bytes(stored if longest is shorter is None else _smaller(stored, longest, shorter))
+    return folder
+
+
+def _smaller(stored: bytes, longest: int | None, shorter: int | None) -> bytes:
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(stored))).convert("RGB")
+    scale = longest / max(image.size) if longest is not None else (shorter or 0) / min(image.size)
+    if scale < 1:
+        width, height = (max(1, round(scale * side)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=90)
+    return out.getvalue()
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:

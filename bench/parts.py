@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from fastload.augment import Augment
 from fastload.bench import data
 from fastload.bench.measure import Contestant, Deadline, Result, race, synchronize
+from fastload.common.processors import default_threads
 from fastload.feeds.batch import Output
 from fastload.feeds.feed import open_feed, run_feed
 from fastload.order import FAST, FINE_TUNE, Order
@@ -106,6 +107,40 @@ def feed_contestant(
             yield batch_contestant(name, lambda: next(stream), batches, output, ahead=ahead, details=details)
         finally:
             stream.close()
+
+
+@contextmanager
+def loader_contestant(
+    setting: Setting,
+    path: Path,
+    augment: Augment,
+    batch: int,
+    batches: int,
+    *,
+    name: str,
+    engine: Literal["auto", "fused", "dali"] = "auto",
+    dtype: torch.dtype = torch.float32,
+    details: dict[str, Any] | None = None,
+) -> Iterator[Contestant]:
+    """A contestant that takes batches of our loader as a training loop has it, streamed from the system's cache."""
+    from fastload.loop.loader import TwoPhaseLoader
+
+    threads = default_threads()
+    output = torch.zeros((batch, 3, *augment.sides), dtype=dtype, device=setting.device)
+    told = {"batch": batch, "batches": batches, "crop": list(augment.sides), "dtype": str(dtype).rpartition(".")[2]}
+    told |= {"threads": threads} | (details or {})
+    with TwoPhaseLoader(
+        path,
+        batch_size=batch,
+        steps=2**40,
+        swap=0,
+        augment=augment,
+        device=setting.device,
+        dtype=dtype,
+        engine=engine,
+    ) as loader:
+        stream = iter(loader)
+        yield batch_contestant(name, lambda: next(stream), batches, output, ahead=2 * threads + 2, details=told)
 
 
 def batch_contestant(

@@ -1,7 +1,8 @@
 """`python -m fastload.bench recipe`: the recipe that most people train ImageNet with, out of raw images.
 
 RandomResizedCrop to 224², flip, mean and deviation: our loader in float16 beside FFCV, and in float32 as it runs on a
-processor without AVX2, and beside DALI's own operators on the CPU. Squares of 256 pixels, and pictures of 256×341.
+processor without AVX2, and beside DALI's own operators on the CPU. Squares of 256 pixels, and pictures of 256×341. Out
+of JPEG files, with `--encoded`: `fastload.bench.recipe_encoded`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,11 @@ import numpy as np
 import torch
 
 from fastload.augment import Augment
-from fastload.bench import data, parts
+from fastload.bench import data, parts, recipe_encoded
 from fastload.bench.measure import Contestant, race, ratio_of, verdict
 from fastload.bench.peers.install import Peer
 from fastload.bench.rivals import Outcome, Rival, export, feed_threads
 from fastload.bench.streams import against, in_order
-from fastload.loop.loader import TwoPhaseLoader
 from fastload.packed.file import PackedFile
 
 OF_FFCV, PLAIN_OF_FFCV, OF_DALI = 10.0, 3.5, 12.0
@@ -44,15 +44,32 @@ class _WithoutVectors(Peer):
 
 
 def recipe(
-    setting: parts.Setting, engines: Sequence[str], peers: Sequence[Peer], *, without_vectors: bool = True
+    setting: parts.Setting,
+    engines: Sequence[str],
+    peers: Sequence[Peer],
+    *,
+    without_vectors: bool = True,
+    encoded: bool = False,
+    originals: Path | None = None,
 ) -> Outcome:
-    """Race in both shapes; `peers` are the rivals that are asked for, `without_vectors` is our own."""
+    """Race in both shapes, or of JPEG files.
+
+    Arguments:
+        setting: where and how long.
+        engines: "fused", and "dali" where DALI is installed.
+        peers: the rivals that are asked for.
+        without_vectors: race our own loader as on a processor without AVX2 too; not of JPEG files.
+        encoded: race of JPEG files.
+        originals: the folder that the encoded file of `setting` was packed from.
+    """
     outcome = Outcome(notes=[f"{peer.name}: {peer.state()}" for peer in peers if peer.python() is None])
     ready = [peer for peer in peers if peer.python() is not None]
     own = [_WithoutVectors(WITHOUT_VECTORS, Path(__file__).parent)] if without_vectors else []
     threads = torch.get_num_threads()
     torch.set_num_threads(feed_threads())
     try:
+        if encoded:
+            return outcome + recipe_encoded.recipe_encoded(setting, engines, ready, originals)
         for width in (None,) if setting.file is not None else (256, 341):
             write = partial(_write, setting, width or 0)
             with parts.packed_data(setting, write) as path:
@@ -124,22 +141,13 @@ def _shape(path: Path) -> str:
         return "×".join(map(str, file.shape[:2])) if file.shape is not None else "encoded"
 
 
-@contextmanager
-def _loader(setting: parts.Setting, path: Path, dtype: torch.dtype) -> Iterator[Contestant]:
-    """Our loader as a training loop has it, streaming from the file, which the system's cache holds."""
+def _loader(setting: parts.Setting, path: Path, dtype: torch.dtype) -> AbstractContextManager[Contestant]:
+    """Our loader in a type."""
     batch, side = _sizes(setting)
-    batches = setting.pick(240, 2, 120)
-    device, kind = setting.device, str(dtype).rpartition(".")[2]
-    output = torch.zeros((batch, 3, side, side), dtype=dtype, device=device)
-    augment = Augment.imagenet(side)
-    with TwoPhaseLoader(
-        path, batch_size=batch, steps=2**40, swap=0, augment=augment, device=device, dtype=dtype
-    ) as loader:
-        stream = iter(loader)
-        details = {"batch": batch, "batches": batches, "stored": _shape(path), "crop": [side, side], "dtype": kind}
-        name = f"recipe, fused, {_shape(path)} → {side}², {kind}"
-        ahead = 2 * feed_threads() + 2
-        yield parts.batch_contestant(name, lambda: next(stream), batches, output, ahead=ahead, details=details)
+    augment, stored = Augment.imagenet(side), _shape(path)
+    name = f"recipe, fused, {stored} → {side}², {str(dtype).rpartition('.')[2]}"
+    batches, details = setting.pick(240, 2, 120), {"stored": stored}
+    return parts.loader_contestant(setting, path, augment, batch, batches, name=name, dtype=dtype, details=details)
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def stream(
 def is_encoded(path: Path) -> bool:
     """Whether a packed file holds encoded images."""
     with PackedFile(path) as file:
-        return file.shape is None
+        return file.storage == "encoded"
 
 
 def against(results: Sequence[Result], ours: str, wanted: dict[str, float]) -> list[str]:
@@ -281,7 +281,12 @@ def export_encoded(path: Path, folder: Path) -> dict[str, Any]:
     """Write an encoded packed file's bytes, where each image begins, and labels as .npy files, and say where."""
     with PackedFile(path) as file:
         files = [np.frombuffer(file.read(row), np.uint8) for row in range(len(file))]
-        np.save(folder / "labels.npy", np.asarray(file.labels))
+        return export_files(files, np.asarray(file.labels), folder)
+
+
+def export_files(files: Sequence[np.ndarray], labels: np.ndarray, folder: Path) -> dict[str, Any]:
+    """Write image files' bytes, where each begins, and labels as .npy files, and say where."""
+    np.save(folder / "labels.npy", labels)
     np.save(folder / "images.npy", np.concatenate(files))
     np.save(folder / "offsets.npy", np.cumsum([0, *map(len, files)]))
     named = {name: str(folder / f"{name}.npy") for name in ("images", "offsets", "labels")}

@@ -1,7 +1,7 @@
 """The process around a rival's adapter: requests come as JSON lines on standard input, replies leave on its output.
 
     {"do": "prepare", "case": {...}}   → {"ok": {"leaves_out": "..."}}
-    {"do": "run", "batches": n}        → {"ok": {"seconds": s, "images": n, "shape": [...], "dtype": "...", ...}}
+    {"do": "run", "batches": n}        → {"ok": {"seconds": s, "images": n, "cpu_seconds": s, ...}}
     {"do": "quit"}                       the process ends
 
 What fails is answered with {"error": "one line"}. Standard library only: it runs in the rival's environment.
@@ -55,15 +55,18 @@ def run(batches: Iterator[Any], count: int, ahead: int, device: str) -> dict[str
     for _ in range(ahead):
         next(batches)
     synchronize(device)
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), time.process_time()
     images = 0
     for _ in range(count):
         batch = next(batches)
         images += len(batch[0])
     synchronize(device)
     seconds = time.perf_counter() - began
+    # Of this process and all its threads, not of processes that it started.
+    cpu_seconds = time.process_time() - spent
     last = batch[0]
-    answer = {"seconds": seconds, "images": images, "shape": list(last.shape), "dtype": str(last.dtype).split(".")[-1]}
+    answer: dict[str, Any] = {"seconds": seconds, "images": images, "cpu_seconds": cpu_seconds}
+    answer |= {"shape": list(last.shape), "dtype": str(last.dtype).split(".")[-1]}
     if hasattr(last, "float"):  # so that the parent can see that work was done: standardized pixels, not zeros
         answer["mean"], answer["deviation"] = float(last.float().mean()), float(last.float().std())
     return answer

@@ -16,7 +16,7 @@ from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder, SimpleRGBImag
 from ffcv.loader import Loader, OrderOption
 from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, RandomTranslate, Squeeze, ToTensor, ToTorchImage
 from ffcv.writer import DatasetWriter
-from PIL import Image
+from PIL import Image, ImageOps
 
 CASES = ("resident", "stream", "encoded", "recipe")
 AHEAD = 5
@@ -54,7 +54,8 @@ class _Files(_Images):
 
     def __getitem__(self, row):
         stored = self.images[self.offsets[row] : self.offsets[row + 1]].tobytes()
-        return np.asarray(Image.open(io.BytesIO(stored)).convert("RGB")), int(self.labels[row])
+        upright = ImageOps.exif_transpose(Image.open(io.BytesIO(stored)))
+        return np.asarray(upright.convert("RGB")), int(self.labels[row])
 
 
 def open_batches(case):
@@ -62,7 +63,7 @@ def open_batches(case):
     if case["device"] != "cpu":
         raise RuntimeError("on CUDA FFCV needs CuPy and torchvision, which its environment here does not hold")
     path = Path(case["folder"]) / f"{case['name']}.beton"
-    if case["name"] == "jpeg":
+    if "offsets" in case:
         field = RGBImageField(write_mode="jpg", jpeg_quality=JPEG_QUALITY)
         images: _Files | _Images = _Files(case["images"], case["labels"], case["offsets"])
     else:
