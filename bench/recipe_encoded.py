@@ -149,6 +149,8 @@ def _race(setting: parts.Setting, pictures: Pictures, engines: Sequence[str], pe
                 one.details |= pictures.details(written) | {"threads": feed_threads()}
                 one.details["cpu_ms_per_image"] = rivals[one.name].cpu_ms_per_image
         outcome.notes += [note for rival in rivals.values() for note in rival.notes()]
+        spent = [f"{one.name.split(', ')[2]} {one.details['cpu_ms_per_image']:.3g}" for one in results]
+        outcome.notes.append(f"recipe, encoded, {pictures.name}: CPU-ms an image: {', '.join(spent)}")
         outcome.notes += against(results, ours[0].name, pictures.wanted)
         outcome.results = parts.with_batch_time(results)
         return outcome

@@ -85,6 +85,9 @@ def test_our_engines_ffcv_and_dali_race_on_the_same_pictures_and_each_target_is_
         assert found.notes[0].startswith("recipe, encoded, fused: left out: ")
     for name in others:
         assert by_name[name].against == ours[0] and by_name[name].ratio is not None
+    named = {name.split(", ")[2]: name for name in by_name}
+    (spent,) = [note for note in found.notes if "CPU-ms an image" in note]
+    assert all(f"{who} {by_name[name].details['cpu_ms_per_image']:.3g}" in spent for who, name in named.items())
     targets = [note for note in found.notes if note.startswith("target:")]
     assert [f"{least} was wanted" in note for least, note in zip(("2.2", "2"), targets, strict=True)] == [True, True]
     for one in found.results:
