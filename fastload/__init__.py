@@ -31,6 +31,7 @@ _PUBLIC = {
     "TwoPhaseLoader": "fastload.loop.loader",
     "UsageError": "fastload.errors",
     "build_subset": "fastload.subset.build",
+    "convert": "fastload.packing.convert",
     "pack": "fastload.packing.pack",
 }
 
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from fastload.loop.loader import TwoPhaseLoader
     from fastload.loop.swap import Swap
     from fastload.packed.file import PackedFile
+    from fastload.packing.convert import convert
     from fastload.packing.pack import pack
     from fastload.selection import Selection
     from fastload.subset.build import build_subset
@@ -88,5 +90,6 @@ __all__ = [
     "TwoPhaseLoader",
     "UsageError",
     "build_subset",
+    "convert",
     "pack",
 ]

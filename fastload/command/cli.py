@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from fastload.command import failure
 from fastload.command.options import OptionNames
+from fastload.command.pack_commands import convert, pack
+from fastload.command.shared_options import Images, Labels, Quiet, ShortSide
 from fastload.common import terminal
 from fastload.common.version import __version__
 from fastload.errors import Interrupted, UsageError
@@ -30,18 +30,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Order(StrEnum):
-    """How rows stand in a packed file."""
-
-    source = "source"
-    shuffled = "shuffled"
-
-
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")]
-Images = Annotated[str | None, typer.Option("--images", help="The images' name in your own HDF5 or .npz file.")]
-Labels = Annotated[str | None, typer.Option("--labels", help="The labels' name in your own HDF5 or .npz file.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -60,79 +48,8 @@ def _options(
     """Start training fast: a resident subset chosen from embeddings, then the full set, streamed."""
 
 
-@app.command()
-def pack(
-    context: typer.Context,
-    source: Annotated[
-        str, typer.Argument(help="Folder, tar, zip, CIFAR, .npz, WebDataset tars or HDF5 file.", metavar="SOURCE")
-    ],
-    out: Annotated[Path, typer.Argument(help="The packed file to write.", metavar="OUT.h5")],
-    split: Annotated[str | None, typer.Option(help="The part of the source to take, such as train.")] = None,
-    order: Annotated[Order, typer.Option(help="How rows stand in the file.")] = Order.source,
-    seed: Annotated[int, typer.Option(help="What the shuffled order is drawn from.")] = 0,
-    resize: Annotated[
-        int | None, typer.Option(metavar="S", help="Bring the shorter side to S and cut the centre square.")
-    ] = None,
-    channels: Annotated[
-        str | None, typer.Option(metavar="C", help="3 for RGB, the default; 1 for grey; as-is; up to 32 for arrays.")
-    ] = None,
-    encoded: Annotated[bool, typer.Option("--encoded", help="Keep image files' bytes, not pixels.")] = False,
-    max_pixels: Annotated[
-        int | None, typer.Option(metavar="N", help="The most an image may have; 89,478,485 by default.")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(help="Decoding threads; one for each CPU by default.")] = None,
-    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave broken images out, and list them.")] = False,
-    classes_from: Annotated[
-        Path | None,
-        typer.Option(metavar="TRAIN.h5", help="Number labels by this packed file's class names: for test sets."),
-    ] = None,
-    images: Images = None,
-    labels: Labels = None,
-    class_level: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="The class folders stand N levels below SOURCE; found by themselves otherwise."),
-    ] = None,
-    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Take all images, without labels.")] = False,
-    quiet: Quiet = False,
-) -> None:
-    """Pack a source of labelled images into one file that training can map into memory."""
-    import warnings
-
-    from fastload.common.library_noise import silent_libraries
-    from fastload.packing.pack import LeftOutWarning
-    from fastload.packing.pack import pack as run
-
-    with warnings.catch_warnings(), silent_libraries():
-        warnings.simplefilter("ignore", LeftOutWarning)  # the summary says it
-        summary = run(
-            source,
-            out,
-            split=split,
-            order="shuffled" if order is Order.shuffled else "source",
-            seed=seed,
-            resize=resize,
-            channels=_whole_number(channels),
-            encoded=encoded,
-            max_pixels=max_pixels,
-            workers=workers,
-            skip_broken=skip_broken,
-            classes_from=classes_from,
-            images=images,
-            labels=labels,
-            class_level=class_level,
-            unlabelled=unlabelled,
-            progress=not quiet,
-        )
-    in_options = context.obj
-    if not quiet:
-        terminal.tell(in_options(str(summary)))
-    for text in summary.left_out if quiet else ():
-        terminal.tell(in_options(f"note: left out {text}"), error=True)
-
-
-def _whole_number(text: str | None) -> Any:
-    """Return what is written as a whole number as one, and anything else as it is: the library judges it."""
-    return int(text) if text and re.fullmatch(r"[0-9]{1,9}", text) else text
+app.command()(pack)
+app.command()(convert)
 
 
 @app.command("build-subset")
@@ -195,6 +112,7 @@ def build_subset(
     resize: Annotated[
         int | None, typer.Option(metavar="S", help="Write images with shorter side S, the centre square.")
     ] = None,
+    short_side: ShortSide = None,
     seed: Annotated[int, typer.Option(help="Decides weights, order and selection.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     engine: Annotated[str, typer.Option(metavar="auto|fused|dali", help="What makes the batches.")] = "auto",

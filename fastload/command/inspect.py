@@ -35,6 +35,7 @@ def inspect_file(
             "format": file.format or None,
             "storage": file.storage,
             "shape": None if file.shape is None else list(file.shape),
+            "channels": file.channels,
             "image_bytes": file.nbytes,
             "file_bytes": file.path.stat().st_size,
             "classes": {} if marks is None else class_counts(marks, file.classes),
@@ -45,13 +46,10 @@ def inspect_file(
             "source": file.source,
             "created_with": file.created_with,
         }
-        if file.offsets is not None:
-            sizes = np.diff(file.offsets)
-            facts["encoded_bytes"] = {
-                "min": int(sizes.min()),
-                "mean": float(sizes.mean()),
-                "max": int(sizes.max()),
-            }
+        if file.storage == "encoded" and file.offsets is not None:
+            facts["encoded_bytes"] = _spread(np.diff(file.offsets))
+        if file.shapes is not None:
+            facts["height"], facts["width"] = _spread(file.shapes[:, 0]), _spread(file.shapes[:, 1])
         if file.selection is not None:
             table = file.selection
             facts["selection"] = {
@@ -59,6 +57,10 @@ def inspect_file(
                 "dimensions": _dimensions(table.dimension, table.score),
             }
         return facts
+
+
+def _spread(values: np.ndarray) -> dict[str, float]:
+    return {"min": int(values.min()), "mean": float(values.mean()), "max": int(values.max())}
 
 
 def _ids(ids: np.ndarray) -> dict[str, Any]:
@@ -110,16 +112,10 @@ def as_text(facts: Mapping[str, Any]) -> str:
 
 
 def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    shape = facts["shape"]
-    each = (
-        "×".join(map(str, shape))
-        if shape
-        else "{min:,} to {max:,} bytes, {mean:,.0f} on average".format_map(facts["encoded_bytes"])
-    )
     labels, ids = facts["labels"], facts["ids"]
     lines = [
         ("images", f"{facts['images']:,}"),
-        ("storage", f"{facts['storage']}, {each}"),
+        ("storage", f"{facts['storage']}, {_each(facts)}"),
         (
             "size",
             f"{facts['image_bytes'] / 1e6:,.1f} MB of images, {facts['file_bytes'] / 1e6:,.1f} MB on disk",
@@ -145,6 +141,19 @@ def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         if found["score_min"] is not None:
             lines.append(("scores", f"{found['score_min']:.4g} to {found['score_max']:.4g}"))
     return lines
+
+
+def _each(facts: Mapping[str, Any]) -> str:
+    """Return the images' sizes: their one shape, or the least and most in pixels, and in bytes where they are files."""
+    if facts["shape"]:
+        return "×".join(map(str, facts["shape"]))
+    lines = []
+    if "encoded_bytes" in facts:
+        lines.append("{min:,} to {max:,} bytes, {mean:,.0f} on average".format_map(facts["encoded_bytes"]))
+    if "height" in facts:
+        sides = (f"{name} {{min:,}} to {{max:,}}".format_map(facts[name]) for name in ("height", "width"))
+        lines.append(f"{', '.join(sides)}, {plural(facts['channels'], 'channel')}")
+    return "\n".join(lines)
 
 
 def _class_lines(counts: Mapping[str, int]) -> str:

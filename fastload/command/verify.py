@@ -20,7 +20,8 @@ from fastload.packed.file import PackedFile, checksum, digest, fingerprint
 from fastload.packed.labels import label_faults
 from fastload.packed.metadata import full_set_fingerprint
 from fastload.packed.set import Packed, PathsLike, open_packed
-from fastload.packing.subset_pixels import decode_rows
+from fastload.packing.fit import Fit
+from fastload.packing.subset_pixels import SubsetImages, decode_rows, subset_images
 from fastload.selection import STRATEGIES
 
 _NEAR = 1.0
@@ -188,8 +189,8 @@ def _selection_problems(file: PackedFile) -> list[str]:
         if wrong.any():
             count = f"{int(wrong.sum()):,} of {len(wrong):,}"
             found.append(f"'selection/{name}' has {count} values {what} (ids {_some(file.ids[wrong])})")
-    if file.storage != "raw":
-        found.append("images are encoded, and a subset's are raw")
+    if file.storage == "encoded":
+        found.append("images are encoded, and a subset's are raw or ragged")
     named = table.attributes.get("full_fingerprint")
     if not isinstance(named, str) or not re.fullmatch("[0-9a-f]{32}", named):
         found.append("'selection' has no valid attribute 'full_fingerprint'")
@@ -296,24 +297,54 @@ def _differences(file: PackedFile, full: Packed) -> list[str]:
 
 
 def _image_differences(file: PackedFile, full: Packed, mine: np.ndarray, rows: np.ndarray) -> list[str]:
-    if file.shape is None:
+    """Return how images differ from those in these rows of the full set, as they should have become."""
+    if file.storage == "encoded":
         return []
+    images = _made_as(file, full, mine, rows)
+    if isinstance(images, str):
+        return [images]
     assert file.digests is not None
-    height, width, channels = file.shape
-    if full.shape is not None and full.shape != file.shape and (height != width or full.shape[2] != channels):
-        return [f"images of {height}×{width}×{channels}, which no --resize makes of those of {full.path}"]
-    if full.shape == file.shape and full.digests is not None:
+    untouched = images.fit is None and full.storage != "encoded"
+    if untouched and full.digests is not None:
         wrong = full.digests[rows] != file.digests[mine]
     else:
-        # Encoded images that are not square were not resized, and all have one size.
-        resize = height if height == width and full.shape != file.shape else None
         wrong = np.zeros(len(mine), bool)
-        near = 0.0 if full.shape == file.shape else _NEAR
+        near = 0.0 if untouched else _NEAR
         try:
-            for index, pixels in decode_rows(full, rows, resize, file.shape, processors()):
+            for index, pixels in decode_rows(full, rows, images, processors()):
                 wrong[index] = np.abs(pixels.astype(np.int16) - file.read_image(int(mine[index]))).mean() > near
         except UsageError:  # one of another size
-            return [f"images of {height}×{width}×{channels}, a size that not all of {full.path} have"]
+            return [f"images of {_sides(file.shape)}, a size that not all of {full.path} have"]
     if not wrong.any():
         return []
     return [f"{plural(int(wrong.sum()), 'image')} other than in {full.path} (ids {_some(file.ids[mine][wrong])})"]
+
+
+def _made_as(file: PackedFile, full: Packed, mine: np.ndarray, rows: np.ndarray) -> SubsetImages | str:
+    """Return how a subset's images were made of those in these rows of the full set, or why they cannot have been."""
+    if full.channels != file.channels:
+        return f"images of {plural(file.channels, 'channel')}, where those of {full.path} have {full.channels}"
+    if file.shape is not None:
+        height, width, channels = file.shape
+        if full.shape != file.shape and height != width and full.storage != "encoded":
+            return f"images of {_sides(file.shape)}, which no --resize makes of those of {full.path}"
+        # Encoded images that are not square were not resized, and all have one size.
+        return SubsetImages(
+            Fit("resize", height) if height == width and full.shape != file.shape else None, channels, file.shape
+        )
+    assert file.shapes is not None
+    images = subset_images(full, None) if full.storage == "ragged" else None
+    if images is None or not _fits(images, file.shapes[mine], rows):
+        images = subset_images(full, Fit("short_side", int(file.shapes.min(axis=1).max())))
+    if not _fits(images, file.shapes[mine], rows):
+        return f"images of sizes that no --short-side makes of those of {full.path}"
+    return images
+
+
+def _fits(images: SubsetImages, shapes: np.ndarray, rows: np.ndarray) -> bool:
+    assert images.shapes is not None
+    return np.array_equal(images.shapes[rows], shapes)
+
+
+def _sides(shape: tuple[int, ...] | None) -> str:
+    return "×".join(map(str, shape or ()))

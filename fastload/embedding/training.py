@@ -202,7 +202,7 @@ def train(
 
     Raises UsageError where training diverges.
     """
-    channels = file.shape[2] if file.shape is not None else 3
+    channels = file.channels
     epoch_steps = max(1, math.ceil(len(file) / training.batch_size))
     with reproducible(device):
         trainer = Trainer(channels, training, device)

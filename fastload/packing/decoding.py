@@ -7,13 +7,14 @@ import io
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile
 
 from fastload.errors import DataError
 from fastload.packing.file_faults import PNG, jpeg_is_cut, png_fault
+from fastload.packing.fit import Fit
 from fastload.packing.orientation import SIDEWAYS, orientation, upright
 from fastload.sources.base import Sample
 
@@ -21,6 +22,9 @@ from fastload.sources.base import Sample
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
 _REDUCING_GAP = 3.0  # Pillow's figure for a result that cannot be told from a direct resize
 _LARGEST_RESIZED = 1 << 27
+Wanted = int | Literal["no alpha"] | None
+"""How many channels: None for those that a sample has, "no alpha" for grey or RGB, whichever it is."""
+
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 ALPHA = "alpha"
 _DRAFT = 4
@@ -80,23 +84,23 @@ def default_max_pixels() -> int | None:
 
 
 def decode(
-    sample: Sample, resize: int | None = None, *, channels: int | None = 3, max_pixels: int | None = None
+    sample: Sample, fit: Fit | None = None, *, channels: Wanted = 3, max_pixels: int | None = None
 ) -> np.ndarray:
     """Return a sample's pixels, uint8 [H, W, C]; arguments and errors are those of `decode_sample`."""
-    return decode_sample(sample, resize, channels=channels, max_pixels=max_pixels).pixels
+    return decode_sample(sample, fit, channels=channels, max_pixels=max_pixels).pixels
 
 
 def decode_sample(
-    sample: Sample, resize: int | None = None, *, channels: int | None = 3, max_pixels: int | None = None
+    sample: Sample, fit: Fit | None = None, *, channels: Wanted = 3, max_pixels: int | None = None
 ) -> Decoded:
     """Return a sample's pixels, upright by its orientation, and which channels were left out.
 
     Arguments:
         sample: an encoded file, an opened image, or uint8 [H, W] or [H, W, C].
-        resize: S for the shorter side brought to S, antialiased bilinear, and the centre square S × S.
+        fit: to what size it is brought, antialiased bilinear.
         channels: 3 for RGB, 1 for grey, 2 for grey with alpha, 4 for RGB with alpha, any other number for arrays that
-            have as many; None keeps what a sample has (a palette or CMYK becomes RGB).
-        max_pixels: of an image file; None for no limit. A JPEG with `resize` may have four times as many: beyond the
+            have as many; None keeps what a sample has (a palette or CMYK becomes RGB), "no alpha" all of it but alpha.
+        max_pixels: of an image file; None for no limit. A JPEG with `fit` may have four times as many: beyond the
             limit it is decoded at the smallest scale (1/2, 1/4, 1/8) that is four times the target.
 
     Raises BrokenImage, saying why, for what cannot be decoded.
@@ -108,10 +112,10 @@ def decode_sample(
         raise BrokenImage(reason, "" if "; " in reason else _MEND)  # errors of sources say "what is wrong; what to do"
     with _broken():
         if isinstance(sample, np.ndarray):
-            return _decoded_array(sample, resize, channels)
-        image = _loaded(sample, resize, max_pixels) if isinstance(sample, bytes) else sample
+            return _decoded_array(sample, fit, channels)
+        image = _loaded(sample, fit, max_pixels) if isinstance(sample, bytes) else sample
         image.load()
-        return _decoded(upright(_eight_bits(image), orientation(image)), resize, channels, ALPHA)
+        return _decoded(upright(_eight_bits(image), orientation(image)), fit, channels, ALPHA)
 
 
 def describe_file(data: bytes) -> tuple[str, int]:
@@ -130,15 +134,15 @@ def upright_sides(data: bytes) -> tuple[int, int]:
         return (width, height) if orientation(image) in SIDEWAYS else (height, width)
 
 
-def resized(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Return uint8 [H, W, C] with its shorter side brought to `size`, antialiased, and the centre square cut."""
-    if pixels.shape[:2] == (size, size):
+def resized(pixels: np.ndarray, fit: Fit) -> np.ndarray:
+    """Return uint8 [H, W, C] brought to a size, antialiased bilinear. Raises BrokenImage where that is too large."""
+    if (fit.output(np.array(pixels.shape[:2])) == pixels.shape[:2]).all():
         return pixels
     if pixels.shape[2] == 3:
-        return np.asarray(_centre_square(Image.fromarray(np.ascontiguousarray(pixels)), size))
+        return np.asarray(_fitted(Image.fromarray(np.ascontiguousarray(pixels)), fit))
     # Plane by plane: Pillow would weigh colours by an alpha that may be another band.
     planes = (Image.fromarray(np.ascontiguousarray(pixels[:, :, c])) for c in range(pixels.shape[2]))
-    return np.stack([np.asarray(_centre_square(plane, size)) for plane in planes], axis=2)
+    return np.stack([np.asarray(_fitted(plane, fit)) for plane in planes], axis=2)
 
 
 @contextlib.contextmanager
@@ -161,7 +165,7 @@ def _known_formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _loaded(data: bytes, resize: int | None, max_pixels: int | None) -> Image.Image:
+def _loaded(data: bytes, fit: Fit | None, max_pixels: int | None) -> Image.Image:
     if not data:
         raise BrokenImage("is empty")
     fault = png_fault(data) if data.startswith(PNG) else None
@@ -173,9 +177,9 @@ def _loaded(data: bytes, resize: int | None, max_pixels: int | None) -> Image.Im
         raise BrokenImage(_why_unknown(data)) from error
     pixels = image.width * image.height
     if max_pixels is not None and pixels > max_pixels:
-        reduced = image.format in ("JPEG", "MPO") and resize is not None and pixels <= _DRAFT * max_pixels
-        if reduced:
-            image.draft(None, (_DRAFT * resize, _DRAFT * resize))  # type: ignore[operator]
+        if image.format in ("JPEG", "MPO") and fit is not None and pixels <= _DRAFT * max_pixels:
+            least = _DRAFT * int(fit.scaled(np.array(image.size)).min())
+            image.draft(None, (least, least))
         if image.width * image.height > max_pixels:
             reason = f"cannot be decoded ({pixels:,} pixels, more than {max_pixels:,}, may be a decompression bomb)"
             raise BrokenImage(reason, f"take it with max_pixels={pixels}, or remove it")
@@ -209,24 +213,27 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image
 
 
-def _decoded_array(pixels: np.ndarray, resize: int | None, channels: int | None) -> Decoded:
+def _decoded_array(pixels: np.ndarray, fit: Fit | None, channels: Wanted) -> Decoded:
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     found = pixels.shape[2]
+    if channels == "no alpha":
+        channels = {1: 1, 2: 1}.get(found, 3)
     if channels is None or channels == found:
         pixels = np.ascontiguousarray(pixels)
-        return Decoded(pixels if resize is None else resized(pixels, resize), "")
+        return Decoded(pixels if fit is None else resized(pixels, fit), "")
     if found not in _MODES or channels not in _MODES:
         reason = f"has {found} channels, of which nothing makes {channels}"
-        raise BrokenImage(reason, f"keep all of them with channels={found}")
+        raise BrokenImage(reason, f"keep all of them, as pixels, with channels={found}")
     image = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if found == 1 else pixels), _MODES[found])
-    return _decoded(image, resize, channels, f"channel {found} of {found}")
+    return _decoded(image, fit, channels, f"channel {found} of {found}")
 
 
-def _decoded(image: Image.Image, resize: int | None, channels: int | None, alpha: str) -> Decoded:
+def _decoded(image: Image.Image, fit: Fit | None, channels: Wanted, alpha: str) -> Decoded:
     """Return an image's pixels in so many channels, and what its alpha channel is called if it is lost."""
     has_alpha = image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info
-    if channels is None:
-        channels = (1 if image.mode in ("1", "L", "LA", "La") else 3) + has_alpha
+    if channels is None or channels == "no alpha":
+        colours = 1 if image.mode in ("1", "L", "LA", "La") else 3
+        channels = colours + (has_alpha and channels is None)
     if channels not in _MODES:
         raise BrokenImage(f"is an image in {image.mode}, of which nothing makes {channels} channels")
     lost = ""
@@ -234,22 +241,21 @@ def _decoded(image: Image.Image, resize: int | None, channels: int | None, alpha
         opacity = (image if image.mode in ("LA", "RGBA") else image.convert("RGBA")).getchannel("A").getextrema()
         lost = alpha if opacity != (255, 255) else ""
     image = image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
-    if resize is not None and channels in (1, 3):
-        image, resize = _centre_square(image, resize), None
+    if fit is not None and channels in (1, 3):
+        image, fit = _fitted(image, fit), None
     pixels = np.asarray(image)
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
-    return Decoded(pixels if resize is None else resized(pixels, resize), lost)
+    return Decoded(pixels if fit is None else resized(pixels, fit), lost)
 
 
-def _centre_square(image: Image.Image, size: int) -> Image.Image:
-    """Resize the shorter side to `size`, then take the centre square."""
+def _fitted(image: Image.Image, fit: Fit) -> Image.Image:
+    """Scale an image, then take what is kept of it from its centre."""
     width, height = image.size
-    if (width, height) == (size, size):
-        return image
-    shorter = min(width, height)
-    wide, high = (max(size, round(side * size / shorter)) for side in (width, height))
-    if wide * high > _LARGEST_RESIZED:
-        raise BrokenImage(f"is {height}×{width}, too narrow to bring its shorter side to {size}")
-    image = image.resize((wide, high), Image.Resampling.BILINEAR, reducing_gap=_REDUCING_GAP)
-    left, top = (wide - size) // 2, (high - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    high, wide = fit.scaled(np.array((height, width))).tolist()
+    if (high, wide) != (height, width):
+        if wide * high > _LARGEST_RESIZED:
+            raise BrokenImage(f"is {height}×{width}, too narrow to bring its shorter side to {fit.side}")
+        image = image.resize((wide, high), Image.Resampling.BILINEAR, reducing_gap=_REDUCING_GAP)
+    rows, columns = fit.output(np.array((height, width))).tolist()
+    left, top = (wide - columns) // 2, (high - rows) // 2
+    return image if (rows, columns) == (high, wide) else image.crop((left, top, left + columns, top + rows))

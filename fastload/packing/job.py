@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -19,54 +17,16 @@ from fastload.common.progress import progress_bar
 from fastload.common.text import plural
 from fastload.errors import DataError, UsageError
 from fastload.packed.classes import class_counts, label_map, mapped_labels
-from fastload.packed.hdf5_reading import MOST_CHANNELS
 from fastload.packed.labels import label_faults
 from fastload.packed.writer import PackedWriter
-from fastload.packing.decoding import ALPHA, BrokenImage, Decoded, decode_sample
+from fastload.packing.chunks import Chunk, chunks, map_in_threads
+from fastload.packing.decoding import ALPHA, BrokenImage, Decoded
 from fastload.packing.encoded_check import EncodedCheck, Kept
+from fastload.packing.making import Maker
+from fastload.packing.options import PackOptions
 from fastload.packing.summary import PackSummary
 from fastload.sources import Sample, Source
-from fastload.sources.base import Channels, NumberedNames
-
-_CHUNK_SAMPLES, _CHUNK_BYTES = 64, 1 << 20
-_WAITING_BYTES = 1 << 28  # of files in memory, beside the one that is read; each may have 256 MB
-
-Chunk = list[tuple[int, Sample]]
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class PackOptions:
-    """How samples are stored; see `pack`."""
-
-    order: str
-    seed: int
-    resize: int | None
-    channels: Channels
-    encoded: bool
-    max_pixels: int | None
-    skip_broken: bool
-
-    def __post_init__(self) -> None:
-        if self.order not in ("source", "shuffled"):
-            raise UsageError(f"order={self.order!r} is neither 'source' nor 'shuffled'")
-        if self.resize is not None and not 1 <= self.resize <= 8192:
-            raise UsageError(f"resize={self.resize} is not between 1 and 8192")
-        fits = (
-            1 <= self.channels <= MOST_CHANNELS if isinstance(self.channels, int) else self.channels in (None, "as-is")
-        )
-        if not fits:
-            raise UsageError(f"channels={self.channels!r} is neither 'as-is' nor between 1 and {MOST_CHANNELS}")
-        for name, value in (("resize=", self.resize), ("channels=", self.channels)):
-            if self.encoded and value is not None:
-                raise UsageError(
-                    f"encoded=True keeps the files as they are, so {name} cannot go with it; leave one out"
-                )
-
-    @property
-    def decoded_channels(self) -> int | None:
-        """How many channels `decode_sample` is asked for: None for those that a sample has."""
-        return 3 if self.channels is None else None if self.channels == "as-is" else self.channels
+from fastload.sources.base import NumberedNames
 
 
 class PackJob:
@@ -90,7 +50,8 @@ class PackJob:
         check: EncodedCheck | None,
         wanted: Sequence[str] | None,
     ) -> None:
-        self.source, self.name, self.out, self.options, self.check = source, name, out, options, check
+        self.source, self.name, self.out, self.options = source, name, out, options
+        self.storage, self.make = options.storage_of(source), Maker(options, check)
         count = len(source)
         self.index_of = np.arange(count, dtype=np.int64)  # of each row
         if options.order == "shuffled":
@@ -107,10 +68,7 @@ class PackJob:
                 )
             self.mapping = label_map(source.classes, wanted, source=name, target="the file of classes_from=")
             self.classes = list(wanted)
-        self.description = {"kind": source.kind, **source.details, "order": options.order}
-        self.description |= {"seed": options.seed} if options.order == "shuffled" else {}
-        self.description |= {"resize": options.resize} if options.resize is not None else {}
-        self.description |= {"channels": options.channels} if options.channels is not None else {}
+        self.description = {"kind": source.kind, **source.details, **options.described()}
         self.shape: tuple[int, int, int] | None = None  # of raw images
         self.shape_from = ""
         self.broken: list[tuple[int, str]] = []
@@ -118,20 +76,19 @@ class PackJob:
 
     def run(self, workers: int | None, progress: bool, started: float) -> PackSummary:
         stream = self.source.read()
-        if self.check is None:
+        if self.storage == "raw":
             stream = self._find_shape(stream)
         lost: Counter[str] = Counter()
         turned = done = 0
         with self._writer() as writer:
-            stored = map_in_threads(lambda chunk: self._store(writer, chunk), _chunks(stream), workers or processors())
+            stored = map_in_threads(lambda chunk: self._store(writer, chunk), chunks(stream), workers or processors())
             # Closed before the writer is, or threads could write to a descriptor that is somebody else's by then.
             with progress_bar("packing", len(self.source), quiet=not progress) as advance, closing(stored):
                 for part in stored:
-                    for row, file in part.kept:  # in the source's order, so that the file depends on no thread
-                        writer.append(row, file.data, shape=file.sides)
+                    for row, made in part.made:  # in the source's order, so that the file depends on no thread
+                        turned += _append(writer, row, made)
                     advance(part.count)
                     done += part.count
-                    turned += sum(file.turned for _, file in part.kept)
                     lost += part.lost
             if done != len(self.source):
                 raise DataError(
@@ -150,13 +107,13 @@ class PackJob:
             ignored=self.source.ignored,
             counts=class_counts(None if labels is None else labels[kept], self.classes),
             shape=self.shape,
-            storage="raw" if self.check is None else "encoded",
+            storage=self.storage,
             order=self.options.order,
             image_bytes=writer.image_bytes,
             file_bytes=self.out.stat().st_size,
             seconds=time.perf_counter() - started,
             skipped=[f"{self.source.names[index]}: {reason}" for index, reason in sorted(self.broken)],
-            left_out=[*self.source.left_out, *_lost_channels(lost, self.check is not None)],
+            left_out=[*self.source.left_out, *_lost_channels(lost, self.storage == "encoded")],
             passed_over=self.source.passed_over,
             notes=self.source.notes,
             unlabelled=labels is None,
@@ -170,13 +127,13 @@ class PackJob:
 
     def _find_shape(self, stream: Iterator[tuple[int, Sample]]) -> Iterator[tuple[int, Sample]]:
         """Take the images' shape from the first that can be stored; return the stream from its start."""
-        resize, channels = self.options.resize, self.options.decoded_channels
-        if resize is not None and channels is not None:
-            self.shape = (resize, resize, channels)
+        fit, channels = self.options.fit, self.options.decoded_channels
+        if fit is not None and isinstance(channels, int):
+            self.shape = (fit.side, fit.side, channels)
             return stream
         seen: Chunk = []
         for index, sample in stream:
-            found = self._refused(index, sample) or self._decoded(sample)
+            found = self._refused(index, sample) or self.make.decoded(sample)
             if isinstance(found, BrokenImage):
                 self._note_broken(index, found)
                 seen.append((index, found))
@@ -203,7 +160,8 @@ class PackJob:
         return PackedWriter(
             self.out,
             shape=None if self.shape is None else (len(self.source), *self.shape),
-            count=None if self.check is None else len(self.source),
+            count=len(self.source) if self.shape is None else None,
+            storage="ragged" if self.storage == "ragged" else "encoded",
             ids=self.index_of if ids is None else ids[self.index_of],
             names=None if isinstance(names, NumberedNames) else [names[index] for index in self.index_of.tolist()],
             classes=self.classes,
@@ -211,32 +169,23 @@ class PackJob:
         )
 
     def _store(self, writer: PackedWriter, chunk: Chunk) -> _Stored:
+        """Make what is stored of a chunk; write raw images, whose places are known, and return the others."""
         lost: Counter[str] = Counter()
-        kept: list[tuple[int, Kept]] = []
-        for (index, _), found in zip(chunk, self._converted(chunk), strict=True):
-            row = int(self.row_of[index])
+        made: list[tuple[int, Decoded | Kept]] = []
+        for index, sample in chunk:
+            row, found = int(self.row_of[index]), self._refused(index, sample) or self.make(sample)
+            if self.storage == "raw" and isinstance(found, Decoded):
+                found = self._of_the_shape(found)
             if isinstance(found, BrokenImage):
                 self._note_broken(index, found)
                 writer.skip(row)
                 continue
             lost.update([found.left_out] if found.left_out else [])
-            if isinstance(found, Kept):
-                kept.append((row, found))
+            if self.storage == "raw":
+                writer.write(row, found.pixels)  # type: ignore[union-attr]
             else:
-                writer.write(row, found.pixels)
-        return _Stored(len(chunk), kept, lost)
-
-    def _converted(self, chunk: Chunk) -> Iterator[Decoded | Kept | BrokenImage]:
-        """Yield what is stored of each sample, its own bytes or pixels of the one shape, or why it cannot be."""
-        refused = [self._refused(index, sample) for index, sample in chunk]
-        if self.check is None:
-            for (_, sample), reason in zip(chunk, refused, strict=True):
-                yield reason or self._of_the_shape(self._decoded(sample))
-            return
-        files = (sample for (_, sample), reason in zip(chunk, refused, strict=True) if reason is None)
-        checked = self.check([sample for sample in files if isinstance(sample, bytes)])
-        for reason in refused:
-            yield next(checked) if reason is None else reason
+                made.append((row, found))
+        return _Stored(len(chunk), made, lost)
 
     def _refused(self, index: int, sample: Sample) -> BrokenImage | None:
         """Return why a sample is refused before its image is decoded."""
@@ -244,23 +193,14 @@ class PackJob:
             return sample if isinstance(sample, BrokenImage) else BrokenImage(str(sample))
         if index in self.faulty:
             return BrokenImage(self.faulty[index])
-        if self.check is not None and self.source.sizes is not None:
+        if self.storage == "encoded" and self.source.sizes is not None:
             size = self.source.sizes[index]
             if not isinstance(sample, bytes) or len(sample) != size:
                 return BrokenImage("changed while it was read", "pack again")
         return None
 
-    def _decoded(self, sample: Sample) -> Decoded | BrokenImage:
-        options = self.options
-        try:
-            return decode_sample(
-                sample, options.resize, channels=options.decoded_channels, max_pixels=options.max_pixels
-            )
-        except BrokenImage as error:
-            return error
-
-    def _of_the_shape(self, found: Decoded | BrokenImage) -> Decoded | BrokenImage:
-        if isinstance(found, BrokenImage) or found.pixels.shape == self.shape:
+    def _of_the_shape(self, found: Decoded) -> Decoded | BrokenImage:
+        if found.pixels.shape == self.shape:
             return found
         assert self.shape is not None
         other = f"but '{self.shape_from}' before it"
@@ -271,7 +211,7 @@ class PackJob:
             )
         return BrokenImage(
             f"is {height}×{width} (height × width), {other} is {first_height}×{first_width}",
-            "make them one size with resize=S, or keep the files with encoded=True",
+            "make them one size with resize=S, keep whole pictures with short_side=S, or the files with encoded=True",
         )
 
     def _note_broken(self, index: int, error: BrokenImage) -> None:
@@ -288,13 +228,23 @@ class _Stored:
 
     Arguments:
         count: its samples.
-        kept: files that are still to be stored, by their rows.
+        made: what is still to be stored, by its row.
         lost: how many images lost which channel.
     """
 
     count: int
-    kept: list[tuple[int, Kept]]
+    made: list[tuple[int, Decoded | Kept]]
     lost: Counter[str]
+
+
+def _append(writer: PackedWriter, row: int, made: Decoded | Kept) -> bool:
+    """Append a sample; return whether its file was turned."""
+    if isinstance(made, Decoded):
+        height, width, _ = made.pixels.shape
+        writer.append(row, made.pixels, shape=(height, width))
+        return False
+    writer.append(row, made.data, shape=made.sides)
+    return made.turned
 
 
 def _faulty(labels: np.ndarray | None, classes: Sequence[str]) -> dict[int, str]:
@@ -312,41 +262,3 @@ def _lost_channels(lost: Counter[str], encoded: bool) -> list[str]:
         return "which no feed reads" if encoded else f"channels={4 if what == ALPHA else what.split()[-1]} keeps it"
 
     return [f"{what} of {plural(count, 'image')} ({mend(what)})" for what, count in sorted(lost.items())]
-
-
-def _chunks(stream: Iterable[tuple[int, Sample]]) -> Iterator[Chunk]:
-    chunk: Chunk = []
-    size = 0
-    for index, sample in stream:
-        chunk.append((index, sample))
-        size += len(sample) if isinstance(sample, bytes) else getattr(sample, "nbytes", _CHUNK_BYTES // 8)
-        if len(chunk) == _CHUNK_SAMPLES or size >= _CHUNK_BYTES:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
-def map_in_threads(
-    work: Callable[[Chunk], Result], chunks: Iterable[Chunk], workers: int
-) -> Generator[Result, None, None]:
-    """Yield work(chunk) in order, from threads, with at most two chunks a worker in memory, and few of large files.
-
-    The first chunk (in order) that raises ends it; no thread is at work any more when this returns or raises.
-    """
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="fastload-pack")
-    pending: deque[tuple[Future[Result], int]] = deque()
-    waiting = 0  # bytes
-    try:
-        for chunk in chunks:
-            size = sum(len(sample) for _, sample in chunk if isinstance(sample, bytes))
-            pending.append((pool.submit(work, chunk), size))
-            waiting += size
-            while len(pending) >= 2 * workers or waiting > _WAITING_BYTES:
-                done, size = pending.popleft()
-                yield done.result()
-                waiting -= size
-        while pending:
-            yield pending.popleft()[0].result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

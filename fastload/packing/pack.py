@@ -16,7 +16,9 @@ from fastload.packed.file import PackedFile
 from fastload.packed.writer import check_target
 from fastload.packing.decoding import default_max_pixels, strict_pillow
 from fastload.packing.encoded_check import EncodedCheck
-from fastload.packing.job import PackJob, PackOptions
+from fastload.packing.fit import fit_of
+from fastload.packing.job import PackJob
+from fastload.packing.options import QUALITY, PackOptions
 from fastload.packing.summary import PackSummary
 from fastload.sources import open_source
 from fastload.sources.base import Channels
@@ -34,8 +36,12 @@ def pack(
     order: Literal["source", "shuffled"] = "source",
     seed: int = 0,
     resize: int | None = None,
+    short_side: int | None = None,
+    max_side: int | None = None,
     channels: Channels = None,
     encoded: bool = False,
+    jpeg: bool = False,
+    quality: int | None = None,
     max_pixels: int | None = None,
     workers: int | None = None,
     skip_broken: bool = False,
@@ -58,11 +64,17 @@ def pack(
             tell the sorted index either way.
         seed: what the shuffled order is drawn from, 0 to 2^64 - 1.
         resize: S brings the shorter side to S, antialiased, and cuts the centre square.
+        short_side: S brings the shorter side to S (smaller pictures are enlarged) and keeps the whole picture: images
+            of several sizes, ragged storage.
+        max_side: M shrinks pictures whose longer side is above M, and keeps them whole, likewise. Of these three, one.
         channels: 3 (the default) stores RGB, 1 grey, 4 RGB with alpha; up to 32 for arrays that have as many;
             "as-is" keeps what the images have, which must be the same in all.
         encoded: keep the files' bytes instead of their pixels, once Pillow and DALI have decoded them alike.
+        jpeg: store a new JPEG file of each picture, RGB or grey as the picture is, of the size that one of the three
+            arguments gives, or its own.
+        quality: of these files, 1 to 100; 90 when None.
         max_pixels: the most pixels that an image may have; Pillow's limit, 89,478,485, when None. A JPEG may have four
-            times as many with `resize`.
+            times as many where it is brought to a size.
         workers: decoding threads; one for each CPU when None. The file does not depend on it.
         skip_broken: leave samples that cannot be stored out, and list them with their reasons in the summary.
         classes_from: a packed file whose class names number the labels, so that a test set's mean what training's do.
@@ -75,7 +87,7 @@ def pack(
 
     Warns (LeftOutWarning) where stored samples lose something: channels of images, other keys of a dataset's items.
     Raises UsageError for options that cannot be served, DataError for a source that is damaged, images of
-    several sizes without `resize` or `encoded`, a full disk. Nothing is left behind then.
+    several sizes that raw storage cannot hold, a full disk. Nothing is left behind then.
     """
     started, out = time.perf_counter(), path_of("out", out)
     workers = None if workers is None else integer("workers", workers, 1)
@@ -85,9 +97,10 @@ def pack(
     options = PackOptions(
         order=text("order", order),
         seed=seed64(seed),
-        resize=None if resize is None else integer("resize", resize),
+        fit=fit_of(resize, short_side, max_side),
         channels=channels if channels is None or isinstance(channels, str) else integer("channels", channels),
         encoded=flag("encoded", encoded),
+        quality=_quality(flag("jpeg", jpeg), quality),
         max_pixels=default_max_pixels() if max_pixels is None else integer("max_pixels", max_pixels, 1),
         skip_broken=flag("skip_broken", skip_broken),
     )
@@ -95,7 +108,7 @@ def pack(
         raise UsageError("source='': an empty text; name a folder, an archive or a file")
     check_target(out)
     wanted = None if classes_from is None else _classes_of(path_of("classes_from", classes_from))
-    check = EncodedCheck(options.max_pixels) if options.encoded else None
+    check = EncodedCheck(options.max_pixels) if options.encoded or options.jpeg else None
     with progress_bar("listing", None, quiet=not progress):
         opened = open_source(
             source,
@@ -109,12 +122,22 @@ def pack(
     if not len(opened):
         raise DataError(f"{_named(source)}: holds not one image")
     if options.encoded and opened.sizes is None:
-        raise UsageError(f"{_named(source)}: holds pixels, not image files; pack it without encoded=True")
+        raise UsageError(
+            f"{_named(source)}: holds pixels, not image files; pack it without encoded=True, or make files of "
+            "them with jpeg=True"
+        )
     with strict_pillow(), check or contextlib.nullcontext():
         summary = PackJob(opened, _named(source), out, options, check, wanted).run(workers, progress, started)
     for what in summary.left_out:
         warnings.warn(f"{_named(source)}: left out {what}", LeftOutWarning, stacklevel=2)
     return summary
+
+
+def _quality(jpeg: bool, quality: int | None) -> int | None:
+    """Return the quality of the JPEG files that are made, None where none are."""
+    if quality is not None and not jpeg:
+        raise UsageError("quality= is for the files that jpeg=True makes; give both")
+    return None if not jpeg else QUALITY if quality is None else integer("quality", quality)
 
 
 def _classes_of(path: Path) -> list[str]:

@@ -59,6 +59,7 @@ class Source:
         labels: [N, ...] in sorted order; None until `read` has ended where only that finds them.
         names: N names for messages.
         sizes: int64 [N], the encoded files' bytes; None where the source holds pixels.
+        ragged: whether its images have sizes of their own, as in the ragged file that they stand in.
         ids: int64 [N] where the samples bring ids of their own; None for 0…N-1.
         passed_over: how many files are no samples, by kind, such as {".txt": 2, "system files": 1}.
         notes: what people should know of it, a sentence each.
@@ -71,6 +72,7 @@ class Source:
     labels: np.ndarray | None = None
     names: Sequence[str] = ()
     sizes: np.ndarray | None = None
+    ragged: bool = False
     ids: np.ndarray | None = None
     left_out: Sequence[str] = ()
 

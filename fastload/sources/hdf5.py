@@ -32,15 +32,16 @@ class PackedSource(Source):
         if self._file.names is not None:
             names = list(self._file.names)
             self.names = [names[row] for row in rows]
-        if self._file.offsets is not None:
+        if self._file.storage == "encoded" and self._file.offsets is not None:
             self.sizes = np.diff(self._file.offsets)[rows]
+        self.ragged = self._file.storage == "ragged"
         # The original's description, so that packing again in its order gives the original's bytes.
         self.details = {key: value for key, value in self._file.source.items() if key not in ("order", "seed")}
 
     def read(self) -> Iterator[tuple[int, Sample]]:
         with self._file as file:
             for row, index in enumerate(self._index):
-                yield int(index), file.read(row) if file.offsets is not None else file.read_image(row)
+                yield int(index), file.read(row) if self.sizes is not None else file.read_image(row)
 
 
 class UserHdf5(Source):

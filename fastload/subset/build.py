@@ -63,7 +63,7 @@ def build_subset(*arguments: Any, **named: Any) -> SubsetReport:
     Arguments:
         full: the packed full set, a pattern ("shards/*.h5") or list of files that make up one, or the user's own HDF5
             file.
-        out: the subset to write, raw; replaced only when complete.
+        out: the subset to write, raw or ragged; replaced only when complete.
 
         strategy: "top-activations"; "random" for comparison, which needs no embeddings; or one of the paper's
             suggestions, "combinations", "kmeans", "pca" and "penalized" (docs/strategies.md).
@@ -95,7 +95,8 @@ def build_subset(*arguments: Any, **named: Any) -> SubsetReport:
         preset: "paper" for 40,000 steps of 1,024.
 
         resize: bring the chosen images' shorter side to this many pixels and cut the centre square; needed where
-            an encoded set has images of several sizes.
+            an encoded set has images of several sizes. A ragged set's stay as they are without it.
+        short_side: bring the chosen images' shorter side to this many pixels and keep the whole pictures, ragged.
         images: the images' dataset, where `full` is the user's own HDF5 file.
         labels: the labels' dataset there.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastload.errors import UsageError
 from fastload.packed.set import Packed, labels_of
-from fastload.packing.subset_pixels import sample_bytes
+from fastload.packing.subset_pixels import SubsetImages, sample_bytes
 from fastload.selection import strategy_row
 from fastload.subset.candidates import Candidates
 from fastload.subset.settings import DEFAULT_SIZE, Settings
@@ -33,8 +33,8 @@ class Choice:
     seed: int
 
     @classmethod
-    def of(cls, settings: Settings, file: Packed, shape: tuple[int, int, int]) -> Choice:
-        """Return what the settings ask for of a full set; `shape` is (H, W, C) of the subset's images.
+    def of(cls, settings: Settings, file: Packed, images: SubsetImages) -> Choice:
+        """Return what the settings ask for of a full set, whose images become `images` in the subset.
 
         Raises UsageError for labels that are no classes, and for an amount that the set does not have.
         """
@@ -54,7 +54,7 @@ class Choice:
                 )
             return cls(strategy, None, per_dimension, settings.balance, settings.seed)
         size = DEFAULT_SIZE if settings.size is None else settings.size
-        wanted = parse_size(size, len(file), sample_bytes(file, shape))
+        wanted = parse_size(size, len(file), sample_bytes(file, images))
         return cls(strategy, wanted, None, settings.balance, settings.seed)
 
     def check(self, candidates: Candidates) -> None:

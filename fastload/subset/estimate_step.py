@@ -101,10 +101,9 @@ def _add_selection(run: Run, found: Estimate, columns: int, size: int, streaming
 def _add_writing(run: Run, found: Estimate, size: int) -> None:
     """Add what writing `size` samples takes."""
     file = run.full
-    height, width, channels = run.shape
-    subset = size * height * width * channels
+    subset = int(size * run.images.pixel_bytes.mean())
     found.disk += subset + size * (64 + (0 if file.labels is None else file.labels.nbytes // len(file)))
-    found.seconds["write"] = subset / 200e6 + (size / (400 * run.threads) if file.shape is None else 0)
+    found.seconds["write"] = subset / 200e6 + (size / (400 * run.threads) if file.storage == "encoded" else 0)
 
 
 def _add_memory(found: Estimate, trial: Trial, processes: int = 1) -> None:

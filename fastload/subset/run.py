@@ -24,7 +24,8 @@ from fastload.errors import DataError, UsageError
 from fastload.packed.file import PackedFile
 from fastload.packed.set import Packed
 from fastload.packed.writer import check_target
-from fastload.packing.subset_pixels import output_shape
+from fastload.packing.fit import fit_of
+from fastload.packing.subset_pixels import SubsetImages, subset_images
 from fastload.selection import Pass, Request, strategy_row
 from fastload.selection.top_activations import report_length
 from fastload.subset.candidates import CandidateRows, Candidates
@@ -44,7 +45,7 @@ class Run:
         settings: as asked for.
         full: the full set.
         out: the subset to write.
-        shape: (H, W, C) of its images.
+        images: what its images are.
         choice: what is to be chosen.
         candidates: what may be chosen.
         training: how the autoencoder is trained, where it is.
@@ -61,7 +62,7 @@ class Run:
     settings: Settings
     full: Packed
     out: Path
-    shape: tuple[int, int, int]
+    images: SubsetImages
     choice: Choice
     candidates: Candidates
     training: TrainingSettings
@@ -172,8 +173,8 @@ def open_run(settings: Settings, ranks: Leader) -> Iterator[Run]:
     with settings.open_full() as full, torch_threads(settings.thread_count):
         _check_full(full, out)
         _check_replaceable(out)
-        shape = output_shape(full, settings.resize)
-        choice = Choice.of(settings, full, shape)
+        images = subset_images(full, fit_of(settings.resize, settings.short_side))
+        choice = Choice.of(settings, full, images)
         candidates = _candidates(settings, full, choice, listener)
         if settings.scores is not None:
             stored = settings.keep or settings.embeddings is not None
@@ -190,7 +191,7 @@ def open_run(settings: Settings, ranks: Leader) -> Iterator[Run]:
                 settings=settings,
                 full=full,
                 out=out,
-                shape=shape,
+                images=images,
                 choice=choice,
                 candidates=candidates,
                 training=training,

@@ -14,6 +14,7 @@ from fastload.embedding.encoder import Encoder, load_encoder, parse_normalize
 from fastload.embedding.training import TrainingSettings
 from fastload.errors import UsageError
 from fastload.packed.set import Packed, PathsLike, open_packed
+from fastload.packing.fit import fit_of
 from fastload.selection import strategy_row
 from fastload.subset.listener import Listener
 
@@ -47,6 +48,7 @@ _OPTIONAL: dict[str, Callable[[str, Any], Any]] = {
     "embedding_size": integer,
     "batch_size": integer,
     "resize": integer,
+    "short_side": integer,
     "threads": integer,
     "embeddings": path_of,
     "embedding_ids": lambda name, value: str(path_of(name, value)),
@@ -85,6 +87,7 @@ class Settings:
     learning_rate: float = 0.1
     preset: str | None = None
     resize: int | None = None
+    short_side: int | None = None
     images: str | None = None
     labels: str | None = None
     seed: int = 0
@@ -105,6 +108,7 @@ class Settings:
                 object.__setattr__(self, name, plain(name, getattr(self, name)))
         if self.encoder is not None and not isinstance(self.encoder, str):
             raise UsageError(f"encoder={self.encoder!r}; it is a text, module:callable, for example my_models:encoder")
+        fit_of(self.resize, self.short_side)
         self._check_amount()
         self._check_embedding()
         self._check_training()

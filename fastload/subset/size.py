@@ -8,6 +8,8 @@ import re
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
+import numpy as np
+
 from fastload.errors import UsageError
 
 _UNITS = {
@@ -18,14 +20,15 @@ _UNITS = {
 _NUMBER = re.compile(r"(\d{1,3}(?:,\d{3})+|\d{1,3}(?:_\d{3})+|\d+)(\.\d+)?\s*(%|[kmgt]i?b)?", re.I | re.A)
 
 
-def parse_size(size: Any, count: int, sample_bytes: int | None = None) -> int:
+def parse_size(size: Any, count: int, sample_bytes: np.ndarray | None = None) -> int:
     """Return how many samples `size` means of `count`.
 
     Arguments:
         size: a number (4320, "4320", "4,320"), a share ("8.64%", 0.0864, "0.0864"; halves are rounded up), or a budget
-            in bytes ("10GB", "1.5 GiB": as many whole samples as fit).
+            in bytes ("10GB", "1.5 GiB": as many whole samples as fit, whichever they are).
         count: samples that there are.
-        sample_bytes: what a sample takes; None where a budget cannot be served.
+        sample_bytes: what each sample takes, int64 [count], or [1] where all take the same; None where a budget cannot
+            be served.
 
     Raises UsageError for anything else, and for what could be read in two ways ("0,5%", "1.000").
     """
@@ -77,9 +80,10 @@ def _checked(size: Any, wanted: int, count: int) -> int:
     return wanted
 
 
-def _within(size: str, budget: int, count: int, sample_bytes: int | None) -> int:
+def _within(size: str, budget: int, count: int, sample_bytes: np.ndarray | None) -> int:
     if sample_bytes is None:
         raise UsageError(f"size={_as_given(size)}: a budget in bytes is not known here; give a number or a share")
-    if budget < sample_bytes:
-        raise UsageError(f"size={_as_given(size)}: one sample takes {sample_bytes:,} bytes; give room for some")
-    return min(count, budget // sample_bytes)
+    largest = np.sort(np.broadcast_to(sample_bytes, count))[::-1]
+    if not (wanted := int(np.searchsorted(np.cumsum(largest), budget, side="right"))):
+        raise UsageError(f"size={_as_given(size)}: one sample takes {largest[0]:,} bytes; give room for some")
+    return wanted

@@ -57,7 +57,7 @@ def steps_trained(run: Run) -> int:
 
 def untrained_encoder(run: Run) -> Encoder:
     """Return the encoder that training will begin with: as large and as fast as the one that it gives."""
-    channels = run.full.shape[2] if run.full.shape is not None else 3
+    channels = run.full.channels
     model = Autoencoder(channels, run.training.embedding_size)
     return autoencoder_encoder(model.to(memory_format=torch.channels_last).eval())  # type: ignore[call-overload]
 

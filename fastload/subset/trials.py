@@ -49,7 +49,7 @@ class Trial:
 
 def time_training(file: Packed, training: TrainingSettings, *, device: str, engine: str) -> Trial:
     """Time a few real training steps of a model that is thrown away: seconds a step."""
-    channels = file.shape[2] if file.shape is not None else 3
+    channels = file.channels
     with torch.device("meta"):  # sizes without memory: what cannot fit must be refused before it is tried
         model = Autoencoder(channels, training.embedding_size)
         # Forward values are kept for the backward pass, which makes as many gradients.

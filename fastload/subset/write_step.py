@@ -74,7 +74,9 @@ def write_step(run: Run, chosen: Chosen, rows: np.ndarray, hashed: str) -> None:
     run.listener.begin("write", len(rows))
     writer = PackedWriter(
         run.out,
-        shape=(len(rows), *run.shape),
+        shape=None if run.images.shape is None else (len(rows), *run.images.shape),
+        count=len(rows) if run.images.shape is None else None,
+        storage="ragged",
         labels=None if file.labels is None else file.labels[rows],
         ids=columns["ids"],
         classes=file.classes,
@@ -83,8 +85,11 @@ def write_step(run: Run, chosen: Chosen, rows: np.ndarray, hashed: str) -> None:
         names=None if file.names is None else [file.names[row] for row in rows.tolist()],
     )
     with writer:
-        for index, pixels in decode_rows(file, rows, run.settings.resize, run.shape, run.threads):
-            writer.write(index, pixels)
+        for index, pixels in decode_rows(file, rows, run.images, run.threads):
+            if run.images.shape is None:
+                writer.append(index, pixels, shape=pixels.shape[:2])
+            else:
+                writer.write(index, pixels)
             if index % 64 == 63:
                 run.listener.advance(index + 1)
     run.report("write", "done", time.monotonic() - began, size_text(run.out.stat().st_size))

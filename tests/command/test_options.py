@@ -114,8 +114,9 @@ def test_an_error_names_arguments_in_python_and_options_in_the_command(
     told, printed = told_by_both(
         capsys, lambda: pack(source, out, encoded=True, resize=8), "pack", source, out, "--encoded", "--resize", 8
     )
-    assert told == "encoded=True keeps the files as they are, so resize= cannot go with it; leave one out"
-    assert printed == "--encoded keeps the files as they are, so --resize cannot go with it; leave one out"
+    words = "{} keeps the files as they are, so {} cannot go with it; leave one out, or make new files with {}"
+    assert told == words.format("encoded=True", "resize=", "jpeg=True")
+    assert printed == words.format("--encoded", "--resize", "--jpeg")
     told, printed = told_by_both(
         capsys, lambda: pack(source, out, channels="rgb"), "pack", source, out, "--channels", "rgb"
     )
@@ -147,7 +148,10 @@ def test_a_path_that_looks_like_an_argument_is_printed_as_it_is(
     put(tmp_path / "labels=5 seed=3", {"a/0.png": encode(noise(8, 8)), "b/0.png": encode(noise(8, 9))})
     assert main(["pack", "labels=5 seed=3", "o.h5", "-q"]) == 1
     told = capsys.readouterr().err
-    assert told.startswith("error: labels=5 seed=3: 'b/0.png' is 8×9") and "with --resize S, or keep" in told
+    assert (
+        told.startswith("error: labels=5 seed=3: 'b/0.png' is 8×9")
+        and "with --resize S, keep whole pictures with --short-side S, or" in told
+    )
 
 
 def test_the_summary_of_pack_names_options_too(

@@ -19,6 +19,7 @@ from fastload.command.cli import main
 from fastload.errors import DataError, UsageError
 from fastload.packed.file import PackedFile
 from fastload.packing.decoding import BrokenImage, decode
+from fastload.packing.fit import Fit
 from fastload.packing.pack import LeftOutWarning
 from fastload.subset.build import build_subset
 
@@ -145,7 +146,7 @@ def test_files_become_grey_or_keep_alpha_where_asked(tmp_path: Path, out: Path) 
 def test_channels_are_resized_each_by_itself(out: Path) -> None:
     planes = np.random.default_rng(1).integers(0, 256, (9, 12, 5), dtype=np.uint8)
     pack([(planes, 0)], out, channels=5, resize=6)
-    alone = [np.asarray(decode(plane, 6))[:, :, 0] for plane in planes.transpose(2, 0, 1)]
+    alone = [np.asarray(decode(plane, Fit("resize", 6)))[:, :, 0] for plane in planes.transpose(2, 0, 1)]
     assert np.array_equal(images_of(out)[0], np.stack(alone, axis=2))
 
 

@@ -24,8 +24,9 @@ from samples import cifar_files, class_files, encode, noise, put, tar
 import fastload
 from fastload.errors import DataError, UsageError
 from fastload.packed.file import PackedFile, damaged_rows, fingerprint
-from fastload.packing import job as pack_job
+from fastload.packing import chunks as chunk_threads
 from fastload.packing.decoding import BrokenImage, decode
+from fastload.packing.fit import Fit
 
 
 def pixels_of(path: Path) -> np.ndarray:
@@ -115,7 +116,7 @@ def test_resize_brings_the_shorter_side_to_s_and_cuts_the_centre(height: int, wi
     high, wide = (max(size, round(side * size / min(height, width))) for side in (height, width))
     reference = area_resize(smooth, high, wide)
     top, left = (high - size) // 2, (wide - size) // 2
-    found = decode(encode(smooth), size)
+    found = decode(encode(smooth), Fit("resize", size))
     assert found.shape == (size, size, 3)
     assert np.abs(found - reference[top : top + size, left : left + size]).max() <= 2
 
@@ -127,7 +128,7 @@ def test_bombs_splinters_and_strange_pixels_are_broken_images(monkeypatch: pytes
         with pytest.raises(BrokenImage, match=words):
             decode(data)
     with pytest.raises(BrokenImage, match="too narrow"):
-        decode(np.zeros((1, 20000, 3), np.uint8), 256)
+        decode(np.zeros((1, 20000, 3), np.uint8), Fit("resize", 256))
 
 
 def test_a_decompression_bomb_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +191,7 @@ def test_packing_a_packed_file_again_keeps_ids_and_gives_the_originals_bytes_bac
 
 
 def test_large_files_wait_for_their_turn_however_many_workers_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pack_job, "_WAITING_BYTES", 3000)
+    monkeypatch.setattr(chunk_threads, "_WAITING_BYTES", 3000)
     taken = 0
 
     def chunks():
@@ -199,7 +200,7 @@ def test_large_files_wait_for_their_turn_however_many_workers_there_are(monkeypa
             taken += 1
             yield [(index, bytes(1000))]
 
-    for done, _ in enumerate(pack_job.map_in_threads(len, chunks(), workers=8)):
+    for done, _ in enumerate(chunk_threads.map_in_threads(len, chunks(), workers=8)):
         assert taken - done <= 4
     assert done == 19
 
@@ -237,7 +238,7 @@ def test_images_of_several_sizes_are_named_with_both_sizes_and_the_mend(tmp_path
     source = put(
         tmp_path / "s", {"a/0.png": encode(noise(8, 9)), "b/0.png": encode(noise(8, 9)), "b/1.png": encode(noise(7, 9))}
     )
-    words = r"s: 'b/1.png' is 7×9 \(height × width\), but 'a/0.png' before it is 8×9; .*resize=S, or .*encoded=True"
+    words = r"s: 'b/1.png' is 7×9 \(height × width\), but 'a/0.png' before it is 8×9; .*resize=S, .*encoded=True"
     refuse(DataError, words, source, tmp_path / "o.h5")
     assert fastload.pack(source, tmp_path / "o.h5", resize=4).shape == (4, 4, 3)
 
@@ -372,7 +373,7 @@ def test_any_damage_to_an_image_is_a_broken_image_or_pixels(data: st.DataObject)
     for _ in range(3):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     try:
-        assert decode(bytes(content), 4).shape == (4, 4, 3)
+        assert decode(bytes(content), Fit("resize", 4)).shape == (4, 4, 3)
     except BrokenImage as error:
         assert "\n" not in str(error)
 
@@ -406,7 +407,12 @@ def test_real_photographs_pack_resized_and_encoded(imagenet_tar: Path, tmp_path:
     assert summary.images == len(summary.counts) == 250
     with PackedFile(tmp_path / "e.h5") as file:
         assert [file.read(row) for row in range(250)] == [files[name] for name in sorted(files)]
-    refuse(DataError, "resize=S, or keep the files with encoded=True", imagenet_tar, tmp_path / "x.h5")
+    refuse(
+        DataError,
+        "resize=S, keep whole pictures with short_side=S, or the files with encoded=True",
+        imagenet_tar,
+        tmp_path / "x.h5",
+    )
 
 
 # -- stopped in the middle ------------------------------------------------------------------------
