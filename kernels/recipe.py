@@ -187,6 +187,12 @@ def draw_place(recipe, numbers, sample, epoch, seed, stream, height, width):
 
 
 @exact
+def moved(place, row, column):
+    """Return a `Place` in the part of an image that begins at a row and column."""
+    return place[0] - row, place[1] - column, place[2], place[3], place[4], place[5], place[6], place[7]
+
+
+@exact
 def _random_part(numbers, sample, epoch, seed, stream, height, width):
     """Return (top, left, height, width) of a random part: torchvision's RandomResizedCrop."""
     area = np.float64(height) * np.float64(width)

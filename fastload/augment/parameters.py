@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -185,6 +185,12 @@ class Parameters:
     hue: np.ndarray
     grey: np.ndarray
     erased: np.ndarray
+
+    def moved(self, origins: np.ndarray) -> Parameters:
+        """Return the parameters for parts of the images that begin at `origins`, int64 [b, 2], row and column."""
+        places = self.places.copy()
+        places[:, :2] -= origins
+        return replace(self, places=places)
 
     @property
     def top(self) -> np.ndarray:

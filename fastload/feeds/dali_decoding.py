@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from fastload.augment import Augment
 from fastload.feeds.dali_errors import DecodingCheck, SampleError
 from fastload.feeds.dali_pipeline import DaliPipeline, decoding_pipeline
+from fastload.feeds.jpeg_cuts import OTHER_INDEX, EncodedBatch
 
 
 class FileDecoder:
@@ -28,15 +30,16 @@ class FileDecoder:
         self._pipeline = DaliPipeline(partial(decoding_pipeline, batch_size, threads, device_id), device_id)
 
     @contextlib.contextmanager
-    def decoded(self, files: Sequence[np.ndarray], augment: Augment) -> Iterator[tuple[Any, np.ndarray]]:
-        """Give images, a DALI list of uint8 [H, W, 3] that is valid in the `with` block, and their sides, int64 [b, 2].
+    def decoded(self, batch: EncodedBatch, augment: Augment) -> Iterator[tuple[Any, EncodedBatch]]:
+        """Give images, a DALI list of uint8 [h, w, 3] that is valid in the `with` block, and the batch with all sides.
 
         Arguments:
-            files: uint8 [bytes] each.
+            batch: whole files, or parts of them.
             augment: the crop of which must fit into each image.
 
         Raises SampleError for the first file that cannot be decoded or is too small; the decoder stays usable.
         """
+        files = batch.files
         self._check.check_last_part(files, augment)
         with contextlib.ExitStack() as run:
             try:
@@ -44,12 +47,16 @@ class FileDecoder:
             except RuntimeError as error:
                 self._check.explain(files, augment, error)
                 raise
-            sides = np.array(images.shape(), np.int64)[:, :2]
-            for position, (height, width) in enumerate(sides.tolist()):
+            shown = np.array(images.shape(), np.int64)[:, :2]
+            whole = np.where(batch.whole > 0, batch.whole, shown)
+            for position, (height, width) in enumerate(whole.tolist()):
                 problem = augment.misfit((height, width))
                 if problem:
                     raise SampleError(position, f"is {problem}")
-            yield images, sides
+            other = np.flatnonzero(((batch.shown > 0) & (batch.shown != shown)).any(axis=1))
+            if len(other):
+                raise SampleError(int(other[0]), OTHER_INDEX)
+            yield images, replace(batch, shown=shown, whole=whole)
 
     def close(self) -> None:
         """Free the pipelines, with their threads and memory. Safe to call twice."""

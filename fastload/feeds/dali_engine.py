@@ -16,15 +16,16 @@ import numpy as np
 import torch
 
 from fastload.augment import Augment
-from fastload.augment.parameters import SampleKeys, draw_parameters
+from fastload.augment.parameters import Parameters, SampleKeys, draw_parameters
 from fastload.common.processors import default_threads
 from fastload.errors import ClosedError, UsageError
 from fastload.feeds.dali_decoding import FileDecoder
 from fastload.feeds.dali_graph import DaliGraph
 from fastload.feeds.dali_pipeline import DaliPipeline
 from fastload.feeds.decoded_finish import DecodedFinish
+from fastload.feeds.jpeg_cuts import EncodedBatch
 
-Samples = np.ndarray | torch.Tensor | Sequence[np.ndarray]
+Samples = np.ndarray | torch.Tensor | Sequence[np.ndarray] | EncodedBatch
 
 
 class DaliEngine:
@@ -89,7 +90,8 @@ class DaliEngine:
         """Augment b ≤ batch_size samples into `out`, which is complete on return (on CUDA for the host too).
 
         Arguments:
-            samples: raw: uint8 [b, H, W, C], NumPy or torch, on any device; encoded: b uint8 [bytes].
+            samples: raw: uint8 [b, H, W, C], NumPy or torch, on any device; encoded: b uint8 [bytes],
+                or parts of files.
             keys: what the parameters of the b samples hang on.
             out: [b, C, h, w] on the engine's device, of its dtype, in any memory format; all is computed in float32
                 and rounded once.
@@ -102,29 +104,32 @@ class DaliEngine:
         """Augment samples, which are decoded once, for each view into its tensor; see `__call__`."""
         if self._closed:
             raise ClosedError()
-        if not len(samples):
+        if not len(views[0][0].ids):
             return
         if self._decoder is None:
-            sides = np.broadcast_to(np.array(self._shape[:2], np.int64), (len(samples), 2))  # type: ignore[index]
-            self._make(samples, sides, views)
+            sides = np.broadcast_to(np.array(self._shape[:2], np.int64), (len(views[0][0].ids), 2))  # type: ignore[index]
+            for keys, out in views:
+                self._run_steps(samples, draw_parameters(self._augment, keys, sides), sides, out)
             return
-        with self._decoder.decoded(samples, self._augment) as (images, sides):  # type: ignore[arg-type]  # files
-            self._make(images, sides, views)
+        batch = samples if isinstance(samples, EncodedBatch) else EncodedBatch.of_whole(samples)  # type: ignore[arg-type]
+        with self._decoder.decoded(batch, self._augment) as (images, there):
+            self._make(images, there, views)
 
-    def _make(self, images: Any, sides: np.ndarray, views: Sequence[tuple[SampleKeys, torch.Tensor]]) -> None:
+    def _make(self, images: Any, batch: EncodedBatch, views: Sequence[tuple[SampleKeys, torch.Tensor]]) -> None:
         for keys, out in views:
             if self._finish is None:
-                self._run_steps(images, sides, keys, out)
+                parameters = draw_parameters(self._augment, keys, batch.whole).moved(batch.origins)
+                self._run_steps(images, parameters, batch.shown, out)
                 continue
             fits = out.is_contiguous(memory_format=self._memory_format)
             target = out if fits else torch.empty_like(out, memory_format=self._memory_format)
-            self._finish(images, sides, keys, target)
+            self._finish(images, batch, keys, target)
             if not fits:
                 out.copy_(target)
 
-    def _run_steps(self, images: Any, sides: np.ndarray, keys: SampleKeys, out: torch.Tensor) -> None:
+    def _run_steps(self, images: Any, parameters: Parameters, sides: np.ndarray, out: torch.Tensor) -> None:
         assert self._steps is not None
-        inputs = self._graph.inputs(images, draw_parameters(self._augment, keys, sides), sides)
+        inputs = self._graph.inputs(images, parameters, sides)
         with self._steps.run(inputs) as result:
             made = torch.from_dlpack(result.as_tensor())
             out.copy_(made.permute(0, 3, 1, 2) if self._graph.channels_last else made)

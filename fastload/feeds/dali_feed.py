@@ -16,6 +16,7 @@ from fastload.feeds.dali_decoding import FileDecoder
 from fastload.feeds.dali_engine import DaliEngine, cuda_number
 from fastload.feeds.dali_errors import SampleError
 from fastload.feeds.inputs import FeedInputs
+from fastload.feeds.jpeg_cuts import read_batch
 from fastload.feeds.resident_set import ResidentSet
 
 
@@ -53,14 +54,14 @@ class DaliFeed:
         if self._encoded:
             self._decoder = FileDecoder(output.batch_size, default_threads(), cuda_number(output.device))
         self._makers = inputs.augments.map(
-            lambda one: (_engine(inputs, one, self._decoder), inputs.buffer_ring(one), inputs.image_shape(one))
+            lambda one: (one, _engine(inputs, one, self._decoder), inputs.buffer_ring(one), inputs.image_shape(one))
         )
 
     def make(self, start: int, count: int) -> Batch:
         rows, epochs = self._order.rows(start, count)
         ids = self._ids[rows]
         device = self._output.device
-        engine, ring, image_shape = self._makers.at(start)
+        augment, engine, ring, image_shape = self._makers.at(start)
         views = []
         for stream in self._streams:
             images = self._output.empty(count, image_shape) if self._on_cuda else ring.take(count)[0]
@@ -68,7 +69,7 @@ class DaliFeed:
         try:
             if self._read_ahead is not None:
                 self._read_ahead.want(start, count)
-            engine.make_views(self._samples(rows), views)
+            engine.make_views(self._samples(rows, augment, [keys for keys, _ in views]), views)
         except SampleError as error:
             row = int(rows[error.position])
             raise DataError(f"{self._path}: {self._name_of(row)} {error.problem}") from error
@@ -80,17 +81,17 @@ class DaliFeed:
             labels = labels.to(device)
         return Batch(made, labels, torch.from_numpy(ids).to(device))
 
-    def _samples(self, rows: np.ndarray) -> Any:
+    def _samples(self, rows: np.ndarray, augment: Augment, views: list[SampleKeys]) -> Any:
         resident = self._set
         if self._encoded:
-            return self._reader.encoded(rows)
+            return read_batch(self._reader, rows, augment, views)
         if resident is not None:
             return resident.rows(rows)
         images = self._reader.images(rows)  # raises once this is closed
         return torch.from_numpy(images).to(self._output.device) if self._on_cuda else images
 
     def close(self) -> None:
-        for engine, _, _ in self._makers.values:
+        for _, engine, _, _ in self._makers.values:
             engine.close()
         if self._decoder is not None:
             self._decoder.close()

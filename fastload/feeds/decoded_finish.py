@@ -10,6 +10,7 @@ import torch
 
 from fastload.augment import Augment
 from fastload.augment.parameters import SampleKeys, kernel_norm, kernel_numbers, kernel_recipe
+from fastload.feeds.jpeg_cuts import EncodedBatch
 from fastload.kernels.augment_decoded import decoded_kernel
 
 
@@ -33,14 +34,15 @@ class DecodedFinish:
         self._kernel = decoded_kernel(recipe)
         none, nothing = np.empty((0, 2), np.int64), np.empty(0, np.int64)
         stored = np.int16 if dtype in (torch.float16, torch.bfloat16) else torch.empty(0, dtype=dtype).numpy().dtype
-        self._finish(nothing, none, 0, nothing, nothing, SampleKeys(0, 0, nothing, nothing), np.empty((0, 1), stored))
+        keys = SampleKeys(0, 0, nothing, nothing)
+        self._finish(nothing, EncodedBatch([], none, none, none), slice(0, 0), keys, np.empty((0, 1), stored))
 
-    def __call__(self, images: Any, sides: np.ndarray, keys: SampleKeys, out: torch.Tensor) -> None:
-        """Finish decoded images, a DALI list of uint8 [H, W, 3], into `out` [b, 3, h, w].
+    def __call__(self, images: Any, batch: EncodedBatch, keys: SampleKeys, out: torch.Tensor) -> None:
+        """Finish decoded images, a DALI list of uint8 [h, w, 3], into `out` [b, 3, h, w].
 
         Arguments:
-            images: into which the crop fits.
-            sides: int64 [b, 2], of the images.
+            images: the whole ones, into which the crop fits, or parts of them that hold it.
+            batch: where the parts are, and all sides.
             keys: of the samples.
             out: contiguous in its memory format.
         """
@@ -52,7 +54,7 @@ class DecodedFinish:
         def finish_some() -> None:
             for first in firsts:
                 part = slice(first, first + step)
-                self._finish(addresses[part], sides[part], first, keys.ids[part], keys.epochs[part], keys, values)
+                self._finish(addresses, batch, part, keys, values)
 
         # Each thread takes the next images when it is done with some. They are begun for each batch (0.4 ms each, at
         # most), so that none of them goes on whatever interrupts it.
@@ -64,14 +66,19 @@ class DecodedFinish:
                 done.result()
 
     def _finish(
-        self,
-        addresses: np.ndarray,
-        sides: np.ndarray,
-        first: int,
-        ids: np.ndarray,
-        epochs: np.ndarray,
-        keys: SampleKeys,
-        values: np.ndarray,
+        self, addresses: np.ndarray, batch: EncodedBatch, part: slice, keys: SampleKeys, values: np.ndarray
     ) -> None:
-        seed, stream = np.uint64(keys.seed), np.uint64(keys.stream)
-        self._kernel(addresses, sides, first, ids, epochs, seed, stream, self._numbers, self._norm, values)
+        self._kernel(
+            addresses[part],
+            batch.whole[part],
+            batch.origins[part],
+            batch.shown[part],
+            part.start,
+            keys.ids[part],
+            keys.epochs[part],
+            np.uint64(keys.seed),
+            np.uint64(keys.stream),
+            self._numbers,
+            self._norm,
+            values,
+        )

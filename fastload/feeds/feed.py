@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fastload.augment import Augment
+from fastload.augment.parameters import stream_number
 from fastload.augment.schedule import Staged
 from fastload.common.cuda import require_cuda_target
 from fastload.common.device import resolve_device
@@ -19,11 +20,14 @@ from fastload.common.processors import default_threads
 from fastload.errors import UsageError
 from fastload.feeds.batch import Batch, Feed, Output, label_tensor
 from fastload.feeds.dali_feed import DaliFeed
-from fastload.feeds.engine_choice import choose_engine
+from fastload.feeds.encoded_feed import FusedEncodedFeed
+from fastload.feeds.engine_choice import check_scaled_decoding, choose_engine
 from fastload.feeds.fused_feeds import FusedCpuFeed, FusedResidentFeed, FusedStreamFeed
 from fastload.feeds.inputs import FeedInputs
+from fastload.feeds.jpeg_cuts import CutRanges
 from fastload.feeds.prefetch import Prefetcher
 from fastload.feeds.read_ahead import read_ahead_for
+from fastload.kernels.jpeg_cut import cut_margin
 from fastload.order import Order, RowOrder
 from fastload.packed.reader import SampleReader
 from fastload.packed.set import Packed
@@ -40,6 +44,7 @@ def open_feed(
     workers: int | None = None,
     labels: np.ndarray | None = None,
     views: int = 1,
+    scaled_decoding: bool = False,
 ) -> Feed:
     """Return the feed of a packed file.
 
@@ -53,6 +58,8 @@ def open_feed(
         workers: threads that make batches ahead; the processors, at most 8, by default.
         labels: [N, ...], in place of the file's own.
         views: how many images are made of each sample, each with random parameters of its own.
+        scaled_decoding: decode encoded files at 1/2, 1/4 or 1/8 where a crop is at least that much larger than what it
+            becomes.
     """
     augments = augment if isinstance(augment, Staged) else Staged.always(augment)
     on_cuda = output.device.type == "cuda"
@@ -61,6 +68,10 @@ def open_feed(
         raise UsageError(f"{file.path} holds encoded images; a resident set must be raw")
     found = file.labels if labels is None else labels
     reader = SampleReader(file)
+    ranges = None
+    if reader.jpeg_files is not None:
+        streams = [stream_number(order.phase, view) for view in range(views)]
+        ranges = CutRanges(reader, augments, order.seed, streams, cut_margin(scaled_decoding))
     inputs = FeedInputs(
         file,
         augments,
@@ -69,12 +80,16 @@ def open_feed(
         output,
         labels=None if found is None else label_tensor(found),
         reader=reader,
-        read_ahead=None if resident else read_ahead_for(order, reader, file, output.batch_size),
+        read_ahead=None if resident else read_ahead_for(order, reader, file, output.batch_size, ranges),
         resident=resident,
         workers=default_threads() if workers is None else workers,
+        scaled_decoding=scaled_decoding,
     )
+    check_scaled_decoding(scaled_decoding, file, chosen)
     if chosen == "dali":
         return DaliFeed(inputs)
+    if file.storage == "encoded":
+        return FusedEncodedFeed(inputs)
     if output.device.type == "cpu":
         return FusedCpuFeed(inputs)
     require_cuda_target()

@@ -32,6 +32,8 @@ class FeedInputs:
         read_ahead: has a streamed file read ahead; None for a resident set, and where what comes is not known ahead.
         resident: keep the whole set in the device's memory.
         workers: threads that make batches, for feeds that can use several.
+        scaled_decoding: decode JPEG files at 1/2, 1/4 or 1/8 where a crop is at least that much larger than what it
+            becomes.
     """
 
     file: Packed
@@ -44,6 +46,7 @@ class FeedInputs:
     read_ahead: ReadAhead | None
     resident: bool
     workers: int
+    scaled_decoding: bool = False
 
     @property
     def channels(self) -> int:

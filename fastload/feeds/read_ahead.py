@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
 
@@ -21,15 +22,29 @@ _MARGIN_BYTES = 16 << 20
 """Asked for beyond the next window of blocks."""
 
 
-def read_ahead_for(order: RowOrder, reader: SampleReader, file: Packed, batch_size: int) -> ReadAhead | None:
+Ranges = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+"""From rows, their epochs and the first one's position to where byte ranges start in the set, and their sizes."""
+
+
+def read_ahead_for(
+    order: RowOrder, reader: SampleReader, file: Packed, batch_size: int, ranges: Ranges | None = None
+) -> ReadAhead | None:
     """Return what has a streamed file read ahead, at least four batches of it, in the order that a feed follows.
 
     None for an order of another kind than `Order`: one that follows the losses, say, does not know yet what comes.
+
+    Arguments:
+        order: of the positions.
+        reader: of the samples.
+        file: the set.
+        batch_size: images in a batch.
+        ranges: what a feed reads of samples; all of their bytes by default.
     """
     if not isinstance(order, Order):
         return None
     sample_bytes = max(1, file.nbytes // len(file))
-    return ReadAhead(reader, order, sample_bytes, max(_AHEAD_BYTES, 4 * batch_size * sample_bytes))
+    window = max(_AHEAD_BYTES, 4 * batch_size * sample_bytes)
+    return ReadAhead(reader, order, sample_bytes, window, ranges)
 
 
 class ReadAhead:
@@ -45,12 +60,15 @@ class ReadAhead:
         order: of the positions.
         sample_bytes: size of a sample, on average.
         window: bytes to be ahead.
+        ranges: what is read of samples that are asked for by the unit; of blocks, all is.
     """
 
     PROBES = 8
 
-    def __init__(self, reader: SampleReader, order: Order, sample_bytes: int, window: int) -> None:
-        self._reader, self._order = reader, order
+    def __init__(
+        self, reader: SampleReader, order: Order, sample_bytes: int, window: int, ranges: Ranges | None = None
+    ) -> None:
+        self._reader, self._order, self._ranges = reader, order, ranges
         self._in_blocks = False
         if order.shuffle == "block":
             block = max(1, order.block_rows * sample_bytes)
@@ -122,15 +140,20 @@ class ReadAhead:
         epoch, unit = divmod(step, self._steps)
         start = epoch * self._order.n + unit * self._step
         count = min(self._step, self._order.n - unit * self._step)
-        probes = [self._order.rows(start + count * i // self.PROBES, 1)[0] for i in range(min(count, self.PROBES))]
-        if self._reader.cached(self._reader.ranges(np.concatenate(probes))[0]).all():
+        probes = [self._order.rows(start + count * i // self.PROBES, 1) for i in range(min(count, self.PROBES))]
+        rows, epochs = (np.concatenate(parts) for parts in zip(*probes, strict=True))
+        if self._reader.cached(self._ranges_of(rows, epochs, start)[0]).all():
             return True
-        rows = np.sort(self._order.rows(start, count)[0])
-        starts, sizes = self._reader.ranges(rows)
-        breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-        first, last = np.append(0, breaks), np.append(breaks, len(rows)) - 1
-        self._advise(starts[first], (starts + sizes)[last])
+        rows, epochs = self._order.rows(start, count)
+        starts, sizes = self._ranges_of(rows, epochs, start)
+        by_place = np.argsort(starts)
+        starts, ends = starts[by_place], (starts + sizes)[by_place]
+        breaks = np.flatnonzero(starts[1:] != ends[:-1]) + 1
+        self._advise(starts[np.append(0, breaks)], ends[np.append(breaks, len(ends)) - 1])
         return False
+
+    def _ranges_of(self, rows: np.ndarray, epochs: np.ndarray, position: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._reader.ranges(rows) if self._ranges is None else self._ranges(rows, epochs, position)
 
     def _advise(self, starts: np.ndarray, ends: np.ndarray) -> None:
         if starts.size:

@@ -119,6 +119,7 @@ class RunFiles:
                 resident=resident,
                 labels=labels,
                 views=settings.views,
+                scaled_decoding=settings.scaled_decoding and file.storage == "encoded",
             )
             return feed if settings.mix is None else MixedFeed(feed, settings.mix, order, file.ids, classes)
 

@@ -59,7 +59,10 @@ class TwoPhaseLoader(DataLoaderView):
             or function that keeps shape, type and device. What it draws from torch's generators is the same after a
             resume with the same `batch_size`.
         with_ids: yield (images, labels, ids) rather than (images, labels). Unlabelled sets give no labels.
-        engine: "fused", "dali", or "auto" (fused for raw files, DALI to decode).
+        engine: "fused", "dali", or "auto": fused, unless that cannot decode the files: on CUDA, without libturbojpeg,
+            or where more than a tenth of them is no JPEG that can be cut.
+        scaled_decoding: decode JPEG files at 1/2, 1/4 or 1/8 where a crop is at least that much larger than what it
+            becomes: faster for large photographs, and a little different (docs/recipes.md).
         prefetch: batches made ahead by threads.
         keep_resident: keep the subset on the device after the swap.
         resident_budget: bytes; a raw full set up to this size is kept on the device too, rather than streamed (not
@@ -96,6 +99,7 @@ class TwoPhaseLoader(DataLoaderView):
         transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
         with_ids: bool = False,
         engine: Literal["auto", "fused", "dali"] = "auto",
+        scaled_decoding: bool = False,
         prefetch: int | None = None,
         keep_resident: bool = False,
         resident_budget: int | None = None,

@@ -61,6 +61,7 @@ class LoaderSettings:
     memory_format: torch.memory_format
     with_ids: bool
     engine: str
+    scaled_decoding: bool
     prefetch: int | None
     keep_resident: bool
     resident_budget: int | None
@@ -94,6 +95,7 @@ class LoaderSettings:
             shuffle=shuffle_of(self.shuffle),
             seed=seed64(self.seed),
             with_ids=flag("with_ids", self.with_ids),
+            scaled_decoding=flag("scaled_decoding", self.scaled_decoding),
             keep_resident=flag("keep_resident", self.keep_resident),
         )
         rank, world_size = ranks_of(self.rank, self.world_size)
@@ -155,5 +157,6 @@ class LoaderSettings:
             "views": self.views,
             "mix": None if self.mix is None else asdict(self.mix),
             # A transform sees a rank's own batch, so what it draws hangs on that batch's size.
+            **({"scaled_decoding": True} if self.scaled_decoding else {}),
             "transform": None if self.transform is None else f"of {self.output.batch_size} images",
         }

@@ -137,7 +137,7 @@ class PackedFile:
         self.jpeg: JpegIndex | None = None
         if found.jpeg is not None:
             cuts, offsets, place = found.jpeg
-            self.jpeg = JpegIndex(cuts, offsets, self._read_segments, place)
+            self.jpeg = JpegIndex(cuts, offsets, self._read_segments, [(place, int(offsets[-1]))])
 
     def _map_images(self, found: Metadata) -> None:
         self.data_offset, self.nbytes = found.image_place
@@ -229,7 +229,7 @@ class PackedFile:
 
     def _read_segments(self, start: int, stop: int) -> np.ndarray:
         assert self.jpeg is not None
-        return np.frombuffer(self._read(self.jpeg.place + 4 * start, 4 * (stop - start)), np.uint32)
+        return np.frombuffer(self._read(self.jpeg.places[0][0] + 4 * start, 4 * (stop - start)), np.uint32)
 
     def _read(self, position: int, count: int) -> bytes:
         parts, file = [], self.file

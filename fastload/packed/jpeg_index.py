@@ -62,8 +62,8 @@ class JpegIndex:
         cuts: int32 [N, 6], one `Cut` a file.
         segment_offsets: int64 [N + 1]; the entries of file i are `segment_offsets[i] … segment_offsets[i + 1] - 1`.
         read: gives entries from one place to another, uint32: where in its file each segment begins, row by row, and
-            where the last one ends, its marker left out.
-        place: where the entries begin in the packed file, in bytes.
+            where the file ends. A segment's last two bytes are a marker.
+        places: where the entries begin in each packed file of the set, in bytes, and how many there are.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class JpegIndex:
         cuts: np.ndarray,
         segment_offsets: np.ndarray,
         read: Callable[[int, int], np.ndarray],
-        place: int = 0,
+        places: Sequence[tuple[int, int]] = (),
     ) -> None:
-        self.cuts, self.segment_offsets, self.place, self._read = cuts, segment_offsets, place, read
+        self.cuts, self.segment_offsets, self.places, self._read = cuts, segment_offsets, list(places), read
 
     def segments(self, row: int) -> np.ndarray:
         """Return the entries of a file, uint32; none for one that is stored whole."""
@@ -89,11 +89,39 @@ class JpegIndex:
         return [("jpeg", self.cuts), ("segments", everything), ("segment_offsets", self.segment_offsets)]
 
     @staticmethod
+    def joined(parts: Sequence[JpegIndex | None], counts: Sequence[int]) -> JpegIndex | None:
+        """Return the index of a set of packed files; None where none of them has one.
+
+        Arguments:
+            parts: of each file.
+            counts: how many samples each has.
+        """
+        if all(part is None for part in parts):
+            return None
+        known = [part or JpegIndex.of_files([WHOLE] * count, []) for part, count in zip(parts, counts, strict=True)]
+        sizes = [int(part.segment_offsets[-1]) for part in known]
+        firsts = np.cumsum([0, *sizes])
+        shifted = [part.segment_offsets[:-1] + first for part, first in zip(known, firsts, strict=False)]
+
+        def read(start: int, stop: int) -> np.ndarray:
+            pieces = [
+                part._read(max(start - first, 0), min(stop - first, size))
+                for part, first, size in zip(known, firsts.tolist(), sizes, strict=False)
+                if start < first + size and stop > first
+            ]
+            return np.concatenate([np.empty(0, np.uint32), *pieces])
+
+        places = [place for part in known for place in (part.places or [(0, 0)])]
+        cuts = np.concatenate([part.cuts for part in known])
+        return JpegIndex(cuts, np.concatenate([*shifted, firsts[-1:]]), read, places)
+
+    @staticmethod
     def of_files(cuts: Sequence[Cut], segments: Sequence[np.ndarray]) -> JpegIndex:
         """Return the index of files, given each one's cut and entries."""
         sizes = [len(entries) for entries in segments]
         everything = np.concatenate([np.empty(0, np.uint32), *segments]).astype(np.uint32)
-        offsets = np.cumsum([0, *sizes], dtype=np.int64)
+        offsets = np.zeros(len(cuts) + 1, np.int64)
+        offsets[1 : len(sizes) + 1] = np.cumsum(sizes, dtype=np.int64)
         table = np.array(cuts, np.int32).reshape(len(cuts), FIELDS)
         return JpegIndex(table, offsets, lambda start, stop: everything[start:stop])
 

@@ -11,7 +11,9 @@ import numpy as np
 from fastload.common.dropping import Descriptor
 from fastload.errors import ClosedError, DataError
 from fastload.kernels import file_ranges
+from fastload.kernels.jpeg_cut import JpegFiles
 from fastload.packed.file import Extent
+from fastload.packed.jpeg_index import JpegIndex
 from fastload.packed.set import Packed
 from fastload.packed.watching import Watches
 
@@ -50,12 +52,15 @@ class SampleReader:
     """
 
     def __init__(self, file: Packed) -> None:
-        self._path, self._name_of = file.path, file.name_of
+        self._path, self._name_of, self.ids = file.path, file.name_of, file.ids
         self._offsets, self._strides, self._shape = file.offsets, file.strides, file.shape
         self._size = file.nbytes
         self.sample_bytes = 0 if file.strides is None else file.strides[0]
         extents = file.extents
         self._place: ImageLocation | None = ImageLocation(extents)
+        self._jpeg: JpegFiles | None = None
+        if file.jpeg is not None and file.shapes is not None and file.offsets is not None:
+            self._jpeg = _jpeg_files(file.jpeg, file.shapes, file.offsets, self._place)
         self._watches = Watches([extent.watch for extent in extents], self._place[0].tolist())
 
     @property
@@ -65,6 +70,11 @@ class SampleReader:
         if place is None:
             raise ClosedError()
         return place
+
+    @property
+    def jpeg_files(self) -> JpegFiles | None:
+        """The files that can be cut, for kernels, which hold `place` meanwhile; None where none can."""
+        return self._jpeg
 
     def ranges(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return where samples start in the set, and their sizes, int64 [b] bytes each."""
@@ -132,6 +142,12 @@ class SampleReader:
     def close(self) -> None:
         """Let go of the files. Safe to call twice; nothing may be read any more."""
         self._place = None
+
+
+def _jpeg_files(index: JpegIndex, shapes: np.ndarray, offsets: np.ndarray, place: ImageLocation) -> JpegFiles:
+    begins = np.array([begin for begin, _ in index.places], np.int64)
+    firsts = np.cumsum([0, *(4 * count for _, count in index.places)]).astype(np.int64)
+    return JpegFiles(*place, offsets, shapes, index.cuts, begins, firsts, index.segment_offsets)
 
 
 def is_cached(descriptor: int, offset: int) -> bool:

@@ -14,6 +14,7 @@ import xxhash
 from fastload.common.arguments import path_of
 from fastload.errors import DataError, UsageError
 from fastload.packed.file import Extent, PackedFile, sample_name
+from fastload.packed.jpeg_index import JpegIndex
 from fastload.packed.names import JoinedNames
 
 PathsLike = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -59,6 +60,9 @@ class PackedSet:
         shapes, names = [file.shapes for file in self.files], [file.names for file in self.files]
         self.shapes = np.concatenate([part for part in shapes if part is not None]) if _all(shapes) else None
         self.names = JoinedNames([part for part in names if part is not None]) if _all(names) else None
+        self.jpeg = JpegIndex.joined([file.jpeg for file in self.files], [len(file) for file in self.files])
+        if self.shapes is None:
+            self.jpeg = None
         self.nbytes = sum(file.nbytes for file in self.files)
         self._first_rows = np.cumsum([0, *(len(file) for file in self.files)])
         self.offsets = self._joined_offsets()

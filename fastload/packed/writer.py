@@ -231,9 +231,9 @@ class PackedWriter:
 
     def _finish(self) -> None:
         """Lay the rest out, write it, read it back, rename."""
-        tables = self._tables()
-        pieces = tables.lay_out(self._layout, self._fingerprint(tables.labels))
-        out = self._out
+        out, tables = self._out, _tables_of(self, self._digests)
+        fingerprint = _fingerprint(out, self._image_offset, self.image_bytes, tables.labels)
+        pieces = tables.lay_out(self._layout, fingerprint)
         out.reserve(self._layout.size)
         for position, data in pieces:
             out.write(position, data)
@@ -242,49 +242,6 @@ class PackedWriter:
             out.check(position, data)
         out.publish()
         self._file = None
-
-    def _tables(self) -> Tables:
-        return Tables(
-            storage=self.storage,
-            source=self.source,
-            classes=self.classes,
-            images=self._extent or (),
-            labels=self._checked_labels(),
-            ids=self.ids,
-            digests=self._digests,
-            offsets=self.offsets,
-            shapes=self._checked_shapes(),
-            names=None if self.names is None else stored_names(self.names),
-            selection=self.selection,
-            jpeg=self.jpeg,
-        )
-
-    def _fingerprint(self, labels: np.ndarray | None) -> str:
-        hasher = xxhash.xxh3_128()
-        for start in range(0, self.image_bytes, CHUNK):
-            size = min(CHUNK, self.image_bytes - start)
-            hasher.update(self._out.read(self._image_offset + start, size))
-        if labels is not None:
-            hasher.update(labels.data)
-        return hasher.hexdigest()
-
-    def _checked_labels(self) -> np.ndarray | None:
-        if self.labels is None:
-            return None
-        if len(self.labels) != self.count:
-            raise ValueError(f"{self.count:,} images but {len(self.labels):,} labels")
-        labels = as_labels(self.labels, f"{self.path}: labels")
-        return np.ascontiguousarray(labels, dtype=labels.dtype.newbyteorder("<"))
-
-    def _checked_shapes(self) -> np.ndarray | None:
-        if self.shapes is None:
-            return None
-        shapes = np.ascontiguousarray(self.shapes, np.int32)
-        if shapes.shape != (self.count, 2) or (shapes < 1).any():
-            raise ValueError(
-                f"shapes of {self.count} images are positive, int32 [N, 2], and given for each or for none"
-            )
-        return shapes
 
     def _settle(self, appended: Appended) -> None:
         """Once all samples are appended: their index, and where they are if they lie as they should."""
@@ -299,23 +256,8 @@ class PackedWriter:
         keep = np.flatnonzero(~self._skipped)
         if not len(keep):
             raise DataError(f"{self.path}: not one image could be read, so nothing was written")
-        table = self.selection
         spans = [self._span(row) for row in keep.tolist()]
-        anew = PackedWriter(
-            self.path,
-            labels=None if self.labels is None else self.labels[keep],
-            shape=None if self.shape is None else (len(keep), *self.shape[1:]),
-            sizes=None if self.shape is not None else np.array([stop - start for start, stop in spans], np.int64),
-            storage="ragged" if self.storage == "ragged" else "encoded",
-            ids=self.ids[keep],
-            classes=self.classes,
-            source=self.source,
-            selection=None if table is None else _rows_of(table, keep),
-            names=None if self.names is None else [self.names[row] for row in keep.tolist()],
-            shapes=None if self.shapes is None else self.shapes[keep],
-            jpeg=None if self.jpeg is None else self.jpeg.of_rows(keep),
-        )
-        with anew as out:
+        with _writer_of(self, keep, np.array([stop - start for start, stop in spans], np.int64)) as out:
             for new, (start, stop) in enumerate(spans):
                 out.write(new, self._out.read(self._image_offset + start, stop - start))
         self._abandon()
@@ -332,6 +274,72 @@ class PackedWriter:
                 f"{self.image_bytes / 1e6:,.1f} MB there; nothing was left behind"
             )
         return error
+
+
+def _writer_of(other: PackedWriter, rows: np.ndarray, sizes: np.ndarray) -> PackedWriter:
+    """Return a writer of some of another one's rows, int64, of as many bytes as `sizes` says."""
+    table, names = other.selection, other.names
+    return PackedWriter(
+        other.path,
+        labels=None if other.labels is None else other.labels[rows],
+        shape=None if other.shape is None else (len(rows), *other.shape[1:]),
+        sizes=None if other.shape is not None else sizes,
+        storage="ragged" if other.storage == "ragged" else "encoded",
+        ids=other.ids[rows],
+        classes=other.classes,
+        source=other.source,
+        selection=None if table is None else _rows_of(table, rows),
+        names=None if names is None else [names[row] for row in rows.tolist()],
+        shapes=None if other.shapes is None else other.shapes[rows],
+        jpeg=None if other.jpeg is None else other.jpeg.of_rows(rows),
+    )
+
+
+def _tables_of(writer: PackedWriter, digests: np.ndarray) -> Tables:
+    return Tables(
+        storage=writer.storage,
+        source=writer.source,
+        classes=writer.classes,
+        images=writer.shape if writer.shape is not None else (writer.image_bytes,),
+        labels=_stored_labels(writer.labels, writer.count, writer.path),
+        ids=writer.ids,
+        digests=digests,
+        offsets=writer.offsets,
+        shapes=_stored_shapes(writer.shapes, writer.count),
+        names=None if writer.names is None else stored_names(writer.names),
+        selection=writer.selection,
+        jpeg=writer.jpeg,
+    )
+
+
+def _fingerprint(out: Replacement, offset: int, size: int, labels: np.ndarray | None) -> str:
+    """Return the fingerprint (hex) of `size` bytes of images that were written from `offset` on, and of labels."""
+    hasher = xxhash.xxh3_128()
+    for start in range(0, size, CHUNK):
+        hasher.update(out.read(offset + start, min(CHUNK, size - start)))
+    if labels is not None:
+        hasher.update(labels.data)
+    return hasher.hexdigest()
+
+
+def _stored_labels(found: np.ndarray | None, count: int, path: Path) -> np.ndarray | None:
+    """Return labels as they are stored, checked."""
+    if found is None:
+        return None
+    if len(found) != count:
+        raise ValueError(f"{count:,} images but {len(found):,} labels")
+    labels = as_labels(found, f"{path}: labels")
+    return np.ascontiguousarray(labels, dtype=labels.dtype.newbyteorder("<"))
+
+
+def _stored_shapes(found: np.ndarray | None, count: int) -> np.ndarray | None:
+    """Return images' sides as they are stored, checked."""
+    if found is None:
+        return None
+    shapes = np.ascontiguousarray(found, np.int32)
+    if shapes.shape != (count, 2) or (shapes < 1).any():
+        raise ValueError(f"shapes of {count} images are positive, int32 [N, 2], and given for each or for none")
+    return shapes
 
 
 def _offsets_of(sizes: np.ndarray) -> np.ndarray:

@@ -31,7 +31,8 @@ def convert(
 ) -> PackSummary:
     """Write a packed file's samples into another packed file; ids, labels, class names and samples' names stay.
 
-    What no argument changes stays too: the storage (encoded files are kept byte by byte), sizes, channels, the order.
+    What no argument changes stays too: the storage (JPEG files that cannot be cut yet are made so, as `pack` does it),
+    sizes, channels, the order.
     A subset becomes an ordinary file: why each sample was chosen is left behind.
 
     Arguments:

@@ -125,6 +125,14 @@ def describe_file(data: bytes) -> tuple[str, int]:
         return "JPEG" if image.format == "MPO" else str(image.format), orientation(image)
 
 
+def jpeg_orientation(data: bytes) -> int:
+    """Return the orientation of a JPEG file; 1 for another one."""
+    if not data.startswith(b"\xff\xd8"):
+        return 1
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        return orientation(image)
+
+
 def upright_sides(data: bytes) -> tuple[int, int]:
     """Return (height, width) of the upright image in a file. Raises BrokenImage for one that cannot be decoded."""
     with _broken(), Image.open(io.BytesIO(data), formats=_known_formats()) as image:

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastload.common.dali_decoder import dali, decoded_files
-from fastload.packing.decoding import BrokenImage, Decoded, decode_sample, describe_file
+from fastload.packed.jpeg_index import WHOLE, Cut
+from fastload.packing.decoding import BrokenImage, Decoded, decode_sample, describe_file, jpeg_orientation
+from fastload.packing.jpeg_transcode import cuttable
 from fastload.packing.orientation import with_orientation
 
 TOLERANCE = 3
@@ -30,26 +32,41 @@ _OTHER_SIZE = 256
 
 
 class Kept(NamedTuple):
-    """A file to store: its bytes, its upright image's sides, what of its channels is lost, whether it was changed."""
+    """A file to store.
+
+    Attributes:
+        data: its bytes.
+        sides: (height, width) of its image, upright.
+        left_out: what of its channels is lost.
+        turned: whether its orientation was written anew, so that every decoder reads the same.
+        cut: how it can be cut.
+        segments: where its segments begin, uint32; None for a file that cannot be cut.
+    """
 
     data: bytes
     sides: tuple[int, int]
     left_out: str
     turned: bool
+    cut: Cut = WHOLE
+    segments: np.ndarray | None = None
 
 
 class EncodedCheck:
     """Decodes files with Pillow and with DALI (on the CPU), in any number of threads; keeps what comes out the same.
 
+    JPEG files are written anew, with the same coefficients, so that they can be cut (see `jpeg_transcode`): DALI
+    decodes the new file, Pillow the old one.
+
     Arguments:
         max_pixels: of an image; None for no limit.
+        as_is: keep all files' own bytes.
 
     Raises UsageError where DALI is not installed: what nobody has checked may stop a training later.
     """
 
-    def __init__(self, max_pixels: int | None = None) -> None:
+    def __init__(self, max_pixels: int | None = None, *, as_is: bool = False) -> None:
         dali("encoded=True, which checks files with the decoder that will read them,")
-        self._max_pixels = max_pixels
+        self._max_pixels, self._as_is = max_pixels, as_is
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._building = threading.Lock()
 
@@ -105,6 +122,11 @@ class EncodedCheck:
 
     def _judged(self, data: bytes, image: Decoded) -> Kept | BrokenImage:
         sides = (image.pixels.shape[0], image.pixels.shape[1])
+        made = None if self._as_is else cuttable(data, jpeg_orientation(data))
+        if made is not None:
+            difference = self._difference(made.data, image)
+            if difference is not None and difference <= TOLERANCE:
+                return Kept(made.data, sides, image.left_out, False, made.cut, made.segments)
         difference = self._difference(data, image)
         if difference is not None and difference <= TOLERANCE:
             return Kept(data, sides, image.left_out, False)

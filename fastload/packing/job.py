@@ -79,14 +79,15 @@ class PackJob:
         if self.storage == "raw":
             stream = self._find_shape(stream)
         lost: Counter[str] = Counter()
-        turned = done = 0
+        files = Counter[str]()
+        done = 0
         with self._writer() as writer:
             stored = map_in_threads(lambda chunk: self._store(writer, chunk), chunks(stream), workers or processors())
             # Closed before the writer is, or threads could write to a descriptor that is somebody else's by then.
             with progress_bar("packing", len(self.source), quiet=not progress) as advance, closing(stored):
                 for part in stored:
                     for row, made in part.made:  # in the source's order, so that the file depends on no thread
-                        turned += _append(writer, row, made)
+                        files += _append(writer, row, made)
                     advance(part.count)
                     done += part.count
                     lost += part.lost
@@ -117,7 +118,8 @@ class PackJob:
             passed_over=self.source.passed_over,
             notes=self.source.notes,
             unlabelled=labels is None,
-            turned=turned,
+            turned=files["turned"],
+            whole=files["whole"],
         )
 
     def _labels(self) -> np.ndarray | None:
@@ -237,14 +239,14 @@ class _Stored:
     lost: Counter[str]
 
 
-def _append(writer: PackedWriter, row: int, made: Decoded | Kept) -> bool:
-    """Append a sample; return whether its file was turned."""
+def _append(writer: PackedWriter, row: int, made: Decoded | Kept) -> Counter[str]:
+    """Append a sample; return whether its file was "turned", and is "whole": not to be cut."""
     if isinstance(made, Decoded):
         height, width, _ = made.pixels.shape
         writer.append(row, made.pixels, shape=(height, width))
-        return False
-    writer.append(row, made.data, shape=made.sides)
-    return made.turned
+        return Counter()
+    writer.append(row, made.data, shape=made.sides, cut=made.cut, segments=made.segments)
+    return Counter(turned=made.turned, whole=made.segments is None)
 
 
 def _faulty(labels: np.ndarray | None, classes: Sequence[str]) -> dict[int, str]:

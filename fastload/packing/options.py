@@ -29,6 +29,7 @@ class PackOptions:
     fit: Fit | None
     channels: Channels
     encoded: bool
+    as_is: bool
     quality: int | None
     max_pixels: int | None
     skip_broken: bool
@@ -41,6 +42,8 @@ class PackOptions:
         )
         if not fits:
             raise UsageError(f"channels={self.channels!r} is neither 'as-is' nor between 1 and {MOST_CHANNELS}")
+        if self.as_is and not self.encoded:
+            raise UsageError("as_is=True keeps image files' own bytes; it goes with encoded=True only")
         if self.jpeg:
             self._check_jpeg()
         elif self.encoded:

@@ -65,6 +65,12 @@ def _exif(value: int) -> bytes:
     return b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, _TAG, 3, 1, value, 0, 0)
 
 
+def exif_segment(value: int) -> bytes:
+    """Return a segment of a JPEG file that tells its orientation, and nothing else."""
+    content = b"Exif\0\0" + _exif(value)
+    return b"\xff\xe1" + struct.pack(">H", 2 + len(content)) + content
+
+
 def _rewritten_jpeg(data: bytes, value: int) -> bytes | None:
     content = b"Exif\0\0" + _exif(value)
     out, written = bytearray(data), False

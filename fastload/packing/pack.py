@@ -40,6 +40,7 @@ def pack(
     max_side: int | None = None,
     channels: Channels = None,
     encoded: bool = False,
+    as_is: bool = False,
     jpeg: bool = False,
     quality: int | None = None,
     max_pixels: int | None = None,
@@ -69,7 +70,9 @@ def pack(
         max_side: M shrinks pictures whose longer side is above M, and keeps them whole, likewise. Of these three, one.
         channels: 3 (the default) stores RGB, 1 grey, 4 RGB with alpha; up to 32 for arrays that have as many;
             "as-is" keeps what the images have, which must be the same in all.
-        encoded: keep the files' bytes instead of their pixels, once Pillow and DALI have decoded them alike.
+        encoded: keep the files instead of their pixels, once Pillow and DALI have decoded them alike. JPEG files are
+            written anew with the same coefficients, so that crops can be cut from them before they are decoded.
+        as_is: with `encoded`: keep the files' own bytes.
         jpeg: store a new JPEG file of each picture, RGB or grey as the picture is, of the size that one of the three
             arguments gives, or its own.
         quality: of these files, 1 to 100; 90 when None.
@@ -100,6 +103,7 @@ def pack(
         fit=fit_of(resize, short_side, max_side),
         channels=channels if channels is None or isinstance(channels, str) else integer("channels", channels),
         encoded=flag("encoded", encoded),
+        as_is=flag("as_is", as_is),
         quality=_quality(flag("jpeg", jpeg), quality),
         max_pixels=default_max_pixels() if max_pixels is None else integer("max_pixels", max_pixels, 1),
         skip_broken=flag("skip_broken", skip_broken),
@@ -108,7 +112,8 @@ def pack(
         raise UsageError("source='': an empty text; name a folder, an archive or a file")
     check_target(out)
     wanted = None if classes_from is None else _classes_of(path_of("classes_from", classes_from))
-    check = EncodedCheck(options.max_pixels) if options.encoded or options.jpeg else None
+    keeps_files = options.encoded or options.jpeg
+    check = EncodedCheck(options.max_pixels, as_is=options.as_is) if keeps_files else None
     with progress_bar("listing", None, quiet=not progress):
         opened = open_source(
             source,

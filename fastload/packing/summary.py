@@ -34,6 +34,7 @@ class PackSummary:
         notes: what people should know of the source.
         unlabelled: whether the images have no labels.
         turned: encoded files in which the orientation was written anew, so that every decoder reads the same.
+        whole: encoded files that crops cannot be cut from.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class PackSummary:
     notes: list[str] = field(default_factory=list)
     unlabelled: bool = False
     turned: int = 0
+    whole: int = 0
 
     def __str__(self) -> str:
         size = f"{self.file_bytes / 1e6:,.1f} MB"
@@ -66,6 +68,9 @@ class PackSummary:
         lines += [f"  left out {text}" for text in self.left_out]
         if self.turned:
             lines.append(f"  turned   {plural(self.turned, 'file')}: decoders read the orientation differently before")
+        if self.storage == "encoded":
+            cut, whole = self.images - self.whole, f"{self.whole:,} are decoded whole"
+            lines.append(f"  cut      {plural(cut, 'file')} can be{f', {whole}' if self.whole else ''}")
         if self.ignored:
             kinds = ", ".join(f"{count:,} {_one(kind, count)}" for kind, count in self.passed_over.items())
             lines.append(f"  ignored  {plural(self.ignored, 'other file')}{f': {kinds}' if kinds else ''}")

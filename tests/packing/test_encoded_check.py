@@ -85,17 +85,20 @@ ORIENTED = {
 }
 
 
+@pytest.mark.parametrize("as_is", [False, True])
 @pytest.mark.parametrize("name", ORIENTED)
-def test_every_orientation_is_the_same_for_both_decoders_and_for_pillow(tmp_path: Path, name: str) -> None:
+def test_every_orientation_is_the_same_for_both_decoders_and_for_pillow(tmp_path: Path, name: str, as_is: bool) -> None:
     data = ORIENTED[name]
     expected = reference(data)
     source, out = put(tmp_path / "s", {"c/0": data}), tmp_path / "o.h5"
     (source / "c" / "0").rename(source / "c" / f"0.{name[:3].lower()}".replace("jpe", "jpg").replace("tif", "tiff"))
     assert np.array_equal(decode(data), expected) and upright_sides(data) == expected.shape[:2]
-    summary = pack(source, out, encoded=True)
+    summary = pack(source, out, encoded=True, as_is=as_is)
     with PackedFile(out) as file:
-        kept = file.read(0)
-    assert len(kept) == len(data) and summary.turned == (kept != data)
+        kept, index = file.read(0), file.jpeg
+    assert (index is not None) == (name.startswith("JPEG") and not as_is)
+    if index is None:
+        assert len(kept) == len(data) and summary.turned == (kept != data)
     assert np.array_equal(reference(kept), expected)
     assert np.abs(streamed(out, expected.shape[:2])[0] - expected).max() <= TOLERANCE
 
@@ -144,7 +147,8 @@ def test_all_that_is_refused_is_skipped_and_listed_in_one_run(
         f"s/{i}.{kind.lower()}": encode(picture(seed=i), kind) for i, kind in enumerate(("JPEG", "PNG", "WEBP", "BMP"))
     }
     source = put(tmp_path / "s", {**sound, **{f"d/{name}": data for name, (data, _) in REFUSED.items()}})
-    assert main(["pack", str(source), str(tmp_path / "o.h5"), "--class-level", "1", "--encoded", "--skip-broken"]) == 0
+    command = ["pack", str(source), str(tmp_path / "o.h5"), "--class-level", "1", "--encoded", "--as-is"]
+    assert main([*command, "--skip-broken"]) == 0
     printed = capfd.readouterr()
     assert "skipped  10 broken images" in printed.out and printed.err == ""  # nor what libraries print by themselves
     for name in REFUSED:
@@ -169,8 +173,13 @@ def in_modes(kind: str) -> dict[str, bytes]:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM"])
 def test_files_of_every_format_and_mode_come_out_alike_or_are_refused(kind: str) -> None:
     files = in_modes(kind)
-    with EncodedCheck() as check:
-        for (mode, data), found in zip(files.items(), check(list(files.values())), strict=True):
+    with EncodedCheck(as_is=True) as check, EncodedCheck() as cutting:
+        both = check(list(files.values())), cutting(list(files.values()))
+        for (mode, data), found, cut in zip(files.items(), *both, strict=True):
+            assert type(found) is type(cut)
+            if isinstance(cut, Kept) and isinstance(found, Kept):
+                assert (cut.segments is not None) == (kind == "JPEG" and mode != "CMYK"), mode
+                assert cut[1:4] == found[1:4] and np.array_equal(decode(cut.data), decode(data))
             assert isinstance(found, Kept) or (kind in ("TIFF", "PPM") and mode not in ("RGB", "L")), (mode, found)
             if isinstance(found, Kept):
                 alpha = "alpha" if mode == "RGBA" and kind in ("PNG", "WEBP", "TIFF") else ""
@@ -198,8 +207,9 @@ def test_files_that_dali_cannot_read_among_others_do_not_end_the_process(tmp_pat
     assert (done.returncode, done.stdout.strip()) == (0, str([len(sound)] * 3))
 
 
-def test_photographs_are_kept_byte_by_byte(imagenet_encoded: Path) -> None:
-    with PackedFile(imagenet_encoded) as file, EncodedCheck() as check:
+@pytest.mark.parametrize("as_is", [False, True])
+def test_photographs_that_were_packed_are_kept_byte_by_byte(imagenet_encoded: Path, as_is: bool) -> None:
+    with PackedFile(imagenet_encoded) as file, EncodedCheck(as_is=as_is) as check:
         data = [file.read(row) for row in range(0, len(file), 10)]
         assert [kept.data for kept in check(data) if isinstance(kept, Kept) and not kept.turned] == data
 
