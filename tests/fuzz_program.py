@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from packs import noise_images, write_encoded, write_format_1, write_raw
+from packs import noise_images, write_encoded, write_format_1, write_ragged, write_raw
 
 from fastload import Augment, FastloadError, TwoPhaseLoader
 from fastload.command.inspect import as_json, as_text, inspect_file
@@ -43,6 +43,9 @@ def make(folder: Path) -> None:
     write_raw(folder / "subset.h5", images, labels, names=names, classes=classes, selection=table)
     write_raw(folder / "unlabelled.h5", images, None, names=names)
     write_encoded(folder / "encoded.h5", files, labels, names=names, shapes=shapes, classes=classes)
+    sides = [(1 + row % 4, 3 + row % 5) for row in range(COUNT)]
+    pictures = [image[:height, :width] for image, (height, width) in zip(noise_images(COUNT, 8, 8), sides, strict=True)]
+    write_ragged(folder / "ragged.h5", pictures, labels, names=names, classes=classes)
     write_format_1(folder / "raw-1.h5", images, labels)
     joined = np.frombuffer(b"".join(files), np.uint8)
     write_format_1(folder / "encoded-1.h5", joined, labels, offsets=np.cumsum([0, *map(len, files)]))

@@ -23,6 +23,13 @@ def write_raw(path: Path, images: np.ndarray, labels: np.ndarray | None, **more)
     return path
 
 
+def write_ragged(path: Path, images: list[np.ndarray], labels: np.ndarray | None, **more) -> Path:
+    with PackedWriter(path, count=len(images), storage="ragged", labels=labels, source={"kind": "test"}, **more) as out:
+        for row, image in enumerate(images):
+            out.append(row, image, shape=image.shape[:2])
+    return path
+
+
 def write_encoded(path: Path, files: list[bytes], labels: np.ndarray | None, **more) -> Path:
     sizes = np.array([len(file) for file in files])
     with PackedWriter(path, sizes=sizes, labels=labels, source={"kind": "test"}, **more) as out:

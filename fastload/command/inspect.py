@@ -48,6 +48,8 @@ def inspect_file(
         }
         if file.storage == "encoded" and file.offsets is not None:
             facts["encoded_bytes"] = _spread(np.diff(file.offsets))
+        if file.jpeg is not None:
+            facts["cut"] = int((file.jpeg.cuts[:, 0] != 0).sum())
         if file.shapes is not None:
             facts["height"], facts["width"] = _spread(file.shapes[:, 0]), _spread(file.shapes[:, 1])
         if file.selection is not None:
@@ -153,6 +155,8 @@ def _each(facts: Mapping[str, Any]) -> str:
     if "height" in facts:
         sides = (f"{name} {{min:,}} to {{max:,}}".format_map(facts[name]) for name in ("height", "width"))
         lines.append(f"{', '.join(sides)}, {plural(facts['channels'], 'channel')}")
+    if "cut" in facts:
+        lines.append(f"crops can be cut from {plural(facts['cut'], 'file')}")
     return "\n".join(lines)
 
 

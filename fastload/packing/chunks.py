@@ -10,7 +10,7 @@ from typing import TypeVar
 from fastload.sources import Sample
 
 _CHUNK_SAMPLES, _CHUNK_BYTES = 64, 1 << 20
-_WAITING_BYTES = 1 << 28  # of files in memory, beside the one that is read; each may have 256 MB
+_WAITING_BYTES = 1 << 28  # of files and of what was made of them, beside those at work; each file may have 256 MB
 
 Chunk = list[tuple[int, Sample]]
 Result = TypeVar("Result")
@@ -31,24 +31,34 @@ def chunks(stream: Iterable[tuple[int, Sample]]) -> Iterator[Chunk]:
 
 
 def map_in_threads(
-    work: Callable[[Chunk], Result], chunks: Iterable[Chunk], workers: int
+    work: Callable[[Chunk], Result],
+    chunks: Iterable[Chunk],
+    workers: int,
+    size_of: Callable[[Result], int] = lambda _: 0,
 ) -> Generator[Result, None, None]:
-    """Yield work(chunk) in order, from threads, with at most two chunks a worker in memory, and few of large files.
+    """Yield work(chunk) in order, from threads, with at most two chunks a worker in memory, and few that are large.
 
     The first chunk (in order) that raises ends it; no thread is at work any more when this returns or raises.
+
+    Arguments:
+        work: what is done with a chunk.
+        chunks: read in the calling thread, as they are wanted.
+        workers: how many threads.
+        size_of: the bytes that a result holds.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="fastload-pack")
     pending: deque[tuple[Future[Result], int]] = deque()
-    waiting = 0  # bytes
+
+    def waiting() -> int:
+        made = (future.result() for future, _ in pending if future.done() and future.exception() is None)
+        return sum(size for _, size in pending) + sum(map(size_of, made))
+
     try:
         for chunk in chunks:
             size = sum(len(sample) for _, sample in chunk if isinstance(sample, bytes))
             pending.append((pool.submit(work, chunk), size))
-            waiting += size
-            while len(pending) >= 2 * workers or waiting > _WAITING_BYTES:
-                done, size = pending.popleft()
-                yield done.result()
-                waiting -= size
+            while pending and (len(pending) >= 2 * workers or waiting() > _WAITING_BYTES):
+                yield pending.popleft()[0].result()
         while pending:
             yield pending.popleft()[0].result()
     finally:

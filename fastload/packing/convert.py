@@ -22,6 +22,7 @@ def convert(
     channels: Channels = None,
     jpeg: bool = False,
     quality: int | None = None,
+    as_is: bool = False,
     order: Literal["source", "shuffled"] | None = None,
     seed: int | None = None,
     max_pixels: int | None = None,
@@ -45,6 +46,7 @@ def convert(
         channels: 3, 1, …, as for `pack`; of images that are stored as pixels those that they have when None.
         jpeg: store new JPEG files.
         quality: of these.
+        as_is: keep encoded files' own bytes.
         order: "source" or "shuffled"; the one that the file says it has when None.
         seed: what the shuffled order is drawn from.
         max_pixels: as for `pack`.
@@ -69,6 +71,7 @@ def convert(
         encoded=storage == "encoded" and not jpeg and not changed,
         jpeg=jpeg,
         quality=quality,
+        as_is=as_is,
         order=_order(said) if order is None else order,
         seed=_seed(said) if seed is None else seed,
         max_pixels=max_pixels,

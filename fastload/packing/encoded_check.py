@@ -65,7 +65,7 @@ class EncodedCheck:
     """
 
     def __init__(self, max_pixels: int | None = None, *, as_is: bool = False) -> None:
-        dali("encoded=True, which checks files with the decoder that will read them,")
+        dali("encoded=True or jpeg=True, which checks files with the decoder that will read them,")
         self._max_pixels, self._as_is = max_pixels, as_is
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._building = threading.Lock()

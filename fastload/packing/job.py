@@ -82,7 +82,9 @@ class PackJob:
         files = Counter[str]()
         done = 0
         with self._writer() as writer:
-            stored = map_in_threads(lambda chunk: self._store(writer, chunk), chunks(stream), workers or processors())
+            stored = map_in_threads(
+                lambda chunk: self._store(writer, chunk), chunks(stream), workers or processors(), _Stored.nbytes
+            )
             # Closed before the writer is, or threads could write to a descriptor that is somebody else's by then.
             with progress_bar("packing", len(self.source), quiet=not progress) as advance, closing(stored):
                 for part in stored:
@@ -237,6 +239,10 @@ class _Stored:
     count: int
     made: list[tuple[int, Decoded | Kept]]
     lost: Counter[str]
+
+    def nbytes(self) -> int:
+        """Return the bytes that wait to be stored."""
+        return sum(found.pixels.nbytes if isinstance(found, Decoded) else len(found.data) for _, found in self.made)
 
 
 def _append(writer: PackedWriter, row: int, made: Decoded | Kept) -> Counter[str]:

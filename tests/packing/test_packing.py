@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from pathlib import Path
 
@@ -205,6 +206,37 @@ def test_large_files_wait_for_their_turn_however_many_workers_there_are(monkeypa
     assert done == 19
 
 
+def test_large_results_wait_for_their_turn_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunk_threads, "_WAITING_BYTES", 3000)
+    made, fifth, sixth = threading.Semaphore(0), threading.Event(), threading.Event()
+    went_on = []
+
+    def work(chunk: list) -> int:
+        if chunk[0][0] == 0:  # the first takes long: what is made meanwhile is large, and no more is taken
+            assert fifth.wait(30)
+            went_on.append(sixth.wait(0.5))
+        else:
+            made.release()
+        return 4000 if chunk[0][0] == 4 else 10
+
+    def few_chunks():
+        for index in range(20):
+            if 1 < index < 7:
+                assert made.acquire(timeout=30)
+            if index == 5:
+                time.sleep(0.1)  # what was made comes back from its thread
+                fifth.set()
+            if index == 6:
+                sixth.set()
+            yield [(index, b"")]
+
+    assert (
+        list(chunk_threads.map_in_threads(work, few_chunks(), 8, lambda result: result))
+        == [10] * 4 + [4000] + [10] * 15
+    )
+    assert went_on == [False]
+
+
 def test_one_image_is_enough(tmp_path: Path) -> None:
     source = put(tmp_path / "s", {"c/0.png": encode(noise())})
     summary = fastload.pack(source, tmp_path / "o.h5", order="shuffled", class_level=1)
@@ -229,7 +261,7 @@ def test_encoded_keeps_every_byte_of_files_of_any_size(tmp_path: Path) -> None:
         "c/1.jpg": encode(noise(30, 20), "JPEG", exif=exif),
         "d/0.jpg": encode(noise(8, 8), "JPEG"),
     }
-    fastload.pack(put(tmp_path / "s", files), tmp_path / "o.h5", encoded=True)
+    fastload.pack(put(tmp_path / "s", files), tmp_path / "o.h5", encoded=True, as_is=True)
     with PackedFile(tmp_path / "o.h5") as file:
         assert [file.read(row) for row in range(3)] == [files[name] for name in sorted(files)]
 
@@ -403,7 +435,7 @@ def test_real_cifar_test_images_pack_to_pillows_pixels(cifar_tar: Path, tmp_path
 def test_real_photographs_pack_resized_and_encoded(imagenet_tar: Path, tmp_path: Path) -> None:
     files = members(imagenet_tar, "train/")
     assert fastload.pack(imagenet_tar, tmp_path / "r.h5", resize=32).shape == (32, 32, 3)
-    summary = fastload.pack(imagenet_tar, tmp_path / "e.h5", encoded=True)
+    summary = fastload.pack(imagenet_tar, tmp_path / "e.h5", encoded=True, as_is=True)
     assert summary.images == len(summary.counts) == 250
     with PackedFile(tmp_path / "e.h5") as file:
         assert [file.read(row) for row in range(250)] == [files[name] for name in sorted(files)]

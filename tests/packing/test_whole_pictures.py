@@ -17,6 +17,7 @@ from samples import encode, noise, put
 
 import fastload
 from fastload.command.cli import main
+from fastload.command.inspect import inspect_file
 from fastload.command.verify import verify_file
 from fastload.errors import DataError, UsageError
 from fastload.packed.file import PackedFile, checksum, damaged_rows, fingerprint
@@ -330,6 +331,23 @@ def test_encoded_files_become_pixels_where_a_size_is_asked_for(encoded: Path, tm
     for image, whole in zip(images_of(tmp_path / "o.h5"), images_of(encoded), strict=True):
         size = (image.shape[1], image.shape[0])
         assert np.array_equal(image, np.asarray(Image.fromarray(whole).resize(size, Image.Resampling.BILINEAR)))
+
+
+def test_files_that_were_kept_as_they_are_stay_so_or_become_what_pack_makes_of_them(photographs, tmp_path):
+    own, again, cut = (tmp_path / name for name in ("own.h5", "again.h5", "cut.h5"))
+    fastload.pack(photographs, own, encoded=True, as_is=True)
+    fastload.pack(photographs, cut, encoded=True)
+    fastload.convert(own, again, as_is=True)
+    assert again.read_bytes() == own.read_bytes() != cut.read_bytes()
+    for source in (own, cut):
+        fastload.convert(source, again)
+        assert again.read_bytes() == cut.read_bytes()
+    assert same(images_of(own), images_of(cut))
+    with PackedFile(own) as file, PackedFile(cut) as other:
+        assert file.jpeg is None and other.jpeg is not None
+    assert "cut" not in inspect_file(own) and 0 < inspect_file(cut)["cut"] <= 24
+    with pytest.raises(UsageError, match="as_is=True keeps image files' own bytes"):
+        fastload.convert(cut, again, as_is=True, max_side=30)
 
 
 @pytest.mark.parametrize("channels", [1, 4])
