@@ -16,7 +16,7 @@ from .cpu_memory import address_of, get_byte, set_byte
 from .inlining import LOOSE, exact, loose
 from .intrinsics import store_fence
 from .jpeg_cut import cut_file, cut_margin, stored_region, stored_sides, upright_region
-from .recipe import Recipe, moved
+from .recipe import Recipe, draw_place, moved
 from .turbojpeg import close_decoder, copy_reason, decode_jpeg, open_decoder
 
 NOT_DECODED, NO_DECODER = -3, -4
@@ -114,7 +114,7 @@ def encoded_kernel(recipe: Recipe, reduced: bool) -> Callable[..., Any]:
                 by = np.int64(8)
                 top, left, bottom, right = height, width, np.int64(0), np.int64(0)
                 for stream in streams:
-                    place = draw_sample(recipe, numbers, sample, epoch, seed, stream, height, width)[0]
+                    place = draw_place(recipe, numbers, sample, epoch, seed, stream, height, width)
                     part = part_of_image(recipe, numbers, place, height, width)
                     top, left = min(top, part[0]), min(left, part[1])
                     bottom, right = max(bottom, part[2]), max(right, part[3])

@@ -9,6 +9,7 @@ from fastload.augment import Augment
 from fastload.augment.parameters import kernel_norm, kernel_numbers, kernel_recipe, stream_number
 from fastload.errors import DataError
 from fastload.feeds.batch import Batch, labels_of_rows, one_or_all
+from fastload.feeds.fused_engine import passes_caches
 from fastload.feeds.inputs import FeedInputs
 from fastload.feeds.jpeg_cuts import OTHER_INDEX
 from fastload.kernels import jpeg_cut
@@ -40,6 +41,7 @@ class EncodedEngine:
             dtype=output.dtype,
             channels_last=output.channels_last,
             resample=augment.may_resize,
+            streamed=passes_caches(augment, 3, output.dtype, output.batch_size),
         )
         self._kernel = encoded_kernel(recipe, inputs.scaled_decoding)
 

@@ -20,6 +20,13 @@ _STREAMED_BYTES = 8 << 20
 """Batches from this size on are stored past the caches: they are larger than what a core has of them."""
 
 
+def passes_caches(augment: Augment, channels: int, dtype: torch.dtype, batch_size: int) -> bool:
+    """Whether batches of so many images are stored past the processor's caches; see `Recipe.streamed`."""
+    height, width = augment.sides
+    size = batch_size * height * width * channels * dtype.itemsize
+    return size >= _STREAMED_BYTES and width * dtype.itemsize % 32 == 0
+
+
 class FusedEngine:
     """Augments raw images under fixed settings.
 
@@ -59,15 +66,10 @@ class FusedEngine:
             dtype=dtype,
             channels_last=channels_last,
             resample=augment.resizes(shape[:2]),
-            streamed=self._passes_caches(batch_size),
+            streamed=passes_caches(augment, shape[2], dtype, batch_size),
         )
         self._gathered: Launcher | None = None
         self._resident: tuple[weakref.ref[ResidentSet], Order, Launcher] | None = None
-
-    def _passes_caches(self, batch_size: int) -> bool:
-        height, width = self._augment.sides
-        size = batch_size * height * width * self._shape[2] * self._dtype.itemsize
-        return size >= _STREAMED_BYTES and width * self._dtype.itemsize % 32 == 0
 
     def on_cpu(self, data: np.ndarray, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray) -> None:
         """Augment images `rows` of uint8 `data` into `out` [b, C·h·w], without the GIL."""
