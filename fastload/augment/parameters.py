@@ -203,13 +203,16 @@ class Parameters:
         return self.places[:, 1] + self.places[:, 7]
 
 
-def draw_parameters(augment: Augment, keys: SampleKeys, sides: tuple[int, int] | np.ndarray) -> Parameters:
+def draw_parameters(
+    augment: Augment, keys: SampleKeys, sides: tuple[int, int] | np.ndarray, *, resample: bool | None = None
+) -> Parameters:
     """Return the parameters of samples.
 
     Arguments:
         augment: what happens to each image.
         keys: of the samples.
         sides: (H, W) of the images in pixels, or int64 [b, 2].
+        resample: whether places are those of images that are resized, if only by 1; by default as the sides ask for it.
     """
     seed, stream, ids, epochs = keys
     count = len(ids)
@@ -217,7 +220,8 @@ def draw_parameters(augment: Augment, keys: SampleKeys, sides: tuple[int, int] |
     singles = [np.empty(count, np.float32) for _ in range(4)]
     flip, grey = np.empty(count, np.bool_), np.empty(count, np.bool_)
     places, erased = np.empty((count, 8), np.int64), np.empty((count, 4), np.int64)
-    resample = any(augment.resizes((int(h), int(w))) for h, w in np.unique(each, axis=0))
+    if resample is None:
+        resample = any(augment.resizes((int(h), int(w))) for h, w in np.unique(each, axis=0))
     recipe = kernel_recipe(augment, channels=3, dtype=torch.float32, channels_last=False, resample=resample)
     _draw(recipe)(
         ids,

@@ -6,14 +6,23 @@ import numpy as np
 import torch
 
 from fastload.augment import Augment
-from fastload.augment.parameters import kernel_norm, kernel_numbers, kernel_recipe, stream_number
+from fastload.augment.parameters import (
+    Parameters,
+    SampleKeys,
+    draw_parameters,
+    kernel_norm,
+    kernel_numbers,
+    kernel_recipe,
+    stream_number,
+)
 from fastload.errors import DataError
 from fastload.feeds.batch import Batch, labels_of_rows, one_or_all
 from fastload.feeds.fused_engine import passes_caches
 from fastload.feeds.inputs import FeedInputs
-from fastload.feeds.jpeg_cuts import OTHER_INDEX
+from fastload.feeds.jpeg_cuts import OTHER_INDEX, reductions_of, regions_of
 from fastload.kernels import jpeg_cut
-from fastload.kernels.augment_encoded import NO_DECODER, NOT_DECODED, encoded_kernel
+from fastload.kernels.augment_encoded import NO_DECODER, NOT_DECODED, Drawn, encoded_kernel
+from fastload.kernels.jpeg_cut import cut_margin
 from fastload.packing.decoding import BrokenImage, decode, strict_pillow
 
 _MESSAGE = 200
@@ -31,10 +40,10 @@ class EncodedEngine:
 
     def __init__(self, augment: Augment, inputs: FeedInputs) -> None:
         output = inputs.output
+        self._augment, self._seed = augment, inputs.order.seed
         self._numbers, self._norm = kernel_numbers(augment), kernel_norm(augment, 3, output.dtype)
-        self._seed = np.uint64(inputs.order.seed)
-        streams = [stream_number(inputs.order.phase, view) for view in range(inputs.views)]
-        self._streams = np.array(streams, np.uint64)
+        self._streams = [stream_number(inputs.order.phase, view) for view in range(inputs.views)]
+        self._scaled = inputs.scaled_decoding
         recipe = kernel_recipe(
             augment,
             channels=3,
@@ -43,7 +52,7 @@ class EncodedEngine:
             resample=augment.may_resize,
             streamed=passes_caches(augment, 3, output.dtype, output.batch_size),
         )
-        self._kernel = encoded_kernel(recipe, inputs.scaled_decoding)
+        self._kernel = encoded_kernel(recipe)
 
     def __call__(
         self,
@@ -64,23 +73,37 @@ class EncodedEngine:
             epochs: int64 [b].
             views: the values of each view, [b, h·w·3], filled.
         """
-        outs = np.array([values.ctypes.data for values in views], np.int64)
+        sides = files.shapes[rows].astype(np.int64)
+        keys = [SampleKeys(self._seed, stream, ids, epochs) for stream in self._streams]
+        drawn = [draw_parameters(self._augment, one, sides, resample=self._augment.may_resize) for one in keys]
         message = np.zeros(_MESSAGE, np.uint8)
         failed, reason = self._kernel(
             files,
             rows,
+            regions_of(self._augment, drawn, sides),
+            reductions_of(drawn) if self._scaled else np.ones(len(rows), np.int64),
+            cut_margin(self._scaled),
             decoded,
-            ids,
-            epochs,
-            self._seed,
-            self._streams,
+            _together(drawn),
             self._numbers,
             self._norm,
-            outs,
+            np.array([values.ctypes.data for values in views], np.int64),
             message,
         )
         text = message.tobytes().partition(b"\0")[0].decode("ascii", "replace")
         return int(failed), int(reason), " ".join(text.split())
+
+
+def _together(views: list[Parameters]) -> Drawn:
+    """Return the parameters of several views as a kernel takes them."""
+    colors = [np.stack([one.brightness, one.contrast, one.saturation, one.hue], axis=1) for one in views]
+    return Drawn(
+        np.stack([one.places for one in views]),
+        np.stack([one.flip for one in views]),
+        np.stack(colors),
+        np.stack([one.grey for one in views]),
+        np.stack([one.erased for one in views]),
+    )
 
 
 class FusedEncodedFeed:

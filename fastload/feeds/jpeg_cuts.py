@@ -113,6 +113,16 @@ class CutRanges:
         return np.ascontiguousarray(starts), np.ascontiguousarray(sizes)
 
 
+def reductions_of(views: Sequence[Parameters]) -> np.ndarray:
+    """Return by how much each image can be decoded smaller, 1, 2, 4 or 8, so that no crop is smaller than its output.
+
+    Arguments:
+        views: the parameters of each view.
+    """
+    room = np.min([(view.places[:, 2:4] // np.maximum(view.places[:, 4:6], 1)).min(axis=1) for view in views], axis=0)
+    return np.select([room >= 8, room >= 4, room >= 2], [8, 4, 2], 1).astype(np.int64)
+
+
 def regions_of(augment: Augment, views: Sequence[Parameters], sides: np.ndarray) -> np.ndarray:
     """Return which part of each image is needed, int64 [b, 4]: the first row and column, and those behind the last.
 
