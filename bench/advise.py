@@ -99,7 +99,7 @@ def main(arguments: list[str]) -> int:
     _check(options)
     device = resolve_device(options.device)
     with PackedFile(options.full) as file:
-        if file.shape is not None and file.nbytes <= resident_room(device):
+        if file.storage != "encoded" and file.nbytes <= resident_room(device):
             tell(
                 f"note: {options.full} fits the memory of {device}, where the loader keeps it (resident_budget=): two "
                 "phases save nothing then. What follows is for a set that must be streamed."
@@ -161,11 +161,11 @@ def measure(
         if subset is None:
             subset = _stand_in(full, Path(stack.enter_context(tempfile.TemporaryDirectory())))
         with PackedFile(subset) as file:
-            if file.shape is None:
+            if file.storage == "encoded":
                 raise UsageError(f"--subset {subset}: holds encoded images; make it with `fastload build-subset`")
-            side = crop if crop is not None else max(1, min(file.shape[:2]) * 7 // 8)
+        side = crop if crop is not None else max(1, parts.fitting_crop(subset, 2**31) * 7 // 8)
         with PackedFile(full) as file:
-            encoded = file.shape is None
+            encoded = file.storage == "encoded"
         batches = max(2, _IMAGES // batch)
         contestants = [
             stack.enter_context(
@@ -188,7 +188,9 @@ def measure(
 
 def _stand_in(full: Path, folder: Path) -> Path:
     with PackedFile(full) as file:
-        if file.shape is None:
-            raise UsageError(f"--full {full}: holds encoded images, so give the --subset that build-subset makes of it")
+        if file.storage != "raw":
+            raise UsageError(
+                f"--full {full}: holds {file.storage} images, so give the --subset that build-subset makes of it"
+            )
         count = max(1, round(_SHARE * len(file)))
     return data.write_subset(folder / "subset.h5", full, count)

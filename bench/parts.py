@@ -90,8 +90,8 @@ def feed_contestant(
         order = Order(len(file), seed=0, phase=FAST if resident else FINE_TUNE)
         feed = open_feed(file, augment, order, Output(batch, device, dtype), engine=engine, resident=resident)
         stream = run_feed(feed, lambda step: (step * batch, batch), 0, 2**40, device)
-        channels = 3 if file.shape is None else file.shape[2]
-        stored = "encoded" if file.shape is None else "×".join(map(str, file.shape))
+        channels = file.channels
+        stored = file.storage if file.shape is None else "×".join(map(str, file.shape))
         details = {
             "engine": engine,
             "batch": batch,
@@ -405,6 +405,8 @@ def autoencoder(setting: Setting) -> list[Result]:
 def fitting_crop(path: Path, wanted: int) -> int:
     """Return the crop's side: what is wanted, or less where the file's images are smaller."""
     with PackedFile(path) as file:
+        if file.storage == "ragged" and file.shapes is not None:
+            return min(wanted, int(file.shapes.min()))
         return wanted if file.shape is None else min(wanted, *file.shape[:2])
 
 

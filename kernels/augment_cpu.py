@@ -8,10 +8,11 @@ import numpy as np
 
 from .compiling import njit
 from .constant_recipe import ConstantRecipe
-from .cpu_memory import address_of
+from .cpu_memory import address_of, get_long, get_word
 from .crop_cpu import copy_row, load_planes
 from .file_ranges import are_whole, part_of, read_range
 from .finish_cpu import element_bytes, erase_box, set_colors, set_normalizing, store_pixels
+from .image_layout import Layout
 from .inlining import LOOSE, loose
 from .intrinsics import store_fence
 from .recipe import (
@@ -43,8 +44,7 @@ class Images(NamedTuple):
         mapped: int32 [F], the files that are mapped into `data`, if any.
         ends: int64 [F], how long each of those must be.
         data: uint8 [bytes], writeable; of images that are read, room for one.
-        strides: (image, row, column, channel) in bytes, interleaved or planar.
-        sides: (H, W).
+        layout: how they lie in the set.
     """
 
     descriptors: Any
@@ -53,41 +53,57 @@ class Images(NamedTuple):
     mapped: Any
     ends: Any
     data: Any
-    strides: Any
-    sides: Any
+    layout: Any
 
 
 _NO_FILES = np.empty(0, np.int32), np.empty(0, np.int64)
 _ONE_PART = np.zeros(1, np.int64), np.array([0, np.iinfo(np.int64).max])
 
 
-def images_in_memory(data: np.ndarray, strides: tuple[int, ...], sides: tuple[int, int]) -> Images:
+def images_in_memory(data: np.ndarray, layout: Layout) -> Images:
     """Return the `Images` of a set whose bytes are `data`, uint8 [bytes]."""
-    return Images(_NO_FILES[0], *_ONE_PART, *_NO_FILES, data, strides, sides)
+    return Images(_NO_FILES[0], *_ONE_PART, *_NO_FILES, data, layout)
 
 
-def images_in_map(
-    place: tuple[np.ndarray, ...], data: np.ndarray, strides: tuple[int, ...], sides: tuple[int, int]
-) -> Images:
+def images_in_map(place: tuple[np.ndarray, ...], data: np.ndarray, layout: Layout) -> Images:
     """Return the `Images` of a set whose files are mapped into `data`.
 
     Arguments:
         place: (mapped files, how long they must be, where in `data` their image bytes begin, their places in the set).
         data: uint8 [bytes].
-        strides: of the images, in bytes.
-        sides: (H, W) of the images.
+        layout: of the set.
     """
     mapped, ends, begins, firsts = place
-    return Images(_NO_FILES[0], begins, firsts, mapped, ends, data, strides, sides)
+    return Images(_NO_FILES[0], begins, firsts, mapped, ends, data, layout)
 
 
-def images_in_files(place: tuple[np.ndarray, ...], strides: tuple[int, ...], sides: tuple[int, int]) -> Images:
+def images_in_files(place: tuple[np.ndarray, ...], layout: Layout) -> Images:
     """Return the `Images` of a set whose files (descriptors, first image bytes, places in the set) are read.
 
     The room for one image is this batch's own: batches are made side by side.
     """
     descriptors, begins, firsts = place
-    return Images(descriptors, begins, firsts, *_NO_FILES, np.empty(strides[0], np.uint8), strides, sides)
+    return Images(descriptors, begins, firsts, *_NO_FILES, np.empty(layout.largest, np.uint8), layout)
+
+
+@loose
+def _find_image(recipe, offsets, shapes, strides, sides, row):
+    """Return where an image begins in its set, its strides and its sides.
+
+    Arguments:
+        recipe: `Recipe`.
+        offsets: address of int64 [N + 1], where images of their own sizes begin; 0 where all have one shape.
+        shapes: address of int32 [N, 2], their sides.
+        strides: of all images, where they have one shape.
+        sides: likewise.
+        row: which image.
+    """
+    if offsets == 0:
+        return row * strides[0], strides, sides
+    height, width = np.int64(get_word(shapes, 2 * row)), np.int64(get_word(shapes, 2 * row + 1))
+    right = np.int64(recipe.channels)
+    down = width * right
+    return get_long(offsets, row), (height * down, down, right, np.int64(1)), (height, width)
 
 
 @loose
@@ -265,54 +281,52 @@ def batch_kernel(recipe: Recipe) -> Callable[..., int]:
     augment_one = augment_resized if recipe.resample else augment_cut  # only what is called is compiled
 
     def augment_batch(images, rows, ids, epochs, seed, stream, numbers, norm, out):
-        data, strides, (height, width) = images.data, images.strides, images.sides
-        work = np.empty(work_bytes(recipe, numbers, images.sides), np.uint8)
-        address, scratch, target = address_of(data), address_of(work), address_of(out)
+        if rows.size == 0:
+            return np.int64(-1)
+        data, layout = images.data, images.layout
         by_channel = address_of(norm[0]), address_of(norm[1])
         in_memory = images.descriptors.size == 0
-        _, down, _, across = strides
-        interleaved = down > across
-        drawn = draw_sample(recipe, numbers, np.uint64(0), np.uint64(0), seed, stream, height, width)
+        # The layout by addresses and numbers: see cpu_memory.py.
+        offsets = address_of(layout.offsets) if layout.offsets.size > 0 else np.int64(0)
+        shapes, of_all = address_of(layout.shapes), (layout.strides, layout.shape[:2])
+        position, strides, sides = _find_image(recipe, offsets, shapes, *of_all, rows[0])
+        work = np.empty(work_bytes(recipe, numbers, sides), np.uint8)
+        address, scratch, target = address_of(data), address_of(work), address_of(out)
+        drawn = draw_sample(recipe, numbers, np.uint64(0), np.uint64(0), seed, stream, *sides)
         first, failed = np.int64(0), np.int64(-1)
         for k in range(-1, rows.size):  # one image behind: the crop that comes next is known, and on its way
             n = min(k + 1, rows.size - 1)
-            if n < 0:
-                break
+            position_next, strides_next, sides_next = _find_image(recipe, offsets, shapes, *of_all, rows[n])
             drawn_next = draw_sample(
-                recipe, numbers, np.uint64(ids[n]), np.uint64(epochs[n]), seed, stream, height, width
+                recipe, numbers, np.uint64(ids[n]), np.uint64(epochs[n]), seed, stream, *sides_next
             )
-            position = rows[n] * strides[0]
             first_next = np.int64(0)
             if in_memory:
-                part = part_of(images.firsts, position)
-                first_next = images.begins[part] + position - images.firsts[part]
-                _prefetch_crop(recipe, numbers, address + first_next, strides, images.sides, drawn_next[0])
+                part = part_of(images.firsts, position_next)
+                first_next = images.begins[part] + position_next - images.firsts[part]
+                _prefetch_crop(recipe, numbers, address + first_next, strides_next, sides_next, drawn_next[0])
             if k >= 0:
                 if not in_memory:
                     # Of interleaved images only the lines that the crop needs.
-                    line, lines = _lines(recipe, numbers, drawn[0], images.sides)
-                    skip, size = (line * down, lines * down) if interleaved else (np.int64(0), strides[0])
-                    here, there = rows[k] * strides[0] + skip, np.uint64(address + skip)
-                    if not read_range(images.descriptors, images.begins, images.firsts, here, size, there):
+                    line, lines = _lines(recipe, numbers, drawn[0], sides)
+                    down, across = strides[1], strides[3]
+                    skip, size = (line * down, lines * down) if down > across else (np.int64(0), strides[0])
+                    there = np.uint64(address + skip)
+                    if not read_range(images.descriptors, images.begins, images.firsts, position + skip, size, there):
                         failed = k
                         break
+                needed = work_bytes(recipe, numbers, sides)
+                if needed > work.size:
+                    work = np.empty(needed, np.uint8)
+                    scratch = address_of(work)
                 augment_one(
-                    recipe,
-                    numbers,
-                    by_channel,
-                    address,
-                    first,
-                    strides,
-                    images.sides,
-                    drawn,
-                    scratch,
-                    target,
-                    np.int64(k),
+                    recipe, numbers, by_channel, address, first, strides, sides, drawn, scratch, target, np.int64(k)
                 )
-            drawn, first = drawn_next, first_next
+            drawn, first, position, strides, sides = drawn_next, first_next, position_next, strides_next, sides_next
         if recipe.streamed:
             store_fence()
-        if work.size == 0 or data.size == 0 or out.size == 0 or norm[0].size + norm[1].size == 0:
+        held = layout.offsets.size + layout.shapes.size + norm[0].size + norm[1].size
+        if work.size == 0 or data.size == 0 or out.size == 0 or held == 0:
             return np.int64(-1)  # never: what is passed by its address must be held until here
         if failed >= 0:
             return failed

@@ -36,13 +36,24 @@ from .recipe import (
     draw_place,
 )
 from .recipe_cuda_pixels import Cut, Look, colored, cut_levels, element_bytes, pixel_moments, store_pixel
-from .recipe_plan import MAX_CHANNELS, MEANS, SCALES, SUMS, Field, load_four_floats, load_numbers, sums_pixels
+from .recipe_plan import (
+    MAX_CHANNELS,
+    MEANS,
+    SCALES,
+    SUMS,
+    Field,
+    gathered_image,
+    load_four_floats,
+    load_numbers,
+    stored_image,
+    sums_pixels,
+)
 from .resample_cuda import fill_tables, make_walk, tabled_levels, weighed_levels
 from .thread_sums import fold_threads, folded_sum
 
 # What one thread finds for all of an image's, int64 in shared memory: the `Place`, the erased rectangle, whether the
-# image is mirrored and grey, addresses of the image and of its output, and its row.
-_PLACE, _ERASED, _FLIP, _GREY, _IMAGE, _OUT, _ROW, _FOUND = 0, 8, 12, 13, 14, 15, 16, 17
+# image is mirrored and grey, addresses of the image and of its output, its row, and its sides.
+_PLACE, _ERASED, _FLIP, _GREY, _IMAGE, _OUT, _ROW, _HEIGHT, _WIDTH, _FOUND = 0, 8, 12, 13, 14, 15, 16, 17, 18, 19
 
 # And float32: the matrix of colours or what values are multiplied by, what was drawn, what is added by channel, about
 # where values lie, and what an image is normalized by.
@@ -53,11 +64,11 @@ _MEAN, _SCALE, _FACTORS = _MIDDLE + 1, _MIDDLE + 2, _MIDDLE + 3
 
 @exact
 def _draw_sample(recipe, plan, image, sample, epoch, found, factors):
-    """Draw the parameters of a sample whose image lies at address `image`: by one thread, for all of the image's."""
+    """Draw the parameters of a sample by one thread, for all of the image's; `image`: its address, height and width."""
     numbers = load_numbers(plan)
     seed, stream = np.uint64(load_long(plan + 8 * Field.SEED)), np.uint64(load_long(plan + 8 * Field.STREAM))
-    height, width = load_long(plan + 8 * Field.IMAGE_HEIGHT), load_long(plan + 8 * Field.IMAGE_WIDTH)
-    found[_IMAGE] = image
+    address, height, width = image
+    found[_IMAGE], found[_HEIGHT], found[_WIDTH] = address, height, width
     found[0], found[1], found[2], found[3], found[4], found[5], found[6], found[7] = draw_place(
         recipe, numbers, sample, epoch, seed, stream, height, width
     )
@@ -154,7 +165,7 @@ def _is_erased(found, x, y):
 
 
 @exact
-def _augment(recipe, tabled, plan, found, factors):
+def _augment(recipe, tabled, ragged, plan, found, factors):
     """Augment the image that `_draw_sample` found with the threads of a block, which meet at every barrier."""
     scratch = cuda.shared.array(0, types.float64)
     words, shorts = cuda.shared.array(0, types.int32), cuda.shared.array(0, types.uint16)
@@ -164,14 +175,16 @@ def _augment(recipe, tabled, plan, found, factors):
     height, width, channels = np.int32(numbers.height), np.int32(numbers.width), recipe.channels
     pixels = np.int32(height * width)
     strides = load_long(plan + 8 * Field.DOWN), load_long(plan + 8 * Field.RIGHT), load_long(plan + 8 * Field.ACROSS)
+    if ragged:
+        strides = found[_WIDTH] * channels, np.int64(channels), np.int64(1)
     place = found[0], found[1], found[2], found[3], found[4], found[5], found[6], found[7]
     cut = Cut(
         found[_IMAGE],
         strides[0],
         strides[1],
         strides[2],
-        load_long(plan + 8 * Field.IMAGE_HEIGHT),
-        load_long(plan + 8 * Field.IMAGE_WIDTH),
+        found[_HEIGHT],
+        found[_WIDTH],
         found[0],
         found[1],
         numbers.width,
@@ -268,12 +281,13 @@ def _image_bytes(recipe, plan):
     return numbers.height * numbers.width * recipe.channels * element_bytes(recipe)
 
 
-def resident_kernel(recipe: Recipe, tabled: bool):
+def resident_kernel(recipe: Recipe, tabled: bool, ragged: bool = False):
     """Return the kernel of a recipe that finds and augments a batch out of device-resident images, to be compiled.
 
     Arguments:
         recipe: what it is compiled for.
         tabled: `recipe_plan.has_tables`.
+        ragged: whether each image has a height and width of its own, HWC.
     """
 
     def recipe_resident(plan, count, start, out, out_labels, out_ids):
@@ -305,7 +319,7 @@ def resident_kernel(recipe: Recipe, tabled: bool):
                 round_keys(seed, np.uint64(0), epoch & MASK32, last, keys)
                 row = permute(offset, n, half_bits(n), keys)
             sample = load_long(load_long(plan + 8 * Field.IDS) + 8 * np.int64(row))
-            image = load_long(plan + 8 * Field.IMAGES) + np.int64(row) * load_long(plan + 8 * Field.IMAGE)
+            image = stored_image(ragged, plan, np.int64(row))
             store_long(out_ids + 8 * slot, sample)
             found[_ROW], found[_OUT] = np.int64(row), out + slot * _image_bytes(recipe, plan)
             _draw_sample(recipe, plan, image, np.uint64(sample), epoch, found, factors)
@@ -314,17 +328,15 @@ def resident_kernel(recipe: Recipe, tabled: bool):
         label, target = load_long(plan + 8 * Field.LABELS) + found[_ROW] * size, out_labels + slot * size
         for k in range(cuda.threadIdx.x, size, cuda.blockDim.x):
             store_byte(target + k, np.uint8(load_byte(label + k)))
-        _augment(recipe, tabled, plan, found, factors)
+        _augment(recipe, tabled, ragged, plan, found, factors)
 
     return recipe_resident
 
 
-def gathered_kernel(recipe: Recipe, tabled: bool):
+def gathered_kernel(recipe: Recipe, tabled: bool, ragged: bool = False):
     """Return the kernel of a recipe that augments a batch whose images were gathered, to be compiled.
 
-    Arguments:
-        recipe: what it is compiled for.
-        tabled: `recipe_plan.has_tables`.
+    Arguments: as for `resident_kernel`.
     """
 
     def recipe_gathered(plan, count, images, ids, epochs, out):
@@ -333,7 +345,7 @@ def gathered_kernel(recipe: Recipe, tabled: bool):
         Arguments, int64:
             plan: as for `recipe_resident`.
             count: the images b of the batch.
-            images: address of b images, one after the other.
+            images: address of b images, one after the other; or, ragged, of what `gathered_image` reads.
             ids: address of int64 [b].
             epochs: address of int64 [b].
             out: as for `recipe_resident`.
@@ -344,10 +356,10 @@ def gathered_kernel(recipe: Recipe, tabled: bool):
         if cuda.threadIdx.x == 0:
             sample, epoch = load_long(ids + 8 * slot), load_long(epochs + 8 * slot)
             found[_OUT] = out + slot * _image_bytes(recipe, plan)
-            image = images + slot * load_long(plan + 8 * Field.IMAGE)
+            image = gathered_image(ragged, plan, images, slot)
             _draw_sample(recipe, plan, image, np.uint64(sample), np.uint64(epoch), found, factors)
         cuda.syncthreads()
-        _augment(recipe, tabled, plan, found, factors)
+        _augment(recipe, tabled, ragged, plan, found, factors)
 
     return recipe_gathered
 
@@ -374,6 +386,7 @@ _PADDED = _PARTS._replace(region=CORNER, resample=0, pad=REFLECT, flip=ALTERNATI
 
 CUDA_KERNELS = [
     ("recipe_resident: parts resized", resident_kernel(_PARTS, True), SIGNATURE),
+    ("recipe_resident: parts resized, ragged", resident_kernel(_PARTS, True, True), SIGNATURE),
     ("recipe_gathered: parts resized, without tables", gathered_kernel(_PARTS, False), SIGNATURE),
     ("recipe_gathered: all steps", gathered_kernel(_ALL_STEPS, True), SIGNATURE),
     ("recipe_resident: padded, eight channels", resident_kernel(_PADDED, False), SIGNATURE),

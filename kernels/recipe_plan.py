@@ -43,6 +43,8 @@ class Field(IntEnum):
     TAPS_DOWN = auto()
     TAPS_ACROSS = auto()
     IMAGES = auto()
+    OFFSETS = auto()
+    SHAPES = auto()
     IDS = auto()
     LABELS = auto()
     LABEL_BYTES = auto()
@@ -59,10 +61,13 @@ def plan(
     recipe,
     numbers,
     norm,
-    strides,
-    shape,
+    layout,
+    sides,
     seed,
     stream,
+    *,
+    offsets=0,
+    shapes=0,
     **resident,
 ):
     """Return the plan that the CUDA kernels take, int64.
@@ -71,19 +76,23 @@ def plan(
         recipe: `Recipe` of at most MAX_CHANNELS channels.
         numbers: its `Numbers`.
         norm: (means, scales) for BY_CHANNEL, float32 [C] each, on values 0…255.
-        strides: (image, row, column, channel) in bytes, interleaved or planar.
-        shape: (H, W, C) of the images.
+        layout: `Layout` of the images.
+        sides: every (H, W) that images have.
         seed: of the random parameters, below 2^64.
         stream: of the random parameters; its lower 16 bits are the order's phase.
+        offsets: address of int64 [n + 1], where images of their own sizes begin, for the resident kernel.
+        shapes: address of int32 [n, 2], their heights and widths, likewise.
         resident: keywords of `shared_fields`, which the resident kernel needs.
     """
-    height, width, channels = shape
-    taps = _taps(recipe, numbers, height, width)
-    values = shared_fields(strides, seed, stream, **resident) | {
+    height, width, channels = layout.shape
+    taps_down, taps_across = zip(*(_taps(recipe, numbers, *one) for one in sides), strict=True)
+    values = shared_fields(layout.strides, seed, stream, **resident) | {
         "IMAGE_HEIGHT": height,
         "IMAGE_WIDTH": width,
-        "TAPS_DOWN": taps[0],
-        "TAPS_ACROSS": taps[1],
+        "TAPS_DOWN": max(taps_down),
+        "TAPS_ACROSS": max(taps_across),
+        "OFFSETS": offsets,
+        "SHAPES": shapes,
     }
     normalizing = np.zeros((2, MAX_CHANNELS), np.float32)
     for row, given in zip(normalizing, norm, strict=True):
@@ -143,6 +152,30 @@ def launch_shape(recipe, numbers, plan, count):
     """
     tabled = has_tables(recipe, numbers, plan)
     return count, _threads(numbers), _shared_bytes(recipe, numbers, plan, tabled)
+
+
+@exact
+def stored_image(ragged, plan, row):
+    """Return the address, height and width of image `row` of the set, int64; `ragged`: each has sides of its own."""
+    images = load_long(plan + 8 * Field.IMAGES)
+    if ragged:
+        sides = load_long(plan + 8 * Field.SHAPES) + 8 * row
+        offset = load_long(load_long(plan + 8 * Field.OFFSETS) + 8 * row)
+        return images + offset, np.int64(load_word(sides)), np.int64(load_word(sides + 4))
+    return gathered_image(False, plan, images, row)
+
+
+@exact
+def gathered_image(ragged, plan, images, slot):
+    """Return the address, height and width of image `slot` of a batch that lies at `images`.
+
+    Ragged, that is the address of int64 [b, 3], which holds them.
+    """
+    if ragged:
+        place = images + 24 * slot
+        return load_long(place), load_long(place + 8), load_long(place + 16)
+    height, width = load_long(plan + 8 * Field.IMAGE_HEIGHT), load_long(plan + 8 * Field.IMAGE_WIDTH)
+    return images + slot * load_long(plan + 8 * Field.IMAGE), height, width
 
 
 @exact

@@ -61,13 +61,13 @@ def ptxas_report(ptx: str, arch: str, most: int | None) -> dict:
 
 
 def write_recipes(folder: Path, target: tuple) -> None:
-    """Compile each [name, kernel, recipe's numbers, tabled] of the JSON on standard input."""
+    """Compile each [name, kernel, recipe's numbers, tabled, ragged] of the JSON on standard input."""
     from fastload.kernels import recipe_cuda
     from fastload.kernels.recipe import Recipe
 
     makers = {"resident": recipe_cuda.resident_kernel, "gathered": recipe_cuda.gathered_kernel}
-    for name, kernel, numbers, tabled in json.load(sys.stdin):
-        function = makers[kernel](Recipe(*numbers), tabled)
+    for name, kernel, numbers, tabled, ragged in json.load(sys.stdin):
+        function = makers[kernel](Recipe(*numbers), tabled, ragged)
         ptx, _ = cuda.compile(function, recipe_cuda.SIGNATURE, cc=target, device=False, abi="numba")
         (folder / f"{name}.ptx").write_text(ptx, "utf-8")
 

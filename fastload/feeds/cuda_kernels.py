@@ -9,9 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from fastload.feeds.image_sizes import distinct_sides
 from fastload.kernels import augment_cuda, augment_plan, recipe_cuda, recipe_plan
 from fastload.kernels.compiling import cuda_jit
 from fastload.kernels.cuda_target import launch_stream
+from fastload.kernels.image_layout import Layout
 from fastload.kernels.recipe import Numbers, Recipe
 
 Kernel = Literal["gathered", "resident"]
@@ -21,12 +23,13 @@ Shape = tuple[int, Any, int]
 class CudaKernels:
     """The kernels of a recipe: the paper's, which read four pixels at once, where they know all of its steps.
 
+    The paper's are for images of one shape.
+
     Arguments:
         recipe: what they are compiled for.
         numbers: of its steps.
         norm: (means, scales), float32 [C] each, on values 0…255.
-        strides: bytes from one image, row, column and channel to the next.
-        shape: (H, W, C) of the images.
+        layout: of the images.
         seed: of the random parameters.
         stream: of the random parameters.
     """
@@ -36,24 +39,25 @@ class CudaKernels:
         recipe: Recipe,
         numbers: Numbers,
         norm: tuple[np.ndarray, np.ndarray],
-        strides: tuple[int, int, int, int],
-        shape: tuple[int, int, int],
+        layout: Layout,
         seed: np.uint64,
         stream: np.uint64,
     ) -> None:
         self._recipe = recipe._replace(streamed=0)  # which is about a CPU's caches
         self._numbers, self._norm = numbers, norm
-        self._images = strides, shape, seed, stream
+        self._layout, self._words = layout, (seed, stream)
 
     def launcher(self, kernel: Kernel, device: torch.device, **resident: int) -> Launcher:
         """Return what launches a kernel on a device; `resident`: the keywords of the plan that describe the set."""
-        recipe, numbers = self._recipe, self._numbers
-        settings = augment_plan.settings_of(recipe, numbers)
+        recipe, numbers, layout = self._recipe, self._numbers, self._layout
+        settings = None if layout.is_ragged else augment_plan.settings_of(recipe, numbers)
         if settings is not None:
-            plan = augment_plan.plan(settings, *self._images, recipe.channels_last, recipe.kind, **resident)
+            images = layout.strides, layout.shape, *self._words
+            plan = augment_plan.plan(settings, *images, recipe.channels_last, recipe.kind, **resident)
             return Launcher(_paper(kernel), plan, lambda count: augment_plan.launch_shape(plan, count), device)
-        plan = recipe_plan.plan(recipe, numbers, self._norm, *self._images, **resident)
-        compiled = _of_recipe(kernel, recipe, recipe_plan.has_tables(recipe, numbers, plan))
+        sides = distinct_sides(layout)
+        plan = recipe_plan.plan(recipe, numbers, self._norm, layout, sides, *self._words, **resident)
+        compiled = _of_recipe(kernel, recipe, recipe_plan.has_tables(recipe, numbers, plan), layout.is_ragged)
         return Launcher(compiled, plan, lambda count: recipe_plan.launch_shape(recipe, numbers, plan, count), device)
 
 
@@ -63,9 +67,9 @@ def _paper(kernel: Kernel) -> Any:
 
 
 @cache
-def _of_recipe(kernel: Kernel, recipe: Recipe, tabled: bool) -> Any:
+def _of_recipe(kernel: Kernel, recipe: Recipe, tabled: bool, ragged: bool) -> Any:
     make = recipe_cuda.resident_kernel if kernel == "resident" else recipe_cuda.gathered_kernel
-    return cuda_jit(make(recipe, tabled))
+    return cuda_jit(make(recipe, tabled, ragged))
 
 
 class Launcher:

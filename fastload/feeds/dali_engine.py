@@ -33,7 +33,8 @@ class DaliEngine:
 
     Arguments:
         augment: what happens to each image.
-        shape: (H, W, C) of raw images; None for encoded ones (JPEG, PNG), which come out as RGB, upright.
+        shape: (H, W, C) of images that come decoded, (0, 0, C) where each has its own height and width; None for
+            encoded ones (JPEG, PNG), which come out as RGB, upright.
         batch_size: the largest batch.
         device: "cpu", or the CUDA device that decodes and augments.
         dtype: of `out`: torch.float32, float16, bfloat16 or uint8.
@@ -57,13 +58,14 @@ class DaliEngine:
         threads: int | None = None,
         decoder: FileDecoder | None = None,
     ) -> None:
-        if shape is not None:
-            problem = augment.misfit(shape[:2])
-            if problem:
-                raise UsageError(f"the images are {problem}")
+        channels = 3 if shape is None else shape[2]
+        sides = None if shape is None or not shape[0] else shape[:2]
+        problem = None if sides is None else augment.misfit(sides)
+        if problem:
+            raise UsageError(f"the images are {problem}")
         device_id, threads = cuda_number(device), threads or default_threads()
         channels_last = memory_format == torch.channels_last
-        self._augment, self._shape, self._memory_format = augment, shape, memory_format
+        self._augment, self._sides, self._memory_format = augment, sides, memory_format
         self._closed, self._device_id = False, device_id
         self._own_decoder: FileDecoder | None = None
         if shape is None and decoder is None:
@@ -71,12 +73,12 @@ class DaliEngine:
         self._decoder = decoder
         self._finish: DecodedFinish | None = None
         self._steps: DaliPipeline | None = None
-        if shape is None and device_id is None:
-            self._finish = DecodedFinish(augment, threads, dtype, channels_last)
+        if sides is None and device_id is None:
+            self._finish = DecodedFinish(augment, channels, threads, dtype, channels_last)
         self._graph = DaliGraph(
             augment,
-            sides=None if shape is None else shape[:2],
-            channels=3 if shape is None else shape[2],
+            sides=sides,
+            channels=channels,
             batch_size=batch_size,
             device_id=device_id,
             levels=dtype == torch.uint8,
@@ -90,8 +92,8 @@ class DaliEngine:
         """Augment b ≤ batch_size samples into `out`, which is complete on return (on CUDA for the host too).
 
         Arguments:
-            samples: raw: uint8 [b, H, W, C], NumPy or torch, on any device; encoded: b uint8 [bytes],
-                or parts of files.
+            samples: decoded: uint8 [b, H, W, C], NumPy or torch, on any device, or b of [H, W, C] where their sides
+                differ, on the engine's device, which the crop fits into; encoded: b uint8 [bytes], or parts of files.
             keys: what the parameters of the b samples hang on.
             out: [b, C, h, w] on the engine's device, of its dtype, in any memory format; all is computed in float32
                 and rounded once.
@@ -107,9 +109,11 @@ class DaliEngine:
         if not len(views[0][0].ids):
             return
         if self._decoder is None:
-            sides = np.broadcast_to(np.array(self._shape[:2], np.int64), (len(views[0][0].ids), 2))  # type: ignore[index]
-            for keys, out in views:
-                self._run_steps(samples, draw_parameters(self._augment, keys, sides), sides, out)
+            if self._sides is None:
+                sides = np.array([image.shape[:2] for image in samples], np.int64)  # type: ignore[union-attr]
+            else:
+                sides = np.tile(np.array(self._sides, np.int64), (len(views[0][0].ids), 1))
+            self._make(samples, EncodedBatch([], np.zeros_like(sides), sides, sides), views)
             return
         batch = samples if isinstance(samples, EncodedBatch) else EncodedBatch.of_whole(samples)  # type: ignore[arg-type]
         with self._decoder.decoded(batch, self._augment) as (images, there):

@@ -1,4 +1,4 @@
-"""The feed of the DALI engine, on either device, for raw and encoded files."""
+"""The feed of the DALI engine, on either device, for files of every storage."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from fastload.feeds.batch import Batch, labels_of_rows, one_or_all
 from fastload.feeds.dali_decoding import FileDecoder
 from fastload.feeds.dali_engine import DaliEngine, cuda_number
 from fastload.feeds.dali_errors import SampleError
+from fastload.feeds.image_sizes import layout_of
 from fastload.feeds.inputs import FeedInputs
 from fastload.feeds.jpeg_cuts import read_batch
 from fastload.feeds.resident_set import ResidentSet
@@ -24,7 +25,7 @@ def _engine(inputs: FeedInputs, augment: Augment, decoder: FileDecoder | None) -
     output = inputs.output
     return DaliEngine(
         augment,
-        shape=inputs.file.shape,
+        shape=None if inputs.file.storage == "encoded" else layout_of(inputs.file).shape,
         batch_size=output.batch_size,
         device=output.device,
         dtype=output.dtype,
@@ -43,7 +44,7 @@ class DaliFeed:
         file, output = inputs.file, inputs.output
         self._order, self._output = inputs.order, output
         self._path, self._name_of = file.path, file.name_of
-        self.resident, self._encoded = inputs.resident, file.shape is None
+        self.resident, self._encoded = inputs.resident, file.storage == "encoded"
         self._on_cuda = output.device.type == "cuda"
         self._labels, self._ids = inputs.labels, file.ids
         self._reader, self._read_ahead = inputs.reader, inputs.read_ahead
@@ -88,7 +89,11 @@ class DaliFeed:
         if resident is not None:
             return resident.rows(rows)
         images = self._reader.images(rows)  # raises once this is closed
-        return torch.from_numpy(images).to(self._output.device) if self._on_cuda else images
+        if not self._on_cuda:
+            return images
+        if isinstance(images, list):
+            return [torch.from_numpy(image).to(self._output.device) for image in images]
+        return torch.from_numpy(images).to(self._output.device)
 
     def close(self) -> None:
         for _, engine, _, _ in self._makers.values:

@@ -1,4 +1,4 @@
-"""What a kernel does, on the CPU, with images that DALI has decoded: all of an augmentation's steps."""
+"""What a kernel does, on the CPU, with decoded images of any sizes: all of an augmentation's steps."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from fastload.kernels.augment_decoded import decoded_kernel
 
 
 class DecodedFinish:
-    """Finishes batches of decoded images of three channels.
+    """Finishes batches of decoded images, each of its own height and width.
 
     Arguments:
         augment: what happens to each image.
+        channels: of the images.
         threads: as many as DALI's, which are idle meanwhile.
         dtype: of the batches.
         channels_last: whether they are in NHWC order.
     """
 
-    def __init__(self, augment: Augment, threads: int, dtype: torch.dtype, channels_last: bool) -> None:
+    def __init__(self, augment: Augment, channels: int, threads: int, dtype: torch.dtype, channels_last: bool) -> None:
         self._threads, self._channels_last = threads, channels_last
-        self._numbers, self._norm = kernel_numbers(augment), kernel_norm(augment, 3, dtype)
+        self._numbers, self._norm = kernel_numbers(augment), kernel_norm(augment, channels, dtype)
         # Images of any sizes come: those that need no resizing are resized by 1, which changes nothing.
         recipe = kernel_recipe(
-            augment, channels=3, dtype=dtype, channels_last=channels_last, resample=augment.may_resize
+            augment, channels=channels, dtype=dtype, channels_last=channels_last, resample=augment.may_resize
         )
         self._kernel = decoded_kernel(recipe)
         none, nothing = np.empty((0, 2), np.int64), np.empty(0, np.int64)
@@ -38,15 +39,16 @@ class DecodedFinish:
         self._finish(nothing, EncodedBatch([], none, none, none), slice(0, 0), keys, np.empty((0, 1), stored))
 
     def __call__(self, images: Any, batch: EncodedBatch, keys: SampleKeys, out: torch.Tensor) -> None:
-        """Finish decoded images, a DALI list of uint8 [h, w, 3], into `out` [b, 3, h, w].
+        """Finish decoded images, uint8 [h, w, C] each, contiguous, into `out` [b, C, h, w].
 
         Arguments:
-            images: the whole ones, into which the crop fits, or parts of them that hold it.
+            images: a DALI list, or a list of NumPy's arrays or torch's tensors: the whole ones, into which the crop
+                fits, or parts of them that hold it.
             batch: where the parts are, and all sides.
             keys: of the samples.
             out: contiguous in its memory format.
         """
-        addresses = np.array([images[i].data_ptr() for i in range(len(images))], np.int64)
+        addresses = np.array([_address(images[i]) for i in range(len(images))], np.int64)
         stored = out.permute(0, 2, 3, 1) if self._channels_last else out
         bits = stored.view(torch.int16) if out.dtype in (torch.float16, torch.bfloat16) else stored
         values = bits.reshape(len(out), -1).numpy()
@@ -82,3 +84,7 @@ class DecodedFinish:
             self._norm,
             values,
         )
+
+
+def _address(image: Any) -> int:
+    return image.ctypes.data if isinstance(image, np.ndarray) else image.data_ptr()

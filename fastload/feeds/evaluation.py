@@ -31,7 +31,7 @@ class EvaluationLoader:
         first_row: where to begin, to go on with a pass that was interrupted.
         every: yield each `every`-th batch only, from the first one on: a rank's share.
         device: "cuda", "cuda:N" or "cpu".
-        engine: "fused", "dali", or "auto" (fused for raw files, DALI to decode).
+        engine: "fused", "dali", or "auto" (fused for raw and ragged files, DALI to decode).
         dtype: of the images: torch.float32, float16, bfloat16 or uint8 (without `normalize`).
         memory_format: of the images: torch.contiguous_format or channels_last.
         classes: names of the classes that labels are to be numbered by, such as the training set's. Where the file has

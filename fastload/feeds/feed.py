@@ -23,6 +23,7 @@ from fastload.feeds.dali_feed import DaliFeed
 from fastload.feeds.encoded_feed import FusedEncodedFeed
 from fastload.feeds.engine_choice import check_scaled_decoding, choose_engine
 from fastload.feeds.fused_feeds import FusedCpuFeed, FusedResidentFeed, FusedStreamFeed
+from fastload.feeds.image_sizes import check_sizes
 from fastload.feeds.inputs import FeedInputs
 from fastload.feeds.jpeg_cuts import CutRanges
 from fastload.feeds.prefetch import Prefetcher
@@ -54,18 +55,22 @@ def open_feed(
         order: which rows come at which positions.
         output: how batches come out.
         engine: "auto", "fused" or "dali".
-        resident: keep the whole file in the device's memory (raw storage only).
+        resident: keep the whole file in the device's memory (raw and ragged storage only).
         workers: threads that make batches ahead; the processors, at most 8, by default.
         labels: [N, ...], in place of the file's own.
         views: how many images are made of each sample, each with random parameters of its own.
         scaled_decoding: decode encoded files at 1/2, 1/4 or 1/8 where a crop is at least that much larger than what it
             becomes.
+
+    Raises UsageError for images that cannot be augmented so, naming one.
     """
     augments = augment if isinstance(augment, Staged) else Staged.always(augment)
     on_cuda = output.device.type == "cuda"
     (chosen,) = {choose_engine(engine, file, one, on_cuda=on_cuda) for one in augments.values}
-    if resident and file.shape is None:
-        raise UsageError(f"{file.path} holds encoded images; a resident set must be raw")
+    for one in augments.values:
+        check_sizes(one, file)
+    if resident and file.storage == "encoded":
+        raise UsageError(f"{file.path} holds encoded images; a resident set must be raw or ragged")
     found = file.labels if labels is None else labels
     reader = SampleReader(file)
     ranges = None

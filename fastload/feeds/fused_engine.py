@@ -10,8 +10,10 @@ import torch
 from fastload.augment import Augment
 from fastload.augment.parameters import kernel_norm, kernel_numbers, kernel_recipe, stream_number
 from fastload.feeds.cuda_kernels import CudaKernels, Launcher
+from fastload.feeds.image_sizes import distinct_sides
 from fastload.feeds.resident_set import ResidentSet
 from fastload.kernels.augment_cpu import Images, batch_kernel, images_in_files, images_in_map, images_in_memory
+from fastload.kernels.image_layout import Layout
 from fastload.order import Order
 from fastload.packed.guarded_map import GuardedMap
 from fastload.packed.reader import ImageLocation
@@ -28,15 +30,14 @@ def passes_caches(augment: Augment, channels: int, dtype: torch.dtype, batch_siz
 
 
 class FusedEngine:
-    """Augments raw images under fixed settings.
+    """Augments raw or ragged images under fixed settings.
 
     Arguments:
         augment: what happens to each image.
         seed: of the random parameters, 64-bit.
         phase: of the random parameters.
         view: of each sample, where it has several.
-        shape: (H, W, C) of the images.
-        strides: bytes from one image, row, column and channel to the next.
+        layout: how the images lie in their set.
         dtype: torch.float32, float16, bfloat16 or uint8.
         channels_last: whether pixels are written in NHWC order.
         batch_size: the largest batch.
@@ -48,8 +49,7 @@ class FusedEngine:
         *,
         seed: int,
         phase: int,
-        shape: tuple[int, int, int],
-        strides: tuple[int, int, int, int],
+        layout: Layout,
         dtype: torch.dtype,
         channels_last: bool,
         batch_size: int,
@@ -57,29 +57,29 @@ class FusedEngine:
     ) -> None:
         self._augment, self._numbers = augment, kernel_numbers(augment)
         self._seed, self._phase, self._stream = np.uint64(seed), phase, np.uint64(stream_number(phase, view))
-        self._shape, self._strides = shape, strides
+        self._layout, self._channels = layout, layout.shape[2]
         self._dtype, self._channels_last = dtype, channels_last
-        self._norm = kernel_norm(augment, shape[2], dtype)
+        self._norm = kernel_norm(augment, self._channels, dtype)
         self._recipe = kernel_recipe(
             augment,
-            channels=shape[2],
+            channels=self._channels,
             dtype=dtype,
             channels_last=channels_last,
-            resample=augment.resizes(shape[:2]),
-            streamed=passes_caches(augment, shape[2], dtype, batch_size),
+            resample=any(augment.resizes(sides) for sides in distinct_sides(layout)),
+            streamed=passes_caches(augment, self._channels, dtype, batch_size),
         )
         self._gathered: Launcher | None = None
         self._resident: tuple[weakref.ref[ResidentSet], Order, Launcher] | None = None
 
     def on_cpu(self, data: np.ndarray, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray) -> None:
         """Augment images `rows` of uint8 `data` into `out` [b, C·h·w], without the GIL."""
-        self._augment_on_cpu(images_in_memory(data, self._strides, self._shape[:2]), rows, ids, epochs, out)
+        self._augment_on_cpu(images_in_memory(data, self._layout), rows, ids, epochs, out)
 
     def on_cpu_stream(
         self, place: ImageLocation, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray
     ) -> int:
         """Augment images read from files, a `SampleReader`'s `place`; return the first unreadable one, or -1."""
-        return self._augment_on_cpu(images_in_files(place, self._strides, self._shape[:2]), rows, ids, epochs, out)
+        return self._augment_on_cpu(images_in_files(place, self._layout), rows, ids, epochs, out)
 
     def on_cpu_map(
         self, mapped: GuardedMap, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray
@@ -88,7 +88,7 @@ class FusedEngine:
 
         def from_map(*place_and_data: np.ndarray) -> bool:
             *place, data = place_and_data
-            images = images_in_map(tuple(place), data, self._strides, self._shape[:2])
+            images = images_in_map(tuple(place), data, self._layout)
             return self._augment_on_cpu(images, rows, ids, epochs, out) < 0
 
         return mapped.gather(from_map)
@@ -105,7 +105,8 @@ class FusedEngine:
         """Augment a batch that lies gathered on the device into `out`, on the current stream.
 
         Arguments:
-            images: uint8 [at least `whole_words` of the batch's bytes], one image after the other, from its first byte.
+            images: uint8 [at least `whole_words` of the batch's bytes], one image after the other, from its first byte;
+                of a ragged set int64 [b, 3], the address, height and width of each.
             ids: of the samples, int64 [b].
             epochs: of the samples, int64 [b].
             out: [b, C, h, w], of the engine's dtype and layout.
@@ -125,6 +126,9 @@ class FusedEngine:
     ) -> None:
         """Find, augment and write the batch at position `start` of `order`, on the current stream, in one launch."""
         if self._resident is None or self._resident[0]() is not resident or self._resident[1] is not order:
+            ragged = {}
+            if self._layout.is_ragged:
+                ragged = {"offsets": resident.offsets.data_ptr(), "shapes": resident.shapes.data_ptr()}
             launcher = self._kernels().launcher(
                 "resident",
                 out.device,
@@ -134,12 +138,11 @@ class FusedEngine:
                 label_bytes=resident.labels.shape[1] * resident.labels.element_size(),
                 n=order.n,
                 shuffled=order.shuffle is not False,
+                **ragged,
             )
             # The set is its feed's to drop: a reference here would keep it in device memory.
             self._resident = weakref.ref(resident), order, launcher
         self._resident[2](len(ids), start, out.data_ptr(), labels.data_ptr(), ids.data_ptr())
 
     def _kernels(self) -> CudaKernels:
-        return CudaKernels(
-            self._recipe, self._numbers, self._norm, self._strides, self._shape, self._seed, self._stream
-        )
+        return CudaKernels(self._recipe, self._numbers, self._norm, self._layout, self._seed, self._stream)

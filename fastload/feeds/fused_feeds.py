@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 
+import numpy as np
 import torch
 
 from fastload.augment import Augment
@@ -11,6 +12,7 @@ from fastload.common.memory import check_pinned, pinned_bytes
 from fastload.errors import ClosedError
 from fastload.feeds.batch import Batch, labels_of_rows, one_or_all
 from fastload.feeds.fused_engine import FusedEngine
+from fastload.feeds.image_sizes import batch_bytes, layout_of
 from fastload.feeds.inputs import FeedInputs
 from fastload.feeds.resident_set import ResidentSet, whole_words
 from fastload.order import Order
@@ -19,16 +21,14 @@ from fastload.packed.guarded_map import GuardedMap
 
 def _engines(inputs: FeedInputs, augment: Augment) -> list[FusedEngine]:
     """Return an engine for each view."""
-    file, order, output = inputs.file, inputs.order, inputs.output
-    assert file.shape is not None and file.strides is not None
+    order, output, layout = inputs.order, inputs.output, layout_of(inputs.file)
     return [
         FusedEngine(
             augment,
             seed=order.seed,
             phase=order.phase,
             view=view,
-            shape=file.shape,
-            strides=file.strides,
+            layout=layout,
             dtype=output.dtype,
             channels_last=output.channels_last,
             batch_size=output.batch_size,
@@ -136,13 +136,14 @@ class FusedStreamFeed:
         self._makers = inputs.augments.map(lambda one: (_engines(inputs, one), inputs.image_shape(one)))
         self._reader, self._read_ahead = inputs.reader, inputs.read_ahead
         self._labels, self._ids = inputs.labels, inputs.file.ids
+        self._shapes = inputs.file.shapes
         batch_size, device = self._output.batch_size, self._output.device
-        size = whole_words(self._reader.sample_bytes * batch_size)
+        size = whole_words(batch_bytes(layout_of(inputs.file), batch_size))
         check_pinned(workers * pinned_bytes(size), workers, batch_size)
         # One buffer a worker; its event says when the copy out of it is done.
         self._pinned: queue.SimpleQueue[tuple[torch.Tensor, torch.cuda.Event]] | None = queue.SimpleQueue()
         for _ in range(workers):
-            self._pinned.put((torch.empty(size, dtype=torch.uint8, pin_memory=True), torch.cuda.Event(blocking=True)))
+            self._pinned.put((_pinned(size), torch.cuda.Event(blocking=True)))
         with torch.cuda.stream(torch.cuda.Stream(device)):
             for first in inputs.augments.firsts:
                 self.make(first, 1)  # compiles the kernels
@@ -158,7 +159,10 @@ class FusedStreamFeed:
         buffer, copied = pinned.get()
         try:
             copied.synchronize()  # returns at once for an event that was never recorded
-            size = count * self._reader.sample_bytes
+            sizes = self._reader.ranges(rows)[1]
+            size = int(sizes.sum())
+            if len(buffer) < size:  # a ragged batch as large as few are
+                buffer = _pinned(whole_words(size))
             if self._read_ahead is not None:
                 self._read_ahead.want(start, count)
             self._reader.read(rows, buffer.numpy()[:size])
@@ -173,10 +177,19 @@ class FusedStreamFeed:
         labels = labels_of_rows(self._labels, rows)
         if labels is not None:
             labels = labels.pin_memory().to(device, non_blocking=True)
+        places = stored
+        if self._shapes is not None:
+            begins = stored.data_ptr() + np.cumsum(sizes) - sizes
+            table = torch.from_numpy(np.column_stack([begins, self._shapes[rows]]))
+            places = table.pin_memory().to(device, non_blocking=True)
         for engine, images in zip(engines, views, strict=True):
-            engine.on_cuda_gathered(stored, ids_there, epochs_there, images)
+            engine.on_cuda_gathered(places, ids_there, epochs_there, images)
         return Batch(one_or_all(views), labels, ids_there)
 
     def close(self) -> None:
         self._reader.close()
         self._pinned = None
+
+
+def _pinned(size: int) -> torch.Tensor:
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True)

@@ -51,7 +51,7 @@ class FeedInputs:
     @property
     def channels(self) -> int:
         """Of the images; encoded ones are decoded to RGB."""
-        return 3 if self.file.shape is None else self.file.shape[2]
+        return self.file.channels
 
     def image_shape(self, augment: Augment) -> tuple[int, int, int]:
         """Return (C, h, w) of the images in a batch."""

@@ -6,12 +6,13 @@ import numpy as np
 import torch
 
 from fastload.common.memory import check_fits
+from fastload.feeds.image_sizes import layout_of
 from fastload.packed.reader import SampleReader
 from fastload.packed.set import Packed
 
 
 class ResidentSet:
-    """A whole raw set in the device's memory, read once.
+    """A whole raw or ragged set in the device's memory, read once.
 
     A feed drops it when it is closed; what makes a batch holds it until the batch is made.
 
@@ -25,12 +26,14 @@ class ResidentSet:
         images: uint8 [`whole_words` of the set's bytes], as the file stores them.
         labels: [N, L], their axes flattened; L is 0 for a set without labels.
         ids: int64 [N].
+        offsets: of ragged images, int64 [N + 1], where each begins; empty of raw ones.
+        shapes: of ragged images, int32 [N, 2], their heights and widths; likewise.
 
     Raises DataError unless the device has memory for it, and where the file cannot be read.
     """
 
     def __init__(self, file: Packed, reader: SampleReader, labels: torch.Tensor | None, device: torch.device) -> None:
-        assert file.shape is not None and file.strides is not None
+        layout = layout_of(file)
         check_fits(file.nbytes, device, str(file.path))
         # NumPy asks the system for huge pages, which torch does not: images are drawn from all over this memory.
         images = np.empty(whole_words(file.nbytes), np.uint8)
@@ -38,15 +41,23 @@ class ResidentSet:
         self.images = torch.from_numpy(images).to(device)
         self.ids = torch.from_numpy(file.ids).to(device)
         self.labels = (torch.empty((len(file), 0)) if labels is None else labels.reshape(len(file), -1)).to(device)
-        self._stored = self.images.as_strided((len(file), *file.shape), file.strides)
+        self.offsets = torch.from_numpy(layout.offsets).to(device)
+        self.shapes = torch.from_numpy(layout.shapes).to(device)
+        self._layout = layout
 
-    def rows(self, rows: np.ndarray) -> torch.Tensor:
-        """Return images, uint8 [b, H, W, C] on the device, whatever the file's own layout."""
-        return self._stored[torch.from_numpy(rows).to(self._stored.device)].contiguous()
+    def rows(self, rows: np.ndarray) -> torch.Tensor | list[torch.Tensor]:
+        """Return images on the device, uint8 [b, H, W, C] whatever the file's own layout; ragged, [H, W, C] each."""
+        layout = self._layout
+        if layout.is_ragged:
+            shapes = layout.shapes[rows].tolist()
+            parts = zip(layout.offsets[rows].tolist(), layout.offsets[rows + 1].tolist(), shapes, strict=True)
+            return [self.images[start:stop].reshape(*sides, layout.shape[2]) for start, stop, sides in parts]
+        stored = self.images.as_strided((len(self.ids), *layout.shape), layout.strides)
+        return stored[torch.from_numpy(rows).to(stored.device)].contiguous()
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keep the memory from being reused, once this is dropped, before what `stream` has queued is done."""
-        for tensor in (self.images, self.labels, self.ids):
+        for tensor in (self.images, self.labels, self.ids, self.offsets, self.shapes):
             tensor.record_stream(stream)
 
 

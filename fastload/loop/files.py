@@ -137,7 +137,7 @@ class RunFiles:
         if number != FINE_TUNE:
             return True
         # Whoever asks for reads in sequence has a storage in mind; and no device has a kernel for that order.
-        return file.shape is not None and self.settings.shuffle != "block" and file.nbytes <= self._room
+        return file.storage != "encoded" and self.settings.shuffle != "block" and file.nbytes <= self._room
 
     def close(self) -> None:
         """Close the files. Safe to call twice."""

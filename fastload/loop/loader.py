@@ -35,9 +35,9 @@ class TwoPhaseLoader(DataLoaderView):
     tensor is the caller's and is never overwritten.
 
     Arguments:
-        full: packed file of the whole set, raw or encoded; a pattern ("shards/*.h5") or a list of files is one set;
-            may be None when `swap` is 1.0.
-        subset: packed file made by build-subset, raw; may be None when `swap` is 0.
+        full: packed file of the whole set, raw, ragged or encoded; a pattern ("shards/*.h5") or a list of files is one
+            set; may be None when `swap` is 1.0.
+        subset: packed file made by build-subset, raw or ragged; may be None when `swap` is 0.
         batch_size: images a batch on each rank.
         augment: what happens to each image: an `Augment`; one a phase, {"fast": …, "fine-tune": …}; or a `Schedule`.
         steps: batches in all. Give this, `seconds` or `epochs`.
@@ -65,8 +65,9 @@ class TwoPhaseLoader(DataLoaderView):
             becomes: faster for large photographs, and a little different (docs/recipes.md).
         prefetch: batches made ahead by threads.
         keep_resident: keep the subset on the device after the swap.
-        resident_budget: bytes; a raw full set up to this size is kept on the device too, rather than streamed (not
-            with shuffle="block"). By default 1 GiB, and no more than a quarter of the device's free memory; 0: never.
+        resident_budget: bytes; a raw or ragged full set up to this size is kept on the device too, rather than
+            streamed (not with shuffle="block"). By default 1 GiB, and no more than a quarter of the device's free
+            memory; 0: never.
         rank: of this process; by default from torch.distributed, where it is initialized.
         world_size: how many ranks there are; given with `rank`.
         store: a torch.distributed store through which ranks agree on the swap, where they are given by hand.

@@ -18,8 +18,10 @@ def check_pair(full: Packed | None, subset: Packed | None, shuffle: Shuffle) -> 
             f'{full.path}: rows are sorted by label, so shuffle="block" would not mix the classes; '
             'pack it with order="shuffled", or use shuffle=True'
         )
-    if subset is not None and subset.storage != "raw":
-        raise DataError(f"{subset.path}: holds encoded images; a subset is raw, make it with `fastload build-subset`")
+    if subset is not None and subset.storage == "encoded":
+        raise DataError(
+            f"{subset.path}: holds encoded images; a subset is decoded, make it with `fastload build-subset`"
+        )
     if full is None or subset is None:
         return
     _check_origin(full, subset)
@@ -29,9 +31,8 @@ def check_pair(full: Packed | None, subset: Packed | None, shuffle: Shuffle) -> 
             f"{subset.path}: has {_labels_in_words(ours)}, {full.path} {_labels_in_words(theirs)}; the two do not "
             "belong together"
         )
-    channels = 3 if full.shape is None else full.shape[2]
-    if subset.shape is not None and subset.shape[2] != channels:
-        raise DataError(f"{subset.path}: has {subset.shape[2]} channels, {full.path} has {channels}")
+    if subset.channels != full.channels:
+        raise DataError(f"{subset.path}: has {subset.channels} channels, {full.path} has {full.channels}")
 
 
 def _check_origin(full: Packed, subset: Packed) -> None:

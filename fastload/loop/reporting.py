@@ -104,7 +104,7 @@ def advice_on(
     def judge(stats: dict[str, Any], file: Packed, free: int | None) -> str:
         return advice(
             stats,
-            encoded=file.shape is None,
+            encoded=file.storage == "encoded",
             engine=choose_engine(engine, file, augment, on_cuda=on_cuda),
             shuffle=shuffle,
             size=file.nbytes,

@@ -55,6 +55,7 @@ class SampleReader:
         self._path, self._name_of, self.ids = file.path, file.name_of, file.ids
         self._offsets, self._strides, self._shape = file.offsets, file.strides, file.shape
         self._size = file.nbytes
+        self._shapes, self._channels = file.shapes, file.channels
         self.sample_bytes = 0 if file.strides is None else file.strides[0]
         extents = file.extents
         self._place: ImageLocation | None = ImageLocation(extents)
@@ -95,11 +96,18 @@ class SampleReader:
         firsts = place[2]
         starts = np.concatenate([np.arange(a, b, _PIECE) for a, b in pairwise(firsts)])
         sizes = np.diff(np.append(starts, self._size))
-        self.check(file_ranges.read_ranges(*place, starts, sizes, out, starts), starts // max(1, self.sample_bytes))
+        if self._offsets is None:
+            rows = starts // self.sample_bytes
+        else:
+            rows = np.searchsorted(self._offsets, starts, side="right") - 1
+        self.check(file_ranges.read_ranges(*place, starts, sizes, out, starts), rows)
 
-    def images(self, rows: np.ndarray) -> np.ndarray:
-        """Return raw images, uint8 [b, H, W, C], whatever the file's own layout."""
-        assert self._shape is not None and self._strides is not None
+    def images(self, rows: np.ndarray) -> np.ndarray | list[np.ndarray]:
+        """Return raw images, uint8 [b, H, W, C], whatever the file's own layout; ragged ones, [H, W, C] each."""
+        if self._shape is None or self._strides is None:
+            assert self._shapes is not None
+            sides = self._shapes[rows].tolist()
+            return [one.reshape(*pair, self._channels) for one, pair in zip(self.encoded(rows), sides, strict=True)]
         gathered = np.empty(len(rows) * self.sample_bytes, np.uint8)
         self.read(rows, gathered)
         height, width, channels = self._shape
@@ -108,7 +116,7 @@ class SampleReader:
         return np.ascontiguousarray(gathered.reshape(len(rows), channels, height, width).transpose(0, 2, 3, 1))
 
     def encoded(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Return encoded samples, uint8 [bytes] each."""
+        """Return encoded samples, or others whose sizes differ, as they are stored: uint8 [bytes] each."""
         sizes = self.ranges(rows)[1]
         out = np.empty(int(sizes.sum()), np.uint8)
         self.read(rows, out)

@@ -22,6 +22,7 @@ from fastload.feeds.batch import Output
 from fastload.feeds.feed import open_feed
 from fastload.feeds.fused_engine import FusedEngine
 from fastload.kernels.augment import bfloat16_bits, float16_bits
+from fastload.kernels.image_layout import uniform_layout
 from fastload.order import FAST, FINE_TUNE, Order
 from fastload.packed.file import PackedFile
 
@@ -38,8 +39,7 @@ def fused(images, augment, ids, epochs, *, seed=7, phase=FAST, dtype="float32", 
         augment,
         seed=seed,
         phase=phase,
-        shape=(height, width, channels),
-        strides=strides,
+        layout=uniform_layout((height, width, channels), strides),
         dtype=DTYPES[dtype],
         channels_last=channels_last,
         batch_size=max(1, count),

@@ -27,6 +27,7 @@ from fastload.augment import (
 )
 from fastload.augment.parameters import SampleKeys, draw_parameters, stream_number
 from fastload.feeds.fused_engine import FusedEngine
+from fastload.kernels.image_layout import uniform_layout
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed (extra cuda13)")
 from fastload.feeds.dali_engine import DaliEngine
@@ -54,8 +55,7 @@ def fused(augment, image, keys, i, dtype, last):
         augment,
         seed=SEED,
         phase=PHASE,
-        shape=image.shape,
-        strides=strides,
+        layout=uniform_layout(image.shape, strides),
         dtype=dtype,
         channels_last=last,
         batch_size=1,

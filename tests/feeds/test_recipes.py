@@ -34,6 +34,7 @@ from fastload.augment.parameters import SampleKeys, draw_parameters, stream_numb
 from fastload.errors import UsageError
 from fastload.feeds.fused_engine import FusedEngine
 from fastload.kernels.color_matrix import color_matrix
+from fastload.kernels.image_layout import uniform_layout
 
 SEED, PHASE = 2**63 + 12345, 1
 STORED = {torch.float32: np.float32, torch.float16: np.int16, torch.bfloat16: np.int16, torch.uint8: np.uint8}
@@ -45,13 +46,13 @@ def fused(images, augment, *, ids=None, epochs=None, dtype=torch.float32, channe
     count, height, width, channels = images.shape
     size = height * width * channels
     data = np.ascontiguousarray(images.transpose(0, 3, 1, 2) if planar else images).reshape(-1)
+    strides = (size, width, 1, height * width) if planar else (size, width * channels, channels, 1)
     engine = FusedEngine(
         augment,
         seed=SEED,
         phase=PHASE,
         view=view,
-        shape=(height, width, channels),
-        strides=(size, width, 1, height * width) if planar else (size, width * channels, channels, 1),
+        layout=uniform_layout((height, width, channels), strides),
         dtype=dtype,
         channels_last=channels_last,
         batch_size=count,

@@ -16,6 +16,7 @@ from places import ROOT
 from fastload.augment import Augment, CenterCrop, PerImage, RandomCrop, RandomResizedCrop
 from fastload.augment.parameters import kernel_norm, kernel_numbers, kernel_recipe
 from fastload.kernels import augment, augment_plan, recipe_plan, topk_cuda
+from fastload.kernels.image_layout import uniform_layout
 
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 
@@ -164,7 +165,7 @@ def test_every_launch_of_a_recipe_is_within_the_limits_of_the_device(compiled, c
         )
         numbers, norm = kernel_numbers(given), kernel_norm(given, shape[2], torch.float32)
         strides = (shape[0] * shape[1] * shape[2], shape[1] * shape[2], shape[2], 1)
-        plan = recipe_plan.plan(recipe, numbers, norm, strides, shape, 0, 0)
+        plan = recipe_plan.plan(recipe, numbers, norm, uniform_layout(shape, strides), [shape[:2]], 0, 0)
         seen.add((recipe.resample, recipe_plan.has_tables(recipe, numbers, plan)))
         for count in (1, 1024, 2**20):
             blocks, threads, dynamic = recipe_plan.launch_shape(recipe, numbers, plan, count)

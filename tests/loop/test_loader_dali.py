@@ -162,5 +162,5 @@ def test_the_fused_engine_does_not_decode(encoded):
 
 
 def test_a_resident_subset_must_be_raw(pair, encoded):
-    with pytest.raises(DataError, match="a subset is raw"):
+    with pytest.raises(DataError, match="a subset is decoded"):
         make(pair[0], encoded)

@@ -26,6 +26,7 @@ from fastload.feeds.batch import Output
 from fastload.feeds.feed import open_feed
 from fastload.feeds.fused_engine import FusedEngine
 from fastload.kernels import bus_guard
+from fastload.kernels.image_layout import uniform_layout
 from fastload.order import Order
 from fastload.packed import guarded_map
 from fastload.packed.guarded_map import GuardedMap
@@ -200,8 +201,7 @@ def test_places_beyond_two_gigabytes_are_reached(tmp_path):
             paper_like(crop=32, centre=True),
             seed=1,
             phase=0,
-            shape=(32, 32, 3),
-            strides=(sample, 96, 3, 1),
+            layout=uniform_layout((32, 32, 3), (sample, 96, 3, 1)),
             dtype=torch.float32,
             channels_last=False,
             batch_size=rows,

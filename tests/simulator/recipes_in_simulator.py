@@ -4,6 +4,7 @@ The fused engine's calls for a GPU, of recipes that the paper's kernels do not k
 """
 
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import cuda_stand_ins
+from packs import write_ragged
 from walled import walled
 
 from fastload.augment import Augment, Erase, Jitter, MeanStd, RandomCrop, RandomResizedCrop
 from fastload.augment.parameters import stream_number
+from fastload.augment.schedule import Staged
+from fastload.feeds import fused_feeds
+from fastload.feeds.batch import Output, label_tensor
 from fastload.feeds.fused_engine import FusedEngine
+from fastload.feeds.fused_feeds import FusedCpuFeed, FusedResidentFeed, FusedStreamFeed
+from fastload.feeds.inputs import FeedInputs
+from fastload.kernels.image_layout import uniform_layout
 from fastload.order import FAST, Order
+from fastload.packed.file import PackedFile
+from fastload.packed.reader import SampleReader
 
 SEED = 2**63 + 12_345
 STATISTICS = MeanStd((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -40,8 +50,8 @@ def check(augment, shape, dtype, last=False, exact=False, count=5, start=3):
     height, width, channels = shape
     strides = (height * width * channels, width * channels, channels, 1)
     engine = FusedEngine(
-        augment, seed=SEED, phase=FAST, view=VIEW, shape=shape, strides=strides, dtype=dtype, channels_last=last,
-        batch_size=count,
+        augment, seed=SEED, phase=FAST, view=VIEW, layout=uniform_layout(shape, strides), dtype=dtype,
+        channels_last=last, batch_size=count,
     )  # fmt: skip
     layout = torch.channels_last if last else torch.contiguous_format
     held, order = Resident(images), Order(4, SEED, FAST, True)
@@ -65,6 +75,34 @@ def check(augment, shape, dtype, last=False, exact=False, count=5, start=3):
     assert bool(((got - want).abs() <= allowed).all()), (got - want).abs().max()
 
 
+def check_ragged(augment, dtype, last=False, exact=False, views=1, start=4, count=3):
+    """Both feeds of a GPU over images of their own sizes, against the feed of a CPU."""
+    sides = [(9, 7), (5, 12), (8, 8), (13, 6), (7, 9)]
+    pictures = [rng.integers(0, 256, (*pair, 3)).astype(np.uint8) for pair in sides]
+    order = Order(5, SEED, FAST)
+    layout = torch.channels_last if last else torch.contiguous_format
+    output = Output(count, torch.device("cpu"), dtype, layout)
+    made = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_ragged(Path(folder) / "full.h5", pictures, np.arange(5) * 3, ids=np.arange(5) * 2**33 + 3)
+        for kind in (FusedCpuFeed, FusedResidentFeed, FusedStreamFeed):
+            with PackedFile(path) as file:
+                resident, reader = kind is FusedResidentFeed, SampleReader(file)
+                always, labels = Staged.always(augment), label_tensor(file.labels)
+                feed = kind(FeedInputs(file, always, views, order, output, labels, reader, None, resident, workers=1))
+                made.append(feed.make(start, count))
+                feed.close()
+    want = made[0]
+    for got in made[1:]:
+        assert torch.equal(got.ids, want.ids) and torch.equal(got.labels, want.labels)
+        pairs = zip(got.images, want.images, strict=True) if views > 1 else [(got.images, want.images)]
+        for have, value in pairs:
+            assert have.is_contiguous(memory_format=layout)
+            away = (have.double() - value.double()).abs()
+            allowed = (1e-4 + (2.0**-10 if dtype == torch.float16 else 0.0)) * value.double().abs().clamp(min=1.0)
+            assert bool((away <= (0 if exact else allowed)).all()), away.max()
+
+
 assert stream_number(FAST, VIEW) >= 2**16
 cuda_stand_ins.install(threads=8)
 resized = Augment((4, 3), crop=RandomResizedCrop(), flip=0.5)
@@ -79,4 +117,8 @@ check(
     (9, 7, 3), torch.float16, last=True,
 )  # fmt: skip
 check(Augment(6, crop=RandomCrop(pad=2), flip="alternating", normalize=STATISTICS), (6, 6, 3), torch.float32)
+check_ragged(resized, torch.uint8, views=2, exact=True)
+check_ragged(Augment.paper((3, 2)), torch.float32)  # which the paper's own kernels do for images of one shape
+fused_feeds.batch_bytes = lambda layout, count: 1  # so that buffers have to grow
+check_ragged(Augment(6, crop=RandomCrop(pad=1), normalize=STATISTICS), torch.float16, last=True)
 print("as the CPU engine in the simulator")

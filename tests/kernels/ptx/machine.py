@@ -20,7 +20,10 @@ FLAGS = ["-O1", "-std=c++17", "-mf16c", "-mfma", "-ffp-contract=off", "-fno-stri
 
 
 def compile_recipes(folder: Path, recipes: list[list[Any]]) -> dict[str, str]:
-    """Return the PTX for an H100 of recipes' kernels by name: [name, "resident" or "gathered", recipe, tabled]."""
+    """Return the PTX for an H100 of recipes' kernels by name.
+
+    `recipes`: of each [name, "resident" or "gathered", recipe, tabled, ragged].
+    """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     environment.pop("NUMBA_ENABLE_CUDASIM", None)
     command = [sys.executable, str(ROOT / "tests" / "ptx_compile.py"), "9", "0", str(folder)]

@@ -28,6 +28,7 @@ from fastload.augment import (
 from fastload.augment.parameters import kernel_norm, kernel_numbers, kernel_recipe
 from fastload.kernels import recipe_plan
 from fastload.kernels.augment_cpu import batch_kernel, images_in_memory
+from fastload.kernels.image_layout import ragged_layout, uniform_layout
 from fastload.order import FAST, Order
 
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
@@ -52,10 +53,11 @@ class Case(NamedTuple):
     kernel: str = "gathered"
     tabled: bool = True
     exact: bool = False
+    ragged: bool = False
 
     @property
     def recipe(self):
-        resample = self.augment.resizes(self.shape[:2])
+        resample = self.augment.resizes(self.shape[:2]) or (self.ragged and self.augment.may_resize)
         return kernel_recipe(
             self.augment, channels=self.shape[2], dtype=self.dtype, channels_last=self.last, resample=resample
         )
@@ -111,19 +113,32 @@ CASES = {
         Augment((11, 8), crop=RandomCrop(), color=Jitter(0.5, 0.9), normalize=PerImage()), (20, 17, 1),
         kernel="resident",
     ),
+    "ragged_parts_resized": Case(RESIZED, (30, 24, 3), kernel="resident", ragged=True, **LEVELS),
+    "ragged_parts_gathered": Case(RESIZED, (30, 24, 3), ragged=True, **LEVELS),
+    "ragged_parts_without_tables": Case(RESIZED, (30, 24, 3), ragged=True, tabled=False, **LEVELS),
+    "ragged_paper": Case(Augment.paper((12, 9)), (30, 24, 3), kernel="resident", ragged=True),
+    "ragged_padded": Case(
+        Augment((15, 14), crop=RandomCrop(pad=3), flip=0.5, normalize=STATISTICS), (30, 24, 3), ragged=True, last=True
+    ),
+    "ragged_evaluation": Case(
+        Augment(10, crop=CenterCrop(12), normalize=PerImage()), (30, 24, 5), dtype=torch.float16, kernel="resident",
+        ragged=True,
+    ),
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory):
     """The kernels of all cases as they are compiled for an H100; one that cannot be translated fails here."""
-    wanted = {_name(case): [_name(case), case.kernel, list(case.recipe), case.tabled] for case in CASES.values()}
+    wanted = {
+        _name(case): [_name(case), case.kernel, list(case.recipe), case.tabled, case.ragged] for case in CASES.values()
+    }
     folder = tmp_path_factory.mktemp("ptx")
     return Machine(folder, compile_recipes(folder, list(wanted.values())))
 
 
 def _name(case: Case) -> str:
-    return f"{case.kernel}_{int(case.tabled)}_" + "_".join(map(str, case.recipe))
+    return f"{case.kernel}_{int(case.tabled)}_{int(case.ragged)}_" + "_".join(map(str, case.recipe))
 
 
 def aligned(size: int) -> np.ndarray:
@@ -143,21 +158,30 @@ class Batch(NamedTuple):
 def augmented(
     machine, case: Case, *, rows=5, count=7, start=3, label_bytes=12, order_seed=1, yields=0.0, images=None
 ) -> Batch:
-    """Run a batch through a kernel's PTX and through the CPU engine."""
+    """Run a batch through a kernel's PTX and through the CPU engine; ragged images have at most the case's sides."""
     rng = np.random.default_rng(order_seed)
     height, width, channels = case.shape
     if images is None:
         images = rng.integers(0, 256, (rows, *case.shape)).astype(np.uint8)
-    stored = np.ascontiguousarray(images.transpose(0, 3, 1, 2) if case.planar else images).reshape(rows, -1)
-    size = stored.shape[1]
+    shapes = np.array([case.shape[:2]] * rows, np.int32)
+    if case.ragged:
+        shapes = rng.integers(np.array(case.shape[:2]) // 2, np.array(case.shape[:2]) + 1, (rows, 2), np.int32)
+    offsets = np.cumsum([0, *(shapes.prod(axis=1, dtype=np.int64) * channels)])
+    turned = images.transpose(0, 3, 1, 2) if case.planar else images
+    parts = [
+        (one[:h, :w] if case.ragged else one).reshape(-1) for one, (h, w) in zip(turned, shapes.tolist(), strict=True)
+    ]
+    size = height * width * channels
     strides = (size, width, 1, height * width) if case.planar else (size, width * channels, channels, 1)
+    layout = ragged_layout(channels, offsets, shapes) if case.ragged else uniform_layout(case.shape, strides)
+    sides = np.unique(shapes, axis=0).tolist()
     ids = rng.permutation(2**40 - 7 * np.arange(rows))
     chosen, epochs = Order(rows, SEED, FAST, True).rows(start, count)
     recipe, numbers = case.recipe, kernel_numbers(case.augment)
     norm = kernel_norm(case.augment, channels, case.dtype)
     elements = int(numbers.height * numbers.width) * channels
     output = {torch.float32: np.float32, torch.uint8: np.uint8}.get(case.dtype, np.int16)
-    plan_of: Any = (recipe, numbers, norm, strides, case.shape, SEED, FAST)
+    plan_of: Any = (recipe, numbers, norm, layout, sides, SEED, FAST)
 
     machine.clear()
     out = machine.array("out", aligned(count * elements * np.dtype(output).itemsize), initialised=False)
@@ -170,20 +194,28 @@ def augmented(
     if case.kernel == "resident":
         labels = machine.array("labels", rng.integers(0, 256, (rows, label_bytes)).astype(np.uint8), read_only=True)
         machine.array("ids", ids, read_only=True)
-        memory = upload(stored)
+        memory = upload(np.concatenate(parts))
+        for name, array in (("offsets", offsets), ("shapes", shapes)) if case.ragged else ():
+            machine.array(name, array, read_only=True)
         plan = recipe_plan.plan(
-            *plan_of, images=memory.ctypes.data, ids=ids.ctypes.data, labels=labels.ctypes.data,
-            label_bytes=label_bytes, n=rows, shuffled=True,
+            *plan_of, offsets=offsets.ctypes.data, shapes=shapes.ctypes.data, images=memory.ctypes.data,
+            ids=ids.ctypes.data, labels=labels.ctypes.data, label_bytes=label_bytes, n=rows, shuffled=True,
         )  # fmt: skip
         out_labels = machine.array("out_labels", np.zeros((count, label_bytes), np.uint8), initialised=False)
         out_ids = machine.array("out_ids", np.zeros(count, np.int64), initialised=False)
         given = [start, out.ctypes.data, out_labels.ctypes.data, out_ids.ctypes.data]
     else:
-        memory, plan = upload(stored[chosen]), recipe_plan.plan(*plan_of)
+        memory, plan = upload(np.concatenate([parts[row] for row in chosen])), recipe_plan.plan(*plan_of)
+        address = memory.ctypes.data
+        if case.ragged:
+            sizes = np.diff(offsets)[chosen]
+            begins = address + np.cumsum(sizes) - sizes
+            places = machine.array("places", np.column_stack([begins, shapes[chosen]]), read_only=True)
+            address = places.ctypes.data
         batch_ids, batch_epochs = (np.ascontiguousarray(one) for one in (ids[chosen], epochs))
         for name, array in (("ids", batch_ids), ("epochs", batch_epochs)):
             machine.array(name, array, read_only=True)
-        given = [memory.ctypes.data, batch_ids.ctypes.data, batch_epochs.ctypes.data, out.ctypes.data]
+        given = [address, batch_ids.ctypes.data, batch_epochs.ctypes.data, out.ctypes.data]
     machine.array("plan", plan, read_only=True)
     blocks, threads, shared = recipe_plan.launch_shape(recipe, numbers, plan, count)
     assert case.tabled or not recipe.resample or recipe_plan.has_tables(recipe, numbers, plan)
@@ -193,7 +225,7 @@ def augmented(
 
     twin = np.empty((count, elements), output)
     kernel = batch_kernel(recipe)
-    memory_images = images_in_memory(np.ascontiguousarray(stored).reshape(-1), strides, (height, width))
+    memory_images = images_in_memory(np.concatenate(parts), layout)
     kernel(memory_images, chosen, ids[chosen], epochs, np.uint64(SEED), np.uint64(FAST), numbers, norm, twin)
     wrong = machine.complaints
     if machine.unwritten("out"):
