@@ -189,7 +189,7 @@ def train(
     the same bits as one that was not, on the same kind of device.
 
     Arguments:
-        file: the full set, raw or encoded.
+        file: the full set.
         training: the settings.
         augment: what the autoencoder sees; its crop must be 24.
         device: "cpu" or "cuda:N".

@@ -235,8 +235,9 @@ def test_without_dali_it_says_how_to_install_it(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(builtins, "__import__", without)
     source = put(tmp_path / "s", {"c/0.png": PNG})
-    with pytest.raises(UsageError, match=r"encoded=True, which checks .* needs DALI.*pip install"):
-        pack(source, tmp_path / "o.h5", encoded=True)
+    for option in ("encoded", "jpeg"):
+        with pytest.raises(UsageError, match=rf"{option}=True.*, which checks .* needs DALI.*pip install"):
+            pack(source, tmp_path / "o.h5", **{option: True})
     assert pack(source, tmp_path / "o.h5").images == 1  # pixels need none
 
 
