@@ -23,7 +23,7 @@ from fastload.feeds.jpeg_cuts import OTHER_INDEX, reductions_of, regions_of
 from fastload.kernels import jpeg_cut
 from fastload.kernels.augment_encoded import NO_DECODER, NOT_DECODED, Drawn, encoded_kernel
 from fastload.kernels.jpeg_cut import cut_margin
-from fastload.packing.decoding import BrokenImage, decode, strict_pillow
+from fastload.packing.decoding import BrokenImage, decode, own_limits
 
 _MESSAGE = 200
 
@@ -136,6 +136,7 @@ class FusedEncodedFeed:
         addresses = np.array([0 if pixels is None else pixels.ctypes.data for pixels in whole], np.int64)
         failed, reason, text = engine(files, rows, addresses, ids, epochs, list(values))
         if failed >= 0 and reason != jpeg_cut.UNREADABLE:
+            reader.check(-1, rows)  # a file that was written over says so
             raise self._error(int(rows[failed]), reason, text)
         reader.check(failed, rows)
         del place
@@ -151,7 +152,7 @@ class FusedEncodedFeed:
     def _decode(self, files: jpeg_cut.JpegFiles, row: np.ndarray) -> np.ndarray:
         (data,) = self._reader.encoded(row)
         try:
-            with strict_pillow():
+            with own_limits():
                 pixels = np.ascontiguousarray(decode(data.tobytes()))
         except BrokenImage as error:
             raise DataError(f"{self._path}: {self._name_of(int(row[0]))} {error}; pack it again") from error

@@ -60,6 +60,7 @@ def read_batch(reader: SampleReader, rows: np.ndarray, augment: Augment, views: 
     out, parts = np.empty(int(sizes.sum()) + 64, np.uint8), np.zeros((len(rows), 5), np.int64)
     failed, reason = cut_files(files, rows, regions, MARGIN, out, parts)
     if failed >= 0 and reason != UNREADABLE:
+        reader.check(-1, rows)  # a file that was written over says so
         raise SampleError(int(failed), OTHER_INDEX)
     reader.check(int(failed), rows)
     del place

@@ -60,22 +60,32 @@ _kept: tuple[int | None, bool] = (None, False)
 
 @contextlib.contextmanager
 def strict_pillow() -> Iterator[None]:
-    """Have Pillow load no truncated files and keep its warnings to itself; `decode` limits the pixels."""
-    global _strict_users, _kept
+    """Have Pillow load no truncated files and keep its warnings to itself; `decode` limits the pixels.
+
+    For one thread at a time: Python's list of warnings that are ignored is one for all.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
-        with _strict:
-            if not _strict_users:
-                _kept = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
-                Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
-            _strict_users += 1
-        try:
+        with own_limits():
             yield
-        finally:
-            with _strict:
-                _strict_users -= 1
-                if not _strict_users:
-                    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = _kept
+
+
+@contextlib.contextmanager
+def own_limits() -> Iterator[None]:
+    """Have Pillow load no truncated files, and leave it to `decode` to limit the pixels; for any number of threads."""
+    global _strict_users, _kept
+    with _strict:
+        if not _strict_users:
+            _kept = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+            Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
+        _strict_users += 1
+    try:
+        yield
+    finally:
+        with _strict:
+            _strict_users -= 1
+            if not _strict_users:
+                Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = _kept
 
 
 def default_max_pixels() -> int | None:
