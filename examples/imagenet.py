@@ -1,6 +1,6 @@
 """Train a ResNet on ImageNet by ffcv-imagenet's 16-epoch recipe: progressive resizing, one GPU or several by torchrun.
 
-    fastload pack imagenet/train train.h5 --resize 256     (centre squares; whole pictures: --encoded)
+    fastload pack imagenet/train train.h5 --short-side 256     (or smaller JPEG files: --jpeg --max-side 500)
     fastload pack imagenet/val val.h5 --resize 288
     fastload build-subset train.h5 subset.h5 --strategy random      (for --swap; without it all is streamed)
     torchrun --nproc-per-node 8 examples/imagenet.py train.h5 val.h5 --arch resnet50

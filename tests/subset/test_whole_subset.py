@@ -88,6 +88,13 @@ def test_of_a_ragged_set_a_subset_stays_as_it_is_or_becomes_squares(full_sets, t
     assert verify_file(tmp_path / "squares.h5", full=full).ok
 
 
+def test_embeddings_are_made_of_a_ragged_set(full_sets, tmp_path):
+    full = full_sets["ragged"]
+    with PackedFile(build(full, tmp_path / "s.h5", strategy="top-activations", epochs=0.5, batch_size=16)) as subset:
+        assert subset.storage == "ragged" and (subset.selection.dimension >= -1).all()
+    assert verify_file(tmp_path / "s.h5", full=full).ok
+
+
 @pytest.mark.parametrize("budget", [60_000, 200_000, 10**9])
 def test_a_budget_holds_whichever_samples_are_chosen(full_sets, tmp_path, budget):
     for seed in range(3):
