@@ -53,7 +53,10 @@ class Candidates:
             order = np.lexsort((file.ids, keep))
             order = order[keep[order] | np.isin(order, included)]
             first = np.zeros(len(file), bool)
-            first[order[np.unique(file.digests[order], return_index=True)[1]]] = True
+            stored = file.digests[order]
+            if file.storage == "ragged" and file.shapes is not None:  # the same bytes may be images of other sides
+                stored = np.column_stack([stored, file.shapes[order].astype(np.uint64)])
+            first[order[np.unique(stored, axis=0, return_index=True)[1]]] = True
             duplicates = int((keep & ~first).sum())
             keep &= first
         return cls(keep, included, excluded, duplicates)

@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from packs import noise_images, write_format_1, write_raw
+from packs import noise_images, write_format_1, write_ragged, write_raw
 from PIL import Image
 from samples import encode, put
 
@@ -105,6 +105,13 @@ def test_a_budget_holds_whichever_samples_are_chosen(full_sets, tmp_path, budget
             assert len(subset) == COUNT or subset.nbytes > budget // 4 > largest // 8
     with pytest.raises(UsageError, match="one sample takes"):
         build(full_sets["ragged"], tmp_path / "x.h5", size="1KB", short_side=48)
+
+
+def test_the_same_bytes_in_another_shape_are_another_image(tmp_path):
+    plain = [np.full((*sides, 3), 7, np.uint8) for sides in ((2, 6), (3, 4), (2, 6), (6, 2), (5, 5))]
+    full = write_ragged(tmp_path / "full.h5", plain, np.arange(5))
+    report = fastload.build_subset(full, tmp_path / "s.h5", strategy="random", size=4)
+    assert sorted(report.ids) == [0, 1, 3, 4] and report.left_out["exact duplicates left out"] == 1
 
 
 def test_images_of_other_sizes_are_named_with_both_mends(full_sets, tmp_path):
