@@ -27,6 +27,9 @@ def cut_margin(reduced: bool) -> int:
 OTHER_INDEX, UNREADABLE = -1, -2
 """Why there is no cut: the index is not this file's, or one of the two is damaged; or the file cannot be read."""
 
+_NARROW = 4
+"""libjpeg does not smooth colours of pictures so narrow: so few last columns are cut with the segment before them."""
+
 _GAP = 4096
 """So many bytes between the header and the first segment are read with them, in one call."""
 
@@ -123,6 +126,8 @@ def grid_of(cut, height, width, region, margin):
     rows, columns = (height + down - 1) // down, (width + across - 1) // across
     first_row, last_row = max(top - margin, 0) // down, min((bottom + margin - 1) // down, rows - 1)
     first, last = max(left - margin, 0) // across, min((right + margin - 1) // across, columns - 1)
+    if first > 0 and width - first * across <= _NARROW:
+        first -= 1
     begin, start = first_row * down, first * across
     end, stop = min((last_row + 1) * down, height), min((last + 1) * across, width)
     return Grid(first_row, last_row, first, last, columns, begin, start, end - begin, stop - start)
@@ -164,8 +169,11 @@ def cut_file(files, row, height, width, region, margin, entries, source, out):
     ):
         return np.int64(UNREADABLE), part
     start, stop = _entry(entries, 0), _entry(entries, high - low)
-    if not header <= start < stop <= size or (high == files.index_offsets[row + 1] - files.index_offsets[row] - 1) != (
-        stop == size
+    last = files.index_offsets[row + 1] - files.index_offsets[row] - 1
+    if (
+        not header <= start < stop <= size
+        or (low == 0) != (start == header)  # the first segment begins behind the header, and the last ends the file
+        or (high == last) != (stop == size)
     ):
         return np.int64(OTHER_INDEX), part
     ahead = 0 if start - header < _GAP else start
@@ -175,28 +183,67 @@ def cut_file(files, row, height, width, region, margin, entries, source, out):
         ahead > 0 and not read_range(files.descriptors, files.begins, files.firsts, begin, header, np.uint64(source))
     ):
         return np.int64(UNREADABLE), part
-    if (
-        get_byte(source, frame - 5) != 0xFF
-        or get_byte(source, frame - 4) & 0xFE != 0xC0
-        or _pair(source, frame) != height
-        or _pair(source, frame + 2) != width
-    ):
+    if not _is_header(source, cut, height, width):
         return np.int64(OTHER_INDEX), part
     copy_row(out, np.int64(0), source, np.int64(0), header)
     _set_pair(out, frame, grid.height)
     _set_pair(out, frame + 2, grid.width)
-    at, count = header, 0
+    at, count, done = header, 0, start
     for y in range(grid.first_row, grid.last_row + 1):
         for segment in range(y * grid.columns + grid.first, y * grid.columns + grid.last + 1):
             a, b = _entry(entries, segment - low), _entry(entries, segment - low + 1)
-            if not start <= a < b - 1 or b > stop or not _is_end(source, b, segment, b == size):
+            # Never backwards, or what overlaps could be more than the file has, and `out` room for.
+            if not done <= a < b - 1 or b > stop or not _is_end(source, b, segment, b == size):
                 return np.int64(OTHER_INDEX), part
             copy_row(out, at, source, a, b - a)
-            at += b - a
+            at, done = at + b - a, b
             set_byte(out, at - 1, np.uint8(0xD0 + (count & 7)))
             count += 1
     set_byte(out, at - 1, np.uint8(0xD9))
     return at, part
+
+
+@exact
+def _is_header(data, cut, height, width):
+    """Whether a file's header is one as `jpeg_transcode` writes it, and says the same as the index: or what is cut
+    would be a sound file of other pixels.
+
+    Arguments:
+        data: address of the header; of so many bytes as the index says, at least.
+        cut: int32 [6].
+        height: of the file's own pixels.
+        width: likewise.
+    """
+    header, frame = np.int64(cut[0]), np.int64(cut[1])
+    count = np.int64(get_byte(data, frame + 4))
+    scan = header - 8 - 2 * count
+    if (
+        _pair(data, 0) != 0xFFD8
+        or _pair(data, frame - 5) & 0xFFFE != 0xFFC0
+        or _pair(data, frame) != height
+        or _pair(data, frame + 2) != width
+        or (count != 1 and count != 3)
+        or frame + 5 + 3 * count > scan - 6
+        or _pair(data, scan - 6) != 0xFFDD
+        or _pair(data, scan - 2) != cut[4]
+        or _pair(data, scan) != 0xFFDA
+    ):
+        return False
+    down, across = 1, 1
+    if count > 1:
+        for k in range(count):
+            factors = np.int64(get_byte(data, frame + 6 + 3 * k))
+            down, across = max(down, factors & 15), max(across, factors >> 4)
+    return 8 * down == cut[2] and 8 * across == cut[3] and _orientation(data, frame) == cut[5]
+
+
+@exact
+def _orientation(data, stop):
+    """Return what the EXIF segment at a header's beginning says, behind JFIF's if there is one; 1 without."""
+    place = np.int64(2)
+    if _pair(data, 2) == 0xFFE0:
+        place += 2 + _pair(data, 4)
+    return np.int64(get_byte(data, place + 29)) if place + 30 <= stop and _pair(data, place) == 0xFFE1 else np.int64(1)
 
 
 @exact

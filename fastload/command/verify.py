@@ -17,10 +17,12 @@ from fastload.common.progress import progress_bar
 from fastload.common.text import plural, printable
 from fastload.errors import DataError, UsageError
 from fastload.packed.file import PackedFile, checksum, digest, fingerprint
+from fastload.packed.jpeg_index import Cut, stored_sides
 from fastload.packed.labels import label_faults
 from fastload.packed.metadata import full_set_fingerprint
 from fastload.packed.set import Packed, PathsLike, open_packed
 from fastload.packing.fit import Fit
+from fastload.packing.jpeg_transcode import fits_index
 from fastload.packing.subset_pixels import SubsetImages, decode_rows, subset_images
 from fastload.selection import STRATEGIES
 
@@ -125,17 +127,20 @@ def verify_file(
             raise UsageError(f"{path}: is not a subset, so there is nothing to compare with --full; leave it out")
         if full is None and (images is not None or labels is not None):
             raise UsageError("--images and --labels name the datasets of --full, your own HDF5 file; give it too")
-        damaged = []
+        damaged, unfit = [], []
         with progress_bar("verifying", len(file), quiet=not progress) as advance:
             for row in range(len(file)):
-                if digest(file.read(row)) != int(file.digests[row]):
+                data = file.read(row)
+                if digest(data) != int(file.digests[row]):
                     damaged.append((row, int(file.ids[row]), _class_of(file, row)))
+                elif not _is_cut_rightly(file, row, data):
+                    unfit.append(row)
                 advance(1)
         with progress_bar("fingerprint", None, quiet=not progress):
             matches = fingerprint(file) == file.fingerprint
             rest_matches = None if file.checksum is None else checksum(file) == file.checksum
         duplicates = len(file.ids) - len(np.unique(file.ids))
-        problems = _label_problems(file)
+        problems = _label_problems(file) + _index_problems(file, unfit)
         if file.selection is not None:
             problems += _selection_problems(file)
             full = _beside(file) if full is None else full
@@ -173,6 +178,22 @@ def _label_problems(file: PackedFile) -> list[str]:
         "the source's labels or class names"
         for fault in label_faults(file.labels, file.classes)
     ]
+
+
+def _is_cut_rightly(file: PackedFile, row: int, data: bytes) -> bool:
+    """Whether a file is stored whole, or can be cut as the index says."""
+    if file.jpeg is None or file.shapes is None or not file.jpeg.cuts[row].any():
+        return True
+    cut = file.jpeg.cuts[row]
+    sides = stored_sides(file.shapes[row], cut)
+    return fits_index(data, Cut(*cut.tolist()), sides, file.jpeg.segments(row))
+
+
+def _index_problems(file: PackedFile, unfit: list[int]) -> list[str]:
+    if not unfit:
+        return []
+    ids = _some(file.ids[unfit])
+    return [f"'jpeg' and 'segments' do not say how {plural(len(unfit), 'file')} can be cut (ids {ids})"]
 
 
 def _selection_problems(file: PackedFile) -> list[str]:

@@ -138,7 +138,7 @@ def check_index(path: object, cuts: np.ndarray, segment_offsets: np.ndarray, sha
     held = cuts[:, 0] != 0
     sound = (cuts[~held] == 0).all() and (cuts >= 0).all()
     header, frame, mcu_height, mcu_width, interval, orientation = cuts[held].astype(np.int64).T
-    sound = sound and (frame + 4 <= header).all() and (header < 1 << 20).all()
+    sound = sound and (frame >= 7).all() and (frame + 4 <= header).all() and (header < 1 << 20).all()
     sound = sound and np.isin(mcu_height, (8, 16, 24, 32)).all() and np.isin(mcu_width, (8, 16, 24, 32)).all()
     sound = sound and (interval > 0).all() and (interval < 1 << 16).all()
     sound = sound and (orientation >= 1).all() and (orientation <= 8).all()

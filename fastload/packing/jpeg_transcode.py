@@ -26,6 +26,13 @@ _SEGMENT_PIXELS = 32
 % of the bytes of photographs of 500 pixels (quality 90), in files that grew by 2.5, 1.4, 1.2 and 0.1 %."""
 
 
+_LARGEST_HEADER = 1 << 16
+"""Many times what tables take; all of it is read and copied for each crop."""
+
+_BLOCK = 64 * 2 * 4
+"""The most bytes of a block: codes of up to 27 bits, and a zero behind each byte."""
+
+
 class Cuttable(NamedTuple):
     """A file that can be cut: its bytes, how, and where its segments begin in it, uint32."""
 
@@ -66,6 +73,38 @@ def cuttable(data: bytes, orientation: int) -> Cuttable | None:
         return None
 
 
+def fits_index(data: bytes, cut: Cut, sides: tuple[int, int], segments: np.ndarray) -> bool:
+    """Return whether an index says where a file can be cut: found out by looking for its markers.
+
+    Arguments:
+        data: the file.
+        cut: what the index says of it.
+        sides: (height, width) of the file's own pixels, as the packed file has them.
+        segments: where its segments begin, and its end.
+    """
+    try:
+        header = _read_header(data)
+        frame = None if header is None else _read_frame(header)
+    except (IndexError, struct.error):
+        return False
+    if header is None or frame is None or frame.sides != sides:
+        return False
+    head, place = _new_header(header, header.interval, cut.orientation)
+    found = Cut(len(head), place, *frame.mcu, header.interval, cut.orientation)
+    coded = np.frombuffer(data, np.uint8)[header.start :]
+    ends = np.flatnonzero((coded[:-1] == 0xFF) & (coded[1:] != 0)) + 2
+    markers = coded[ends - 1]
+    expected = 0xD0 + (np.arange(len(ends)) & 7)
+    expected[-1:] = 0xD9
+    return (
+        found == cut
+        and data.startswith(head)
+        and np.array_equal(markers, expected)
+        and np.array_equal(segments, header.start + np.append(0, ends))
+        and segments[-1] == len(data)
+    )
+
+
 def _read_header(data: bytes) -> _Header | None:
     header, place = _Header(), 2
     if data[:2] != bytes((0xFF, _SOI)):
@@ -89,8 +128,8 @@ def _read_header(data: bytes) -> _Header | None:
         elif kind == _DRI:
             (header.interval,) = struct.unpack(">H", body)
         elif kind == _APP0:
-            header.jfif |= body.startswith(b"JFIF\0")
-        elif kind == _APP14 and body.startswith(b"Adobe"):
+            header.jfif |= body.startswith(b"JFIF\0") and len(body) >= 14  # libjpeg overlooks shorter ones
+        elif kind == _APP14 and body.startswith(b"Adobe") and len(body) >= 12:
             header.adobe = body
         elif kind == _SOS:
             header.scan, header.start = body, place
@@ -165,9 +204,12 @@ def _rewritten(data: bytes, header: _Header, orientation: int) -> Cuttable | Non
                 return None
     head, place_of_height = _new_header(header, interval, orientation)
     mcus = rows * columns
-    count = mcus // interval
-    # Twice: each byte may come out as 255, with a zero behind it; DC codes may become longer.
-    out = np.empty(2 * (len(data) - header.start) + 8 * mcus * len(frame.blocks) + 4 * count + 64, np.uint8)
+    count, coded = mcus // interval, len(data) - header.start
+    if len(head) > _LARGEST_HEADER or 4 * coded < mcus * len(frame.blocks):  # a block has two bits at least
+        return None
+    # Twice: each byte may come out as 255, with a zero behind it; DC codes may become longer. Where the file ends
+    # within an MCU, that is seen only behind it, and all of its codes may have come out of nothing.
+    out = np.empty(2 * coded + (8 * mcus + _BLOCK) * len(frame.blocks) + 4 * count + 64, np.uint8)
     segments = np.zeros(count + 1, np.int64)
     source = np.frombuffer(data, np.uint8)
     size = add_restarts(
