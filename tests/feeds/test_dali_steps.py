@@ -287,6 +287,24 @@ def test_resized_levels_are_at_most_one_apart(recipe, form, channels):
     assert_near(found, images, recipe, torch.float32, torch.contiguous_format, 1.0)
 
 
+@pytest.mark.parametrize(("channels", "name"), [(3, "smaller"), (4, "shorter side, random"), (1, "narrow")])
+def test_images_of_their_own_sides_that_come_decoded_are_resized(channels, name):
+    random = np.random.default_rng(channels)
+    images = [random.integers(0, 256, (*sides, channels), dtype=np.uint8) for sides in SIDES]
+    engine = DaliEngine(RESIZED[name], shape=(0, 0, channels), batch_size=8, device=CPU, threads=2)
+    for maker in (engine, with_graph(engine)):  # as on the CPU, and as on CUDA
+        found = made_by_dali(maker, images, RESIZED[name], channels, torch.float32, torch.contiguous_format)
+        assert_near(found, images, RESIZED[name], torch.float32, torch.contiguous_format, 1.0)
+
+
+@pytest.mark.parametrize("name", ["pad, reflect", "jitter", "paper, erased"])
+def test_images_of_their_own_sides_that_come_decoded_meet_every_other_step(name):
+    images = [of_all_kinds(*sides, 3)[k] for k, sides in enumerate([(21, 28), (16, 30), (24, 22), (40, 25)])]
+    engine = with_graph(DaliEngine(RECIPES[name], shape=(0, 0, 3), batch_size=4, device=CPU, threads=2))
+    found = made_by_dali(engine, images, RECIPES[name], 3, torch.float32, torch.contiguous_format)
+    assert_near(found, images, RECIPES[name], torch.float32, torch.contiguous_format)
+
+
 @pytest.mark.parametrize(
     ("sides", "recipe"),
     [

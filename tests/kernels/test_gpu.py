@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from packs import noise_images, write_encoded, write_pair, write_raw
+from packs import noise_images, write_encoded, write_pair, write_ragged, write_raw
 from recipes import paper_like
 
 from fastload import DataError, TwoPhaseLoader, UsageError
@@ -79,6 +79,14 @@ def planar(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     return write_pair(tmp_path_factory.mktemp("pair"), count=1500, chosen=200)
+
+
+@pytest.fixture(scope="module")
+def ragged(tmp_path_factory):
+    """500 images of 36 to 90 pixels a side, each of its own."""
+    random = np.random.default_rng(2)
+    images = [random.integers(0, 256, (*sides, 3), dtype=np.uint8) for sides in random.integers(36, 91, (500, 2))]
+    return write_ragged(tmp_path_factory.mktemp("ragged") / "full.h5", images, np.arange(500) % 7)
 
 
 def batch_of(
@@ -270,6 +278,35 @@ def test_cuda_gives_of_every_recipe_what_the_cpu_gives(pair, resident, recipe):
         on_cpu = batch_of(file, RECIPES[recipe], order, device="cpu", **settings)
     assert torch.equal(on_gpu.ids.cpu(), on_cpu.ids)
     torch.testing.assert_close(on_gpu.images.cpu(), on_cpu.images, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("resident", [True, False], ids=["resident", "stream"])
+@pytest.mark.parametrize("recipe", [*RECIPES, "paper"])
+def test_cuda_gives_of_ragged_images_what_the_cpu_gives(ragged, resident, recipe):
+    augment = RECIPES.get(recipe, Augment.paper(24))
+    with PackedFile(ragged) as file:
+        order = Order(len(file), SEED, FAST)
+        settings = {"start": 450, "count": 300, "resident": resident}
+        on_gpu = batch_of(file, augment, order, **settings)
+        on_cpu = batch_of(file, augment, order, device="cpu", **settings)
+    assert torch.equal(on_gpu.ids.cpu(), on_cpu.ids) and torch.equal(on_gpu.labels.cpu(), on_cpu.labels)
+    torch.testing.assert_close(on_gpu.images.cpu(), on_cpu.images, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("resident", [True, False], ids=["resident", "stream"])
+def test_dali_makes_of_ragged_images_on_the_gpu_what_the_fused_engine_makes(ragged, resident):
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    levels = MeanStd(0.0, 1 / 255)
+    for crop, most in ((RandomCrop(), 0), (RandomCrop(pad=3), 0), (RandomResizedCrop(), 1), (CenterCrop(40), 1)):
+        augment = Augment((24, 20), crop=crop, flip=0.5, normalize=levels)
+        with PackedFile(ragged) as file:
+            order = Order(len(file), SEED, FAST)
+            made = [
+                batch_of(file, augment, order, count=300, resident=resident, engine=engine)
+                for engine in ("fused", "dali")
+            ]
+        assert torch.equal(made[0].ids, made[1].ids)
+        assert float((made[0].images - made[1].images).abs().max()) <= most + 1e-3
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
