@@ -40,13 +40,13 @@ def batch_bytes(layout: Layout, count: int) -> int:
 
 
 def check_sizes(augment: Augment, file: Packed) -> None:
-    """Raise UsageError, naming the first sample that does not fit, unless all images of a ragged set can be augmented.
+    """Raise UsageError, naming the first sample that does not fit, unless all images of a set can be augmented.
 
-    Of raw sets `choose_engine` has checked the one shape; encoded images are checked as they are decoded.
+    Of raw sets `choose_engine` has checked the one shape; encoded images of sizes that the file does not tell are
+    checked as they are decoded.
     """
-    if file.storage != "ragged":
+    if file.shapes is None:
         return
-    assert file.shapes is not None
     sides, firsts, counts = _distinct(file.shapes)
     problems = [augment.misfit((height, width)) for height, width in sides.tolist()]
     wrong = [k for k, problem in enumerate(problems) if problem]
