@@ -28,10 +28,13 @@ _BEHIND = 8192
 
 @exact
 def reduced_place(place, by):
-    """Return the `Place` of a crop in an image whose pixels are `by` times as large: to the nearest of them."""
-    top, left = (place[0] + by // 2) // by, (place[1] + by // 2) // by
-    bottom, right = (place[0] + place[2] + by // 2) // by, (place[1] + place[3] + by // 2) // by
-    return top, left, max(bottom - top, 1), max(right - left, 1), place[4], place[5], place[6], place[7]
+    """Return a `Place` in an image whose pixels are `by` times as large, and the fractions that `make_tables` takes."""
+    top, left = place[0] // by, place[1] // by
+    rows, columns = (place[0] + place[2] + by - 1) // by - top, (place[1] + place[3] + by - 1) // by - left
+    one = np.float64(by)
+    above, before = np.float64(place[0]) / one - np.float64(top), np.float64(place[1]) / one - np.float64(left)
+    sides = np.float64(place[2]) / one, np.float64(place[3]) / one
+    return top, left, rows, columns, place[4], place[5], place[6], place[7], above, sides[0], before, sides[1]
 
 
 @loose
@@ -68,9 +71,12 @@ def _drawn_of(drawn, view, k, origin, by):
     """Return (place, flip, color, erased) of a sample, in the part of its image that begins at `origin`."""
     p, c, e = drawn.places[view, k], drawn.colors[view, k], drawn.erased[view, k]
     place = moved((p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]), origin[0], origin[1])
-    if by > 1:
-        place = reduced_place(place, by)
-    return place, drawn.flip[view, k], (c[0], c[1], c[2], c[3], drawn.grey[view, k]), (e[0], e[1], e[2], e[3])
+    return (
+        reduced_place(place, by),
+        drawn.flip[view, k],
+        (c[0], c[1], c[2], c[3], drawn.grey[view, k]),
+        (e[0], e[1], e[2], e[3]),
+    )
 
 
 @cache

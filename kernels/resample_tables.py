@@ -3,12 +3,13 @@
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba.extending import overload
 
 from .cpu_memory import get_double, get_word, set_byte, set_double, set_short, set_word
 from .inlining import exact, loose
 from .recipe import RESIZED
 from .resample_vectors import HAS_VECTORS
-from .resampling import MOST, ONE, is_down_first, most_taps, resized_side, rounding, tap_height, window
+from .resampling import MOST, ONE, is_down_first, most_taps, resized_side, rounding, tap_height, window_within
 
 _WINDOW = 16
 _UNUSED = 0x80
@@ -106,12 +107,14 @@ def scratch_bytes(recipe, numbers, sides):
 
 
 @loose
-def _fill_taps(side, size, first, count, mirrored, by_tap, stride, starts, weights, heights):
+def _fill_taps(side, size, begin, length, first, count, mirrored, by_tap, stride, starts, weights, heights):
     """Fill the windows of the pixels first … first + count - 1 of `size`, and return how many taps the widest has.
 
     Arguments:
         side: pixels of what is resized.
         size: pixels that it is resized to.
+        begin: where among these pixels it begins.
+        length: of it in pixels.
         first: the first pixel that is made.
         count: how many are made.
         mirrored: fill them from the last to the first.
@@ -123,13 +126,13 @@ def _fill_taps(side, size, first, count, mirrored, by_tap, stride, starts, weigh
     """
     cap, widest = _caps(side, size), np.int64(1)
     for i in range(count):
-        begin, end, centre, inverse = window(first + i, side, size)
+        start, end, centre, inverse = window_within(first + i, side, size, begin, length)
         at = count - 1 - i if mirrored else i
-        set_word(starts, at, np.int32(begin))
-        taps = end - begin
+        set_word(starts, at, np.int32(start))
+        taps = end - start
         total = 0.0
         for t in range(taps):
-            height = tap_height(begin + t, centre, inverse)
+            height = tap_height(start + t, centre, inverse)
             set_double(heights, t, height)
             total += height
         unit = 65536.0 / total
@@ -184,13 +187,36 @@ def _fill_windows(lefts, width, taps, windows, lows, places):
                 set_byte(places, ((which * taps + t) * width + x) * 2 + 1, np.uint8((away + t) & 15))
 
 
+def fractions(place):
+    """Return where what is resized begins among the rows and how many it is, and of columns likewise: float64.
+
+    All of a `Place`, unless these four follow its eight numbers.
+    """
+    raise NotImplementedError  # what is compiled is below
+
+
+@overload(fractions, inline="always")
+def _fractions(place):
+    if len(place) == 8:
+        return lambda place: (0.0, np.float64(place[2]), 0.0, np.float64(place[3]))
+    return lambda place: (place[8], place[9], place[10], place[11])
+
+
 @loose
 def make_tables(recipe, place, height, width, flip, interleaved, scratch):
     """Return the `Tables` of an output of height × width pixels at `place`, mirrored where `flip` says so.
 
     `interleaved` says how the source lies, `scratch` is the address of `scratch_bytes`.
     """
-    _, _, part_height, part_width, down, right, first_row, first_column = place
+    part_height, part_width, down, right, first_row, first_column = (
+        place[2],
+        place[3],
+        place[4],
+        place[5],
+        place[6],
+        place[7],
+    )
+    top, height_there, left, width_there = fractions(place)
     padded, plane, channels = _rounded(width, 16), _plane(part_width), recipe.channels
     cap, cap_down = _caps(part_width, right), _caps(part_height, down)
     down_first = is_down_first(part_height, down, part_width, right)
@@ -198,14 +224,18 @@ def make_tables(recipe, place, height, width, flip, interleaved, scratch):
     heights, at = at, at + _rounded(8 * max(cap, cap_down), _LINE)
     lefts, at = at, at + _rounded(4 * padded, _LINE)
     across, at = at, at + _rounded(2 * cap * padded, _LINE)
-    taps = _fill_taps(part_width, right, first_column, width, flip, True, padded, lefts, across, heights)
+    taps = _fill_taps(
+        part_width, right, left, width_there, first_column, width, flip, True, padded, lefts, across, heights
+    )
     for x in range(width, padded):
         set_word(lefts, x, get_word(lefts, width - 1))
         for t in range(cap):
             set_short(across, t * padded + x, np.uint16(0))
     tops, at = at, at + _rounded(4 * height, _LINE)
     weights, at = at, at + _rounded(2 * cap_down * height, _LINE)
-    taps_down = _fill_taps(part_height, down, first_row, height, False, False, cap_down, tops, weights, heights)
+    taps_down = _fill_taps(
+        part_height, down, top, height_there, first_row, height, False, False, cap_down, tops, weights, heights
+    )
     windows = np.int64(_count_windows(lefts, padded, taps)) if HAS_VECTORS else np.int64(0)
     lows, at = at, at + _rounded(padded * 4, _LINE)
     places, at = at, at + _rounded(2 * 2 * cap * padded, _LINE)

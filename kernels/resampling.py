@@ -19,9 +19,15 @@ MOST = 65535
 @exact
 def window(index, side, size):
     """Return (first, end, centre, 1 / radius) of the source pixels under the triangle of pixel `index` of `size`."""
-    scale = np.float64(side) / np.float64(size)
+    return window_within(index, side, size, 0.0, np.float64(side))
+
+
+@exact
+def window_within(index, side, size, begin, length):
+    """Return the same where what is resized to `size` begins at `begin` and is `length` long, fractions of pixels."""
+    scale = length / np.float64(size)
     radius = max(scale, 1.0)
-    centre = (np.float64(index) + 0.5) * scale
+    centre = begin + (np.float64(index) + 0.5) * scale
     first = np.int64(max(centre - radius + 0.5, 0.0))
     end = np.int64(min(centre + radius + 0.5, np.float64(side)))
     return first, max(end, first + 1), centre, 1.0 / radius

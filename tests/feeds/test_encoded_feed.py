@@ -146,5 +146,5 @@ def test_scaled_decoding_is_near_the_exact_pixels_and_for_the_fused_engine_alone
         with pytest.raises(UsageError, match="decodes by DALI; leave it out"):
             open_feed(file, augment, order, output, engine="dali", scaled_decoding=True)
     difference = (found.int() - exact.int()).abs().float()
-    # A crop begins at the nearest of the larger pixels: photographs differ by 3.2 levels in the mean at 64 pixels.
-    assert 0 < difference.mean() < 5
+    # Photographs differ by 1.4 levels in the mean; with crops that begin at the nearest of the larger pixels, 3.5.
+    assert 0 < difference.mean() < 2
