@@ -290,7 +290,12 @@ def batch_kernel(recipe: Recipe) -> Callable[..., int]:
         offsets = address_of(layout.offsets) if layout.offsets.size > 0 else np.int64(0)
         shapes, of_all = address_of(layout.shapes), (layout.strides, layout.shape[:2])
         position, strides, sides = _find_image(recipe, offsets, shapes, *of_all, rows[0])
-        work = np.empty(work_bytes(recipe, numbers, sides), np.uint8)
+        needed = work_bytes(recipe, numbers, sides)
+        if offsets != 0:
+            for row in rows:
+                _, _, others = _find_image(recipe, offsets, shapes, *of_all, row)
+                needed = max(needed, work_bytes(recipe, numbers, others))
+        work = np.empty(needed, np.uint8)
         address, scratch, target = address_of(data), address_of(work), address_of(out)
         drawn = draw_sample(recipe, numbers, np.uint64(0), np.uint64(0), seed, stream, *sides)
         first, failed = np.int64(0), np.int64(-1)
@@ -315,10 +320,6 @@ def batch_kernel(recipe: Recipe) -> Callable[..., int]:
                     if not read_range(images.descriptors, images.begins, images.firsts, position + skip, size, there):
                         failed = k
                         break
-                needed = work_bytes(recipe, numbers, sides)
-                if needed > work.size:
-                    work = np.empty(needed, np.uint8)
-                    scratch = address_of(work)
                 augment_one(
                     recipe, numbers, by_channel, address, first, strides, sides, drawn, scratch, target, np.int64(k)
                 )
