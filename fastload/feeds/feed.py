@@ -67,6 +67,7 @@ def open_feed(
     augments = augment if isinstance(augment, Staged) else Staged.always(augment)
     on_cuda = output.device.type == "cuda"
     (chosen,) = {choose_engine(engine, file, one, on_cuda=on_cuda) for one in augments.values}
+    check_scaled_decoding(scaled_decoding, file, chosen)
     for one in augments.values:
         check_sizes(one, file)
     if resident and file.storage == "encoded":
@@ -90,7 +91,6 @@ def open_feed(
         workers=default_threads() if workers is None else workers,
         scaled_decoding=scaled_decoding,
     )
-    check_scaled_decoding(scaled_decoding, file, chosen)
     if chosen == "dali":
         return DaliFeed(inputs)
     if file.storage == "encoded":

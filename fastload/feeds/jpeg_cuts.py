@@ -1,4 +1,4 @@
-"""From a batch's files to what DALI is to decode of them: of those that can be cut, the part that the crops show."""
+"""Which part of each JPEG file a batch's crops show: for both engines, for reading ahead, and cut out for DALI."""
 
 from __future__ import annotations
 

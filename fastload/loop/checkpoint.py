@@ -65,6 +65,7 @@ def snapshot_of(state: Any, identity: Mapping[str, Any], policy: SwapPolicy, ran
             f"this is no state of a TwoPhaseLoader that this fastload can read (found {_short(found)}, it reads "
             f"format {STATE_FORMAT}); give what loader.state_dict() returned, or update fastload"
         )
+    state = {"scaled_decoding": False, **state}  # older states do not say it
     for name, value in identity.items():
         if _differs(state.get(name), value):
             raise UsageError(

@@ -41,6 +41,8 @@ class RunFiles:
             self._check_given("full", self.full, policy.may_need_full(settings.steps))
             self._check_given("subset", self.subset, not policy.starts_on_full)
             check_pair(self.full, self.subset, settings.shuffle)
+            if settings.scaled_decoding and not any(file.storage == "encoded" for file in self._opened):
+                raise UsageError("scaled_decoding=True is for encoded files, and there is none here; leave it out")
             beside = self.subset.nbytes if self.subset is not None else 0
             self._transform = None
             if settings.transform is not None:

@@ -156,7 +156,7 @@ class LoaderSettings:
             "augment": augments_state(self.augment),
             "views": self.views,
             "mix": None if self.mix is None else asdict(self.mix),
+            "scaled_decoding": self.scaled_decoding,
             # A transform sees a rank's own batch, so what it draws hangs on that batch's size.
-            **({"scaled_decoding": True} if self.scaled_decoding else {}),
             "transform": None if self.transform is None else f"of {self.output.batch_size} images",
         }

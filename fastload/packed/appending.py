@@ -25,6 +25,14 @@ class Appended:
         self._segments = [np.empty(0, np.uint32)] * count
 
     def add(self, row: int, size: int, cut: Cut, segments: np.ndarray | None) -> None:
+        """Remember a sample that was appended.
+
+        Arguments:
+            row: of the packed file.
+            size: in bytes.
+            cut: how its file can be cut.
+            segments: where its segments begin, and its end; None where it is stored whole.
+        """
         self.in_order &= row > self._last
         self._last, self.starts[row], self.sizes[row] = row, self.end, size
         self.end += size

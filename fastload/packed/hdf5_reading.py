@@ -49,6 +49,8 @@ def open_hdf5(path: Path) -> h5py.File:
             raise DataError(
                 f"{path}: is an address, and only files on this machine are read; fetch it first"
             ) from error
+        if any(mark in path.name for mark in "*?["):
+            raise DataError(f"{path}: no such file, and no pattern is taken here; name one file") from error
         raise DataError(f"{path}: no such file; make it with `fastload pack SOURCE {path.name}`") from error
     except (OSError, ValueError) as error:  # a name too long, a folder that may not be entered, a null byte
         reason = getattr(error, "strerror", None) or error

@@ -49,12 +49,6 @@ def stored_sides(shape: np.ndarray, cut: np.ndarray) -> tuple[int, int]:
     return (width, height) if cut[5] >= 5 else (height, width)
 
 
-def segment_grid(shape: np.ndarray, cut: np.ndarray) -> tuple[int, int]:
-    """Return how many rows of segments a file has, and how many segments are in a row; arguments as above."""
-    height, width = stored_sides(shape, cut)
-    return -(-height // int(cut[2])), -(-width // (int(cut[3]) * int(cut[4])))
-
-
 class JpegIndex:
     """The index of a packed file.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any, Literal
 
-from fastload.common.arguments import path_of
+from fastload.common.arguments import flag, path_of
+from fastload.errors import UsageError
 from fastload.packed.file import PackedFile
 from fastload.packing.pack import pack
 from fastload.packing.summary import PackSummary
@@ -34,11 +35,11 @@ def convert(
 
     What no argument changes stays too: the storage (JPEG files that cannot be cut yet are made so, as `pack` does it),
     sizes, channels, the order.
-    A subset becomes an ordinary file: why each sample was chosen is left behind.
+    A subset becomes an ordinary file, in the order of ids: why each sample was chosen is left behind.
 
     Arguments:
         source: a packed file: raw, ragged or encoded.
-        out: the file to write; a packed file of that name is replaced.
+        out: the file to write; a packed file of that name is replaced, unless it is the source.
         resize: as for `pack`, and so are `short_side`, `max_side`, `jpeg` and `quality`. With one of the three sizes
             encoded images are decoded, and stored as pixels where there is no `jpeg`.
         short_side: the shorter side's new length, of whole pictures.
@@ -59,6 +60,12 @@ def convert(
     with PackedFile(path_of("source", source)) as file:
         storage, found, said = file.storage, file.channels, file.source
     changed = (resize, short_side, max_side, channels) != (None, None, None, None)
+    encoded = storage == "encoded" and not flag("jpeg", jpeg) and not changed
+    if flag("as_is", as_is) and not encoded:
+        raise UsageError(
+            f"{source}: as_is=True keeps image files' own bytes, so it goes with a file of encoded images only, and "
+            "with no new size, channels= or jpeg=True; leave as_is=True out"
+        )
     if channels is None and storage != "encoded" and not jpeg and found != 3:
         channels = found
     return pack(
@@ -68,7 +75,7 @@ def convert(
         short_side=short_side,
         max_side=max_side,
         channels=channels,
-        encoded=storage == "encoded" and not jpeg and not changed,
+        encoded=encoded,
         jpeg=jpeg,
         quality=quality,
         as_is=as_is,

@@ -59,7 +59,7 @@ def pack(
         source: a folder of class folders, or a tar or zip of one, a CIFAR archive, an .npz, WebDataset tars, an HDF5
             file (all by path or pattern), or a map-style dataset (torch, Hugging Face). docs/sources.md says what each
             becomes.
-        out: the file to write; a packed file of that name is replaced.
+        out: the file to write; a packed file of that name is replaced, unless it is the source.
         split: the part of the source to take, such as "train".
         order: "source" keeps the sorted order, "shuffled" writes rows in a permutation drawn from `seed`; `ids`
             tell the sorted index either way.
@@ -111,6 +111,8 @@ def pack(
     if isinstance(source, str) and not source:  # Path would take it for the folder that one stands in
         raise UsageError("source='': an empty text; name a folder, an archive or a file")
     check_target(out)
+    if isinstance(source, str | os.PathLike) and out.exists() and Path(source).exists() and out.samefile(source):
+        raise UsageError(f"{out}: is the source itself, which would be lost; give the new file another name")
     wanted = None if classes_from is None else _classes_of(path_of("classes_from", classes_from))
     keeps_files = options.encoded or options.jpeg
     check = EncodedCheck(options.max_pixels, as_is=options.as_is) if keeps_files else None

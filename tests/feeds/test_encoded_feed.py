@@ -13,7 +13,7 @@ from PIL import Image
 from samples import encode
 from strange_files import picture
 
-from fastload import Augment, CenterCrop, RandomCrop, UsageError
+from fastload import Augment, CenterCrop, RandomCrop, TwoPhaseLoader, UsageError
 from fastload.feeds.batch import Output
 from fastload.feeds.engine_choice import choose_engine
 from fastload.feeds.feed import open_feed
@@ -148,3 +148,21 @@ def test_scaled_decoding_is_near_the_exact_pixels_and_for_the_fused_engine_alone
     difference = (found.int() - exact.int()).abs().float()
     # Photographs differ by 1.4 levels in the mean; with crops that begin at the nearest of the larger pixels, 3.5.
     assert 0 < difference.mean() < 2
+
+
+def test_runs_with_scaled_decoding_and_without_do_not_resume_each_other(folder: Path) -> None:
+    def loader(scaled: bool) -> TwoPhaseLoader:
+        settings = {"batch_size": 4, "steps": 4, "swap": 0, "augment": RECIPES["resized crops"], "device": "cpu"}
+        return TwoPhaseLoader(folder / "cut.h5", scaled_decoding=scaled, **settings)
+
+    for saved in (False, True):
+        with loader(saved) as one, loader(saved) as same, loader(not saved) as other:
+            state = one.state_dict()
+            same.load_state_dict(state)
+            with pytest.raises(UsageError, match=f"saved with scaled_decoding={saved}, this loader has {not saved}"):
+                other.load_state_dict(state)
+    del state["scaled_decoding"]  # as older states are
+    with loader(False) as exact, loader(True) as scaled:
+        exact.load_state_dict(state)
+        with pytest.raises(UsageError, match="saved with scaled_decoding=False"):
+            scaled.load_state_dict(state)

@@ -453,6 +453,11 @@ def test_flags_of_the_augmentation_are_none_other_and_one_of_numpy_is_a_flag(pai
         loader.load_state_dict(state | {"shuffle": np.bool_(True)})
 
 
+def test_scaled_decoding_of_files_that_hold_pixels_is_refused_at_once(pair):
+    with pytest.raises(UsageError, match="scaled_decoding=True is for encoded files, and there is none here"):
+        make(pair, scaled_decoding=True)
+
+
 @pytest.mark.parametrize("state", [None, [1], {}, {"fastload_state": 3}])
 def test_what_is_no_state_is_told_what_was_found_and_what_to_give(pair, state):
     found = repr(state.get("fastload_state")) if isinstance(state, dict) else type(state).__name__

@@ -346,7 +346,7 @@ def test_files_that_were_kept_as_they_are_stay_so_or_become_what_pack_makes_of_t
     with PackedFile(own) as file, PackedFile(cut) as other:
         assert file.jpeg is None and other.jpeg is not None
     assert "cut" not in inspect_file(own) and 0 < inspect_file(cut)["cut"] <= 24
-    with pytest.raises(UsageError, match="as_is=True keeps image files' own bytes"):
+    with pytest.raises(UsageError, match=r"cut.h5: as_is=True keeps image files' own bytes.*leave as_is=True out"):
         fastload.convert(cut, again, as_is=True, max_side=30)
 
 
@@ -362,11 +362,24 @@ def test_converted_images_keep_their_channels(tmp_path: Path, channels: int) -> 
     assert images_of(tmp_path / "jpeg.h5")[0].ndim == (2 if channels == 1 else 3)
 
 
+def test_a_file_is_not_made_of_itself(ragged: Path, tmp_path: Path) -> None:
+    path, link = tmp_path / "full.h5", tmp_path / "link.h5"
+    path.write_bytes(ragged.read_bytes())
+    link.symlink_to(path)
+    for make in (fastload.convert, fastload.pack):
+        for source, out in ((path, path), (path, link), (str(link), path)):
+            with pytest.raises(UsageError, match="is the source itself, which would be lost; give the new file"):
+                make(source, out, jpeg=True)
+    assert path.read_bytes() == ragged.read_bytes()
+
+
 def test_what_is_no_packed_file_is_not_converted(photographs: Path, tmp_path: Path) -> None:
     (tmp_path / "x.h5").write_bytes(b"nothing")
     for source in (tmp_path / "x.h5", tmp_path / "none.h5", photographs):
         with pytest.raises((DataError, UsageError)):
             fastload.convert(source, tmp_path / "o.h5")
+    with pytest.raises(DataError, match="no such file, and no pattern is taken here; name one file"):
+        fastload.convert(tmp_path / "*.h5", tmp_path / "o.h5")
     assert not (tmp_path / "o.h5").exists()
 
 
