@@ -1,7 +1,8 @@
-"""Decode what `pack(encoded=True)` keeps once, by the decoder that will read it: both phases see the same pixels.
+"""Decode what `pack` keeps as files once, by the decoders that will read it: both phases see the same pixels.
 
-A training's stream decodes with DALI; `build-subset`, `verify` and `pack` itself with Pillow. Each refuses files that
-the other takes, and where a file's data contradict themselves they make different images of it.
+A training's stream decodes with DALI, or on the CPU with libturbojpeg, which is the same libjpeg-turbo, and what cannot
+be cut with Pillow; `build-subset`, `verify` and `pack` itself decode with Pillow. DALI and Pillow refuse files that the
+other takes, and where a file's data contradict themselves they make different images of it.
 """
 
 from __future__ import annotations
@@ -132,20 +133,20 @@ class EncodedCheck:
             return Kept(data, sides, image.left_out, False)
         kind, orientation = describe_file(data)
         if kind not in READABLE:
-            return BrokenImage(f"is {kind}; encoded=True keeps {', '.join(READABLE)} files only", "pack without it")
+            return BrokenImage(f"is {kind}; encoded=True keeps {', '.join(READABLE)} files only", "make new files with jpeg=True")
         turned = with_orientation(data, orientation)
         if turned is not None and describe_file(turned) == (kind, orientation):
             difference_turned = self._difference(turned, image)
             if difference_turned is not None and difference_turned <= TOLERANCE:
                 return Kept(turned, sides, image.left_out, True)
-        dali_reads = "DALI, which reads it in training,"
+        dali_reads = "DALI, which may read it in training,"
         if difference is None:
             reason = f"is a {kind} file that Pillow decodes but {dali_reads} does not"
         elif difference == _OTHER_SIZE:
             reason = f"has other sides for {dali_reads} than for Pillow"
         else:
             reason = f"has other pixels for {dali_reads} than for Pillow (by up to {difference} of 255 levels)"
-        return BrokenImage(reason, "save it anew, pack without encoded=True")
+        return BrokenImage(reason, "save it anew, make new files with jpeg=True")
 
 
 def _difference(found: np.ndarray, expected: np.ndarray) -> int:

@@ -118,11 +118,11 @@ def test_an_orientation_is_written_anew_without_touching_a_pixel() -> None:
 
 
 REFUSED = {
-    "cmyk.jpg": (cmyk_without_marker(PIXELS), r"other pixels for DALI, which reads it in training, than for Pillow"),
+    "cmyk.jpg": (cmyk_without_marker(PIXELS), r"other pixels for DALI, which may read it in training, than for Pillow"),
     "short.png": (short_png(PIXELS, 12), "only 1,164 of 2,328 bytes of pixels are there"),
     "cut.jpg": (cut_jpeg(PIXELS, 0.5, quality=95), "cannot be decoded"),
     "checksum.png": (PNG.replace(b"IDAT", b"IDAT", 1)[:-20] + b"\0" + PNG[-19:], "chunk IDAT has a wrong checksum"),
-    "endless.png": (PNG[:-12], "is a PNG file that Pillow decodes but DALI, which reads it in training, does not"),
+    "endless.png": (PNG[:-12], "is a PNG file that Pillow decodes but DALI, which may read it in training, does not"),
     "film.gif": (encode(PIXELS, "GIF"), "is GIF; encoded=True keeps JPEG, PNG, WEBP, BMP, TIFF, PPM files only"),
     "gif.jpg": (encode(PIXELS, "GIF"), "is GIF; encoded=True keeps"),
     "empty.png": (b"", "is empty"),
