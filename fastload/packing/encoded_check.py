@@ -133,7 +133,8 @@ class EncodedCheck:
             return Kept(data, sides, image.left_out, False)
         kind, orientation = describe_file(data)
         if kind not in READABLE:
-            return BrokenImage(f"is {kind}; encoded=True keeps {', '.join(READABLE)} files only", "make new files with jpeg=True")
+            reason = f"is {kind}; encoded=True keeps {', '.join(READABLE)} files only"
+            return BrokenImage(reason, "make new files with jpeg=True")
         turned = with_orientation(data, orientation)
         if turned is not None and describe_file(turned) == (kind, orientation):
             difference_turned = self._difference(turned, image)
