@@ -13,16 +13,20 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from jpegs import write_jpegs
 from packs import noise_images, write_encoded, write_format_1, write_ragged, write_raw
+from samples import encode
 
-from fastload import Augment, FastloadError, TwoPhaseLoader
+from fastload import Augment, FastloadError, RandomCrop, TwoPhaseLoader
 from fastload.command.inspect import as_json, as_text, inspect_file
 from fastload.command.verify import verify_file
+from fastload.kernels import turbojpeg
 from fastload.packed.file import PackedFile, SelectionTable
 from fastload.packed.reader import SampleReader
 
 COUNT = 14
 LOADED = 40  # each so many-th file of raw images is given to a loader too, which takes longer
+DECODED = {"fused": 1, "dali": 8}  # and of JPEG files that can be cut, by each engine
 MEMORY = 400 << 10  # kB that all cases together may take
 
 
@@ -46,6 +50,8 @@ def make(folder: Path) -> None:
     sides = [(1 + row % 4, 3 + row % 5) for row in range(COUNT)]
     pictures = [image[:height, :width] for image, (height, width) in zip(noise_images(COUNT, 8, 8), sides, strict=True)]
     write_ragged(folder / "ragged.h5", pictures, labels, names=names, classes=classes)
+    colours = [encode(image, "JPEG", quality=80) for image in noise_images(COUNT, 40, 72)]
+    write_jpegs(folder / "cut.h5", colours, turned=[1 + row % 8 for row in range(COUNT)])
     write_format_1(folder / "raw-1.h5", images, labels)
     joined = np.frombuffer(b"".join(files), np.uint8)
     write_format_1(folder / "encoded-1.h5", joined, labels, offsets=np.cumsum([0, *map(len, files)]))
@@ -100,6 +106,7 @@ def told(file: PackedFile) -> dict[str, object]:
         file.created_with,
         None if file.names is None else list(file.names),
         [file.name_of(row) for row in range(len(file))],
+        None if file.jpeg is None else [list(one) for one in file.jpeg.datasets()],
     )
     images = [file.read(row) for row in range(len(file))]
     return {"storage": file.storage, "images": images, "labels": file.labels, "rest": rest}
@@ -148,6 +155,21 @@ def use(path: Path) -> None:
         pass
 
 
+def decode(path: Path, number: int) -> None:
+    """Have crops cut and decoded: what is damaged within a file's pixels may be seen by its digest alone."""
+    augment = Augment(12, crop=RandomCrop(), flip=0.5)
+    for engine, each in DECODED.items():
+        if number % each or (engine == "fused" and not turbojpeg.load()):
+            continue
+        try:
+            with TwoPhaseLoader(
+                path, batch_size=COUNT, steps=2, swap=0, augment=augment, device="cpu", engine=engine
+            ) as loader:
+                list(loader)
+        except FastloadError as error:
+            assert str(path) in str(error), error
+
+
 def case(folder: Path, seed: int, number: int) -> tuple[Path, bytes]:
     draw = random.Random(f"{seed} {number}")
     bases = sorted(folder.glob("*.h5"))
@@ -161,6 +183,7 @@ def run(folder: Path, seed: int, first: int, stop: int, step: int) -> None:
         with PackedFile(base) as file:
             sound[base] = told(file)
     use(folder / "raw.h5")  # compiles the kernels
+    decode(folder / "cut.h5", 0)
     path = folder / f"damaged-{first}"
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in range(first, stop, step):
@@ -171,6 +194,8 @@ def run(folder: Path, seed: int, first: int, stop: int, step: int) -> None:
         path.write_bytes(content)
         try:
             found = wrong(path, sound[base], load=sound[base]["storage"] == "raw" and draw.randrange(LOADED) == 0)
+            if base.name == "cut.h5":
+                decode(path, number // len(sound))
         except Exception as error:
             found = f"{type(error).__name__}: {error}"
         if found:
