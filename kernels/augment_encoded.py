@@ -149,7 +149,8 @@ def encoded_kernel(recipe: Recipe) -> Callable[..., Any]:
                     copy_reason(decoder, message)
                     failed, reason = np.int64(k), np.int64(NOT_DECODED)
                     break
-                there = part[0], part[1], part[0] + part[2], part[1] + part[3]
+                # Of a picture decoded smaller the last row and column stand for whole ones, and come first once turned.
+                there = part[0], part[1], part[0] + height * by, part[1] + width * by
                 there = upright_region(there, own_height, own_width, orientation)
                 origin = there[0], there[1]
                 if orientation != 1:

@@ -16,8 +16,9 @@ from fastload.common.processors import processors
 from fastload.common.progress import progress_bar
 from fastload.common.text import plural, printable
 from fastload.errors import DataError, UsageError
+from fastload.kernels.jpeg_cut import stored_sides
 from fastload.packed.file import PackedFile, checksum, digest, fingerprint
-from fastload.packed.jpeg_index import Cut, stored_sides
+from fastload.packed.jpeg_index import Cut
 from fastload.packed.labels import label_faults
 from fastload.packed.metadata import full_set_fingerprint
 from fastload.packed.set import Packed, PathsLike, open_packed
@@ -184,9 +185,10 @@ def _is_cut_rightly(file: PackedFile, row: int, data: bytes) -> bool:
     """Whether a file is stored whole, or can be cut as the index says."""
     if file.jpeg is None or file.shapes is None or not file.jpeg.cuts[row].any():
         return True
-    cut = file.jpeg.cuts[row]
-    sides = stored_sides(file.shapes[row], cut)
-    return fits_index(data, Cut(*cut.tolist()), sides, file.jpeg.segments(row))
+    cut = Cut(*file.jpeg.cuts[row].tolist())
+    height, width = file.shapes[row].tolist()
+    sides = stored_sides(height, width, cut.orientation)
+    return fits_index(data, cut, sides, file.jpeg.segments(row))
 
 
 def _index_problems(file: PackedFile, unfit: list[int]) -> list[str]:

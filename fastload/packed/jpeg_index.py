@@ -38,17 +38,6 @@ FIELDS = len(Cut._fields)
 WHOLE = Cut(0, 0, 0, 0, 0, 0)
 
 
-def stored_sides(shape: np.ndarray, cut: np.ndarray) -> tuple[int, int]:
-    """Return (height, width) of a file's own pixels, before they are turned upright.
-
-    Arguments:
-        shape: int32 [2], upright.
-        cut: int32 [6].
-    """
-    height, width = int(shape[0]), int(shape[1])
-    return (width, height) if cut[5] >= 5 else (height, width)
-
-
 class JpegIndex:
     """The index of a packed file.
 

@@ -132,20 +132,36 @@ def test_without_libturbojpeg_dali_decodes(folder: Path, monkeypatch: pytest.Mon
             choose_engine("fused", file, augment)
 
 
-def test_scaled_decoding_is_near_the_exact_pixels_and_for_the_fused_engine_alone(tmp_path: Path) -> None:
-    smooth = [Image.fromarray(picture(64, 80, k)).resize((640, 512), Image.Resampling.BICUBIC) for k in range(8)]
-    files = [encode(image, "JPEG", quality=90, subsampling=2) for image in smooth]
-    path = write_jpegs(tmp_path / "x.h5", files, turned=list(range(1, 9)))
-    augment = Augment(64, crop=RECIPES["resized crops"].crop)
+def scaled_difference(path: Path, augment: Augment) -> torch.Tensor:
+    """By how many levels scaled decoding differs, [8, 3, h, w]."""
     exact = made(path, augment, "fused", positions=((0, 8),), dtype=torch.uint8)[0][0][0]
     with open_packed(path) as file:
         order, output = Order(8, 5, phase=1), Output(32, CPU, dtype=torch.uint8)
         feed = open_feed(file, augment, order, output, engine="fused", scaled_decoding=True, workers=1)
         found = feed.make(0, 8).images.clone()
         feed.close()
+    return (found.int() - exact.int()).abs().float()
+
+
+def test_scaled_decoding_shifts_no_picture_whatever_its_orientation(tmp_path: Path) -> None:
+    """Sides that no reduction divides: the last row and column of pixels stand for less than the others."""
+    y, x = np.mgrid[0:481, 0:641]
+    ramp = np.stack([x * 255 // 640, y * 255 // 480, (x + y) * 255 // 1120], axis=2).astype(np.uint8)
+    path = write_jpegs(tmp_path / "x.h5", [encode(ramp, "JPEG", quality=95)] * 8, turned=list(range(1, 9)))
+    difference = scaled_difference(path, Augment(64, crop=RECIPES["resized crops"].crop))
+    assert (difference.amax(dim=(1, 2, 3)) > 0).all() and (difference.mean(dim=(1, 2, 3)) < 0.6).all()
+
+
+def test_scaled_decoding_is_near_the_exact_pixels_and_for_the_fused_engine_alone(tmp_path: Path) -> None:
+    smooth = [Image.fromarray(picture(64, 80, k)).resize((640, 512), Image.Resampling.BICUBIC) for k in range(8)]
+    files = [encode(image, "JPEG", quality=90, subsampling=2) for image in smooth]
+    path = write_jpegs(tmp_path / "x.h5", files, turned=list(range(1, 9)))
+    augment = Augment(64, crop=RECIPES["resized crops"].crop)
+    difference = scaled_difference(path, augment)
+    with open_packed(path) as file:
+        order, output = Order(8, 5, phase=1), Output(32, CPU, dtype=torch.uint8)
         with pytest.raises(UsageError, match="decodes by DALI; leave it out"):
             open_feed(file, augment, order, output, engine="dali", scaled_decoding=True)
-    difference = (found.int() - exact.int()).abs().float()
     # Photographs differ by 1.4 levels in the mean; with crops that begin at the nearest of the larger pixels, 3.5.
     assert 0 < difference.mean() < 2
 
