@@ -33,6 +33,7 @@ pytest.importorskip("nvidia.dali", reason="DALI is not installed (extra cuda13)"
 from fastload.feeds.dali_engine import DaliEngine
 from fastload.feeds.dali_errors import SampleError
 from fastload.feeds.dali_pipeline import DaliPipeline
+from fastload.feeds.jpeg_cuts import EncodedBatch
 
 CPU = torch.device("cpu")
 LAST = torch.channels_last
@@ -384,7 +385,7 @@ def test_photographs_finished_by_the_kernel_are_those_of_the_fused_engine_but_fo
     files = [*photographs(imagenet_tar)[:20], *turned_and_grey()[:2]]
     for recipe in (RECIPES["all"].at(96), Augment.imagenet(96), Augment(96, RandomCrop(resize=100), normalize=LEVELS)):
         engine = DaliEngine(recipe, shape=None, batch_size=len(files), device=CPU, threads=2)
-        with engine._decoder.decoded(files, recipe) as (upright, _):
+        with engine._decoder.decoded(EncodedBatch.of_whole(files), recipe) as (upright, _):
             images = [np.array(upright[i]) for i in range(len(files))]
         found = made_by_dali(engine, files, recipe, 3, torch.float32, torch.contiguous_format)
         for i, image in enumerate(images):

@@ -33,6 +33,8 @@ def finished(augment, images, *, first=0, size=None, last=False, dtype=torch.flo
     decoded_kernel(recipe)(
         np.array([image.ctypes.data for image in images], np.int64),
         np.array([image.shape[:2] for image in images], np.int64),
+        np.zeros((count, 2), np.int64),
+        np.array([image.shape[:2] for image in images], np.int64),
         first,
         np.arange(first, first + count),
         np.full(count, epoch),
