@@ -23,7 +23,7 @@ from fastload.bench import data, parts, recipe_encoded
 from fastload.bench.measure import Contestant, race, ratio_of, verdict
 from fastload.bench.peers.install import Peer
 from fastload.bench.rivals import Outcome, Rival, export, feed_threads
-from fastload.bench.streams import against, in_order
+from fastload.bench.streams import against, in_order, normalized
 from fastload.packed.file import PackedFile
 
 OF_FFCV, PLAIN_OF_FFCV, OF_DALI = 10.0, 3.5, 12.0
@@ -169,13 +169,9 @@ def _dali_rival(setting: parts.Setting, path: Path) -> Iterator[Contestant]:
             in_order(images, batch), dtype=types.DALIDataType.UINT8, ndim=3, layout="HWC", no_copy=True
         )
         pixels = fn.random_resized_crop(pixels, size=[side, side])
-        pixels = fn.crop_mirror_normalize(
+        pixels = normalized(
             pixels,
             mirror=fn.random.coin_flip(),
-            mean=[123.675, 116.28, 103.53],
-            std=[58.395, 57.12, 57.375],
-            dtype=types.DALIDataType.FLOAT,
-            output_layout="CHW",
         )
         pipeline.set_outputs(pixels)
     pipeline.build()

@@ -25,7 +25,7 @@ from fastload.bench import data, parts
 from fastload.bench.measure import Contestant, race, with_cpu_time
 from fastload.bench.peers.install import Peer
 from fastload.bench.rivals import Outcome, Rival, feed_threads
-from fastload.bench.streams import against, export_files, in_order
+from fastload.bench.streams import against, export_files, in_order, normalized
 from fastload.errors import UsageError
 from fastload.packed.file import PackedFile
 from fastload.packing.pack import pack
@@ -212,13 +212,9 @@ def _dali(setting: parts.Setting, pictures: Pictures, batch: int) -> Iterator[Co
             num_attempts=10,
         )
         images = fn.resize(images, resize_x=side, resize_y=side, interp_type=types.DALIInterpType.INTERP_TRIANGULAR)
-        pixels = fn.crop_mirror_normalize(
+        pixels = normalized(
             images,
             mirror=fn.random.coin_flip(),
-            mean=[123.675, 116.28, 103.53],
-            std=[58.395, 57.12, 57.375],
-            dtype=types.DALIDataType.FLOAT,
-            output_layout="CHW",
         )
         pipeline.set_outputs(pixels)
     pipeline.build()

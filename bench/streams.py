@@ -238,16 +238,12 @@ def bare_decoder(
         files = fn.external_source(in_order(samples, batch), dtype=types.DALIDataType.UINT8, ndim=1, no_copy=True)
         images: Any = fn.decoders.image(files, device="mixed" if on_gpu else "cpu", output_type=types.DALIImageType.RGB)
         images = fn.resize(images, resize_shorter=small)
-        pixels = fn.crop_mirror_normalize(
+        pixels = normalized(
             images,
             crop=(crop, crop),
             crop_pos_x=fn.random.uniform(range=(0, 1)),
             mirror=fn.random.coin_flip(),
             crop_pos_y=fn.random.uniform(range=(0, 1)),
-            mean=[123.675, 116.28, 103.53],
-            std=[58.395, 57.12, 57.375],
-            dtype=types.DALIDataType.FLOAT,
-            output_layout="CHW",
         )
         pipeline.set_outputs(pixels)
     pipeline.build()
@@ -263,6 +259,21 @@ def bare_decoder(
     name = f"stream, encoded, DALI's bare decoder, {crop}²"
     output = torch.zeros((batch, 3, crop, crop), device=setting.device)
     yield parts.batch_contestant(name, pipeline.run, batches, output, ahead=3, details=details)
+
+
+def normalized(images: Any, **options: Any) -> Any:
+    """Return DALI's crop_mirror_normalize of images by ImageNet's mean and deviation: float32, CHW."""
+    import nvidia.dali.fn as fn
+    from nvidia.dali import types
+
+    return fn.crop_mirror_normalize(
+        images,
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        dtype=types.DALIDataType.FLOAT,
+        output_layout="CHW",
+        **options,
+    )
 
 
 def in_order(samples: Sequence[np.ndarray], batch: int) -> Callable[[], list[np.ndarray]]:
