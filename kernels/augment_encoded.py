@@ -12,18 +12,13 @@ import numpy as np
 from .augment_cpu import augment_cut, augment_resized, work_bytes
 from .compiling import njit
 from .constant_recipe import ConstantRecipe
-from .cpu_memory import address_of, get_byte, set_byte
+from .cpu_memory import address_of
+from .decode_encoded import NO_DECODER, NOT_DECODED, cut_sample, decode_upright, no_room, room_bytes
 from .inlining import LOOSE, exact, loose
 from .intrinsics import store_fence
-from .jpeg_cut import cut_file, stored_region, stored_sides, upright_region
+from .jpeg_cut import stored_sides, upright_region
 from .recipe import Recipe, moved
-from .turbojpeg import close_decoder, copy_reason, decode_jpeg, open_decoder
-
-NOT_DECODED, NO_DECODER = -3, -4
-"""Why a batch was not made, beside `jpeg_cut`'s reasons."""
-
-_BEHIND = 8192
-"""Bytes behind a file that the decoder may look at: it is slower where a file's last bytes are the last there are."""
+from .turbojpeg import close_decoder, copy_reason, open_decoder
 
 
 @exact
@@ -35,17 +30,6 @@ def reduced_place(place, by):
     above, before = np.float64(place[0]) / one - np.float64(top), np.float64(place[1]) / one - np.float64(left)
     sides = np.float64(place[2]) / one, np.float64(place[3]) / one
     return top, left, rows, columns, place[4], place[5], place[6], place[7], above, sides[0], before, sides[1]
-
-
-@loose
-def turn_upright(source, height, width, orientation, target):
-    """Write an image of uint8 [height, width, 3] at address `source` upright to address `target`."""
-    for y in range(height):
-        for x in range(width):
-            top, left, _, _ = upright_region((y, x, y + 1, x + 1), height, width, orientation)
-            row = height if orientation >= 5 else width
-            for c in range(3):
-                set_byte(target, (top * row + left) * 3 + c, get_byte(source, (y * width + x) * 3 + c))
 
 
 class Drawn(NamedTuple):
@@ -104,9 +88,7 @@ def encoded_kernel(recipe: Recipe) -> Callable[..., Any]:
     augment_one = augment_resized if recipe.resample else augment_cut
 
     def augment_encoded(files, rows, regions, reduced, margin, decoded, drawn, numbers, norm, outs, message):
-        work, pixels, turned = np.empty(0, np.uint8), np.empty(0, np.uint8), np.empty(0, np.uint8)
-        source, cut = np.empty(0, np.uint8), np.empty(0, np.uint8)
-        entries = np.empty(0, np.int32)
+        work, pixels, room = np.empty(0, np.uint8), np.empty(0, np.uint8), no_room()
         by_channel = address_of(norm[0]), address_of(norm[1])
         failed, reason = np.int64(-1), np.int64(0)
         decoder = open_decoder()
@@ -117,35 +99,19 @@ def encoded_kernel(recipe: Recipe) -> Callable[..., Any]:
             height, width = np.int64(files.shapes[row, 0]), np.int64(files.shapes[row, 1])
             image, origin = decoded[k], (np.int64(0), np.int64(0))
             if image == 0:
-                size = files.offsets[row + 1] - files.offsets[row]
-                if size + _BEHIND > source.size:
-                    source, cut = np.empty(size + _BEHIND, np.uint8), np.zeros(size + _BEHIND, np.uint8)
-                count = files.index_offsets[row + 1] - files.index_offsets[row]
-                if count > entries.size:
-                    entries = np.empty(count, np.int32)
                 orientation = np.int64(files.cuts[row, 5])
-                own_height, own_width = stored_sides(height, width, orientation)
                 region = regions[k, 0], regions[k, 1], regions[k, 2], regions[k, 3]
-                region = stored_region(region, own_height, own_width, orientation)
-                length, part = cut_file(
-                    files,
-                    row,
-                    own_height,
-                    own_width,
-                    region,
-                    margin,
-                    address_of(entries),
-                    address_of(source),
-                    address_of(cut),
-                )
+                length, part, room = cut_sample(files, row, region, margin, room)
                 if length < 0:
                     failed, reason = np.int64(k), length
                     break
+                own_height, own_width = stored_sides(height, width, orientation)
                 height, width = (part[2] + by - 1) // by, (part[3] + by - 1) // by
                 if 3 * height * width + 64 > pixels.size:
                     pixels = np.empty(3 * height * width + 64, np.uint8)
                 image = address_of(pixels)
-                if not decode_jpeg(decoder, address_of(cut), length + _BEHIND, height, width, image):
+                done, room = decode_upright(decoder, length, height, width, orientation, image, room)
+                if not done:
                     copy_reason(decoder, message)
                     failed, reason = np.int64(k), np.int64(NOT_DECODED)
                     break
@@ -153,13 +119,8 @@ def encoded_kernel(recipe: Recipe) -> Callable[..., Any]:
                 there = part[0], part[1], part[0] + height * by, part[1] + width * by
                 there = upright_region(there, own_height, own_width, orientation)
                 origin = there[0], there[1]
-                if orientation != 1:
-                    if pixels.size > turned.size:
-                        turned = np.empty(pixels.size, np.uint8)
-                    turn_upright(image, height, width, orientation, address_of(turned))
-                    image = address_of(turned)
-                    if orientation >= 5:
-                        height, width = width, height
+                if orientation >= 5:
+                    height, width = width, height
             needed = work_bytes(recipe, numbers, (height, width))
             if needed > work.size:
                 work = np.empty(needed, np.uint8)
@@ -181,7 +142,7 @@ def encoded_kernel(recipe: Recipe) -> Callable[..., Any]:
         close_decoder(decoder)
         if recipe.streamed:
             store_fence()
-        if work.size + pixels.size + turned.size + source.size + cut.size + entries.size + norm[0].size < 0:
+        if work.size + pixels.size + room_bytes(room) + norm[0].size < 0:
             return np.int64(-1), np.int64(0)  # never: what is passed by its address must be held until here
         return failed, reason
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastload.augment import Augment
-from fastload.feeds.dali_errors import DecodingCheck, SampleError
+from fastload.feeds.dali_errors import DecodingCheck, Misfit, SampleError
 from fastload.feeds.dali_pipeline import DaliPipeline, decoding_pipeline
 from fastload.feeds.jpeg_cuts import OTHER_INDEX, EncodedBatch
 
@@ -30,27 +29,27 @@ class FileDecoder:
         self._pipeline = DaliPipeline(partial(decoding_pipeline, batch_size, threads, device_id), device_id)
 
     @contextlib.contextmanager
-    def decoded(self, batch: EncodedBatch, augment: Augment) -> Iterator[tuple[Any, EncodedBatch]]:
+    def decoded(self, batch: EncodedBatch, misfit: Misfit) -> Iterator[tuple[Any, EncodedBatch]]:
         """Give images, a DALI list of uint8 [h, w, 3] that is valid in the `with` block, and the batch with all sides.
 
         Arguments:
             batch: whole files, or parts of them.
-            augment: the crop of which must fit into each image.
+            misfit: of each image, as a whole.
 
-        Raises SampleError for the first file that cannot be decoded or is too small; the decoder stays usable.
+        Raises SampleError for the first file that cannot be decoded or does not fit; the decoder stays usable.
         """
         files = batch.files
-        self._check.check_last_part(files, augment)
+        self._check.check_last_part(files, misfit)
         with contextlib.ExitStack() as run:
             try:
                 images = run.enter_context(self._pipeline.run({"samples": files}))
             except RuntimeError as error:
-                self._check.explain(files, augment, error)
+                self._check.explain(files, misfit, error)
                 raise
             shown = np.array(images.shape(), np.int64)[:, :2]
             whole = np.where(batch.whole > 0, batch.whole, shown)
             for position, (height, width) in enumerate(whole.tolist()):
-                problem = augment.misfit((height, width))
+                problem = misfit((height, width))
                 if problem:
                     raise SampleError(position, f"is {problem}")
             other = np.flatnonzero(((batch.shown > 0) & (batch.shown != shown)).any(axis=1))

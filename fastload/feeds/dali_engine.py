@@ -116,7 +116,7 @@ class DaliEngine:
             self._make(samples, EncodedBatch([], np.zeros_like(sides), sides, sides), views)
             return
         batch = samples if isinstance(samples, EncodedBatch) else EncodedBatch.of_whole(samples)  # type: ignore[arg-type]
-        with self._decoder.decoded(batch, self._augment) as (images, there):
+        with self._decoder.decoded(batch, self._augment.misfit) as (images, there):
             self._make(images, there, views)
 
     def _make(self, images: Any, batch: EncodedBatch, views: Sequence[tuple[SampleKeys, torch.Tensor]]) -> None:

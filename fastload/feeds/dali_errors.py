@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
-from fastload.augment import Augment
 from fastload.errors import DataError
 from fastload.feeds.dali_pipeline import DaliPipeline, decoding_pipeline
 from fastload.feeds.file_heads import head_is_sound
 
 _DAMAGED = "cannot be decoded: it is damaged, or no image; `fastload verify` lists damaged samples"
+
+Misfit = Callable[[tuple[int, int]], str | None]
+"""Tells of an image's height and width why it does not fit, as `Augment.misfit` does; None where it does."""
 
 
 class SampleError(DataError):
@@ -35,7 +37,7 @@ class DecodingCheck:
         self._threads, self._device_id = threads, device_id
         self._decoding: DaliPipeline | None = None
 
-    def check_last_part(self, samples: Sequence[np.ndarray], augment: Augment) -> None:
+    def check_last_part(self, samples: Sequence[np.ndarray], misfit: Misfit) -> None:
         """Raise SampleError for a file that DALI refuses, where that could end the process.
 
         Of more than 4 · (threads + 1) files, DALI (2.4) has each thread look at the heads of a part and looks
@@ -56,17 +58,17 @@ class DecodingCheck:
                 with self._decoding.run({"samples": [samples[place] for place in some]}):
                     pass
             except RuntimeError as error:
-                self.explain(samples, augment, error, some)
+                self.explain(samples, misfit, error, some)
                 raise
 
     def explain(
-        self, samples: Sequence[np.ndarray], augment: Augment, error: RuntimeError, positions: Sequence[int] = ()
+        self, samples: Sequence[np.ndarray], misfit: Misfit, error: RuntimeError, positions: Sequence[int] = ()
     ) -> None:
         """Find the sample that stopped a batch, by decoding them one at a time, and raise SampleError for it.
 
         Arguments:
             samples: the batch.
-            augment: the crop of which must fit into each image.
+            misfit: of each image.
             error: what DALI said.
             positions: where in the batch the sample is looked for; everywhere by default.
         """
@@ -77,7 +79,7 @@ class DecodingCheck:
                     height, width, _ = images.shape()[0]
             except RuntimeError as reason:
                 raise SampleError(position, _DAMAGED) from reason
-            problem = augment.misfit((height, width))
+            problem = misfit((height, width))
             if problem:
                 raise SampleError(position, f"is {problem}") from error
 

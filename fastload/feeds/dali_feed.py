@@ -10,7 +10,6 @@ import torch
 from fastload.augment import Augment
 from fastload.augment.parameters import SampleKeys, stream_number
 from fastload.common.processors import default_threads
-from fastload.errors import DataError
 from fastload.feeds.batch import Batch, labels_of_rows, one_or_all
 from fastload.feeds.dali_decoding import FileDecoder
 from fastload.feeds.dali_engine import DaliEngine, cuda_number
@@ -43,7 +42,6 @@ class DaliFeed:
     def __init__(self, inputs: FeedInputs) -> None:
         file, output = inputs.file, inputs.output
         self._order, self._output = inputs.order, output
-        self._path, self._name_of = file.path, file.name_of
         self.resident, self._encoded = inputs.resident, file.storage == "encoded"
         self._on_cuda = output.device.type == "cuda"
         self._labels, self._ids = inputs.labels, file.ids
@@ -72,8 +70,7 @@ class DaliFeed:
                 self._read_ahead.want(start, count)
             engine.make_views(self._samples(rows, augment, [keys for keys, _ in views]), views)
         except SampleError as error:
-            row = int(rows[error.position])
-            raise DataError(f"{self._path}: {self._name_of(row)} {error.problem}") from error
+            raise self._reader.error(int(rows[error.position]), error.problem) from error
         made = one_or_all([images for _, images in views])
         labels = labels_of_rows(self._labels, rows)
         if not self._on_cuda:

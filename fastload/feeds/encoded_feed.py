@@ -15,17 +15,13 @@ from fastload.augment.parameters import (
     kernel_recipe,
     stream_number,
 )
-from fastload.errors import DataError
 from fastload.feeds.batch import Batch, labels_of_rows, one_or_all
+from fastload.feeds.encoded_samples import MESSAGE_BYTES, check_decoded, decode_uncut
 from fastload.feeds.fused_engine import passes_caches
 from fastload.feeds.inputs import FeedInputs
-from fastload.feeds.jpeg_cuts import OTHER_INDEX, reductions_of, regions_of
-from fastload.kernels import jpeg_cut
-from fastload.kernels.augment_encoded import NO_DECODER, NOT_DECODED, Drawn, encoded_kernel
-from fastload.kernels.jpeg_cut import cut_margin
-from fastload.packing.decoding import BrokenImage, decode, own_limits
-
-_MESSAGE = 200
+from fastload.feeds.jpeg_cuts import reductions_of, regions_of
+from fastload.kernels.augment_encoded import Drawn, encoded_kernel
+from fastload.kernels.jpeg_cut import JpegFiles, cut_margin
 
 
 class EncodedEngine:
@@ -56,14 +52,14 @@ class EncodedEngine:
 
     def __call__(
         self,
-        files: jpeg_cut.JpegFiles,
+        files: JpegFiles,
         rows: np.ndarray,
         decoded: np.ndarray,
         ids: np.ndarray,
         epochs: np.ndarray,
         views: list[np.ndarray],
-    ) -> tuple[int, int, str]:
-        """Make a batch; return the first that could not be made, why, and the decoder's own reason; or -1.
+    ) -> tuple[int, int, np.ndarray]:
+        """Make a batch; return what `check_decoded` takes: the first that failed or -1, why, and the decoder's reason.
 
         Arguments:
             files: of the set.
@@ -76,7 +72,7 @@ class EncodedEngine:
         sides = files.shapes[rows].astype(np.int64)
         keys = [SampleKeys(self._seed, stream, ids, epochs) for stream in self._streams]
         drawn = [draw_parameters(self._augment, one, sides, resample=self._augment.may_resize) for one in keys]
-        message = np.zeros(_MESSAGE, np.uint8)
+        message = np.zeros(MESSAGE_BYTES, np.uint8)
         failed, reason = self._kernel(
             files,
             rows,
@@ -90,8 +86,7 @@ class EncodedEngine:
             np.array([values.ctypes.data for values in views], np.int64),
             message,
         )
-        text = message.tobytes().partition(b"\0")[0].decode("ascii", "replace")
-        return int(failed), int(reason), " ".join(text.split())
+        return int(failed), int(reason), message
 
 
 def _together(views: list[Parameters]) -> Drawn:
@@ -116,7 +111,6 @@ class FusedEncodedFeed:
         self.workers = inputs.workers
         self._order, self._reader, self._read_ahead = inputs.order, inputs.reader, inputs.read_ahead
         self._labels, self._ids = inputs.labels, inputs.file.ids
-        self._path, self._name_of = inputs.file.path, inputs.file.name_of
         self._views = inputs.views
         self._makers = inputs.augments.map(lambda one: (EncodedEngine(one, inputs), inputs.buffer_ring(one)))
         for first in inputs.augments.firsts:
@@ -132,43 +126,14 @@ class FusedEncodedFeed:
         if self._read_ahead is not None:
             self._read_ahead.want(start, count)
         images, values = zip(*(ring.take(count) for _ in range(self._views)), strict=True)
-        whole = self._decoded(files, rows)
-        addresses = np.array([0 if pixels is None else pixels.ctypes.data for pixels in whole], np.int64)
-        failed, reason, text = engine(files, rows, addresses, ids, epochs, list(values))
-        if failed >= 0 and reason != jpeg_cut.UNREADABLE:
-            reader.check(-1, rows)  # a file that was written over says so
-            raise self._error(int(rows[failed]), reason, text)
-        reader.check(failed, rows)
-        del place
+        whole = decode_uncut(reader, files, rows)
+        addresses = np.zeros(count, np.int64)
+        for k, pixels in whole.items():
+            addresses[k] = pixels.ctypes.data
+        failed, reason, message = engine(files, rows, addresses, ids, epochs, list(values))
+        check_decoded(reader, rows, failed, reason, message)
+        del place, whole
         return Batch(one_or_all(list(images)), labels_of_rows(self._labels, rows), torch.from_numpy(ids))
-
-    def _decoded(self, files: jpeg_cut.JpegFiles, rows: np.ndarray) -> list[np.ndarray | None]:
-        """Return the pixels of files that cannot be cut."""
-        whole: list[np.ndarray | None] = [None] * len(rows)
-        for k in np.flatnonzero(files.cuts[rows, 0] == 0).tolist():
-            whole[k] = self._decode(files, rows[k : k + 1])
-        return whole
-
-    def _decode(self, files: jpeg_cut.JpegFiles, row: np.ndarray) -> np.ndarray:
-        (data,) = self._reader.encoded(row)
-        try:
-            with own_limits():
-                pixels = np.ascontiguousarray(decode(data.tobytes()))
-        except BrokenImage as error:
-            raise DataError(f"{self._path}: {self._name_of(int(row[0]))} {error}; pack it again") from error
-        expected = files.shapes[row[0]]
-        if pixels.shape[:2] != tuple(expected):
-            raise self._error(int(row[0]), jpeg_cut.OTHER_INDEX, "")
-        return pixels
-
-    def _error(self, row: int, reason: int, text: str) -> Exception:
-        if reason == NO_DECODER:
-            return DataError("libturbojpeg has no memory for a decoder; close other programs, or use fewer workers")
-        if reason == NOT_DECODED:
-            problem = f"cannot be decoded (libturbojpeg: {text}); the file is damaged, pack it again"
-        else:
-            problem = OTHER_INDEX
-        return DataError(f"{self._path}: {self._name_of(row)} {problem}")
 
     def close(self) -> None:
         self._reader.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,15 +50,31 @@ def read_batch(reader: SampleReader, rows: np.ndarray, augment: Augment, views: 
 
     Raises SampleError for a file that its index does not fit, DataError where one cannot be read.
     """
+    return _read(
+        reader,
+        rows,
+        lambda sides: regions_of(augment, [draw_parameters(augment, keys, sides) for keys in views], sides),
+    )
+
+
+def read_whole(reader: SampleReader, rows: np.ndarray) -> EncodedBatch:
+    """Read whole files for DALI, so that those are told, by their index, which `read_batch` tells.
+
+    Arguments and errors are those of `read_batch`.
+    """
+    return _read(reader, rows, _whole)
+
+
+def _read(reader: SampleReader, rows: np.ndarray, regions: Callable[[np.ndarray], np.ndarray]) -> EncodedBatch:
+    """Read files, and cut those that can be cut to the regions that are given for the sides of the whole images."""
     files = reader.jpeg_files
     if files is None:
         return EncodedBatch.of_whole(reader.encoded(rows))
     place = reader.place  # held, and the files with it, until all is read
     sides = files.shapes[rows].astype(np.int64)
-    regions = regions_of(augment, [draw_parameters(augment, keys, sides) for keys in views], sides)
     sizes = files.offsets[rows + 1] - files.offsets[rows]
     out, parts = np.empty(int(sizes.sum()) + 64, np.uint8), np.zeros((len(rows), 5), np.int64)
-    failed, reason = cut_files(files, rows, regions, MARGIN, out, parts)
+    failed, reason = cut_files(files, rows, regions(sides), MARGIN, out, parts)
     if failed >= 0 and reason != UNREADABLE:
         reader.check(-1, rows)  # a file that was written over says so
         raise SampleError(int(failed), OTHER_INDEX)
@@ -132,13 +148,16 @@ def regions_of(augment: Augment, views: Sequence[Parameters], sides: np.ndarray)
         views: the parameters of each view.
         sides: int64 [b, 2], of the images.
     """
-    whole = np.concatenate([np.zeros_like(sides), sides], axis=1)
     if isinstance(augment.crop, RandomResizedCrop):
         firsts = np.min([view.places[:, :2] for view in views], axis=0)
         lasts = np.max([view.places[:, :2] + view.places[:, 2:4] for view in views], axis=0)
     elif augment.may_resize or (isinstance(augment.crop, RandomCrop) and augment.crop.pad):
-        return whole
+        return _whole(sides)
     else:
         corners = np.array([np.stack([view.top, view.left], axis=1) for view in views])
         firsts, lasts = corners.min(axis=0), corners.max(axis=0) + augment.sides
     return np.ascontiguousarray(np.concatenate([firsts, lasts], axis=1), np.int64)
+
+
+def _whole(sides: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros_like(sides), sides], axis=1)

@@ -84,11 +84,19 @@ class SampleReader:
             return starts, self._offsets[rows + 1] - starts
         return rows * self.sample_bytes, np.full(len(rows), self.sample_bytes)
 
-    def read(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Copy samples, one after the other, to uint8 `out`, which is as large as all of them."""
+    def read(self, rows: np.ndarray, out: np.ndarray, places: np.ndarray | None = None) -> None:
+        """Copy samples.
+
+        Arguments:
+            rows: int64 [b].
+            out: uint8 [bytes]; filled.
+            places: int64 [b], where each sample goes in `out`; one after the other by default.
+        """
         place = self.place
         starts, sizes = self.ranges(rows)
-        self.check(file_ranges.read_ranges(*place, starts, sizes, out, np.cumsum(sizes) - sizes), rows)
+        if places is None:
+            places = np.cumsum(sizes) - sizes
+        self.check(file_ranges.read_ranges(*place, starts, sizes, out, places), rows)
 
     def read_all(self, out: np.ndarray) -> None:
         """Copy all of the images' bytes to uint8 `out`, which is as large as they are."""
@@ -132,11 +140,15 @@ class SampleReader:
         if failed < 0:
             self._watches.check()
             return
-        row = int(rows[failed])
-        raise DataError(
-            f"{self._path}: {self._name_of(row)} can no longer be read; the file was truncated or its disk failed "
-            "while it was in use. Restore it, and resume from the last checkpoint"
+        raise self.error(
+            int(rows[failed]),
+            "can no longer be read; the file was truncated or its disk failed while it was in use. Restore it, and "
+            "resume from the last checkpoint",
         )
+
+    def error(self, row: int, problem: str) -> DataError:
+        """Return an error that names a sample and says what is wrong with it."""
+        return DataError(f"{self._path}: {self._name_of(row)} {problem}")
 
     def cached(self, starts: np.ndarray) -> np.ndarray:
         """Return whether the bytes at `starts` can be read without waiting for a disk, bool [b]."""

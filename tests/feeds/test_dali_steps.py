@@ -385,7 +385,7 @@ def test_photographs_finished_by_the_kernel_are_those_of_the_fused_engine_but_fo
     files = [*photographs(imagenet_tar)[:20], *turned_and_grey()[:2]]
     for recipe in (RECIPES["all"].at(96), Augment.imagenet(96), Augment(96, RandomCrop(resize=100), normalize=LEVELS)):
         engine = DaliEngine(recipe, shape=None, batch_size=len(files), device=CPU, threads=2)
-        with engine._decoder.decoded(EncodedBatch.of_whole(files), recipe) as (upright, _):
+        with engine._decoder.decoded(EncodedBatch.of_whole(files), recipe.misfit) as (upright, _):
             images = [np.array(upright[i]) for i in range(len(files))]
         found = made_by_dali(engine, files, recipe, 3, torch.float32, torch.contiguous_format)
         for i, image in enumerate(images):
