@@ -11,8 +11,9 @@ from fastload.common.arguments import seed64
 from fastload.errors import UsageError
 from fastload.kernels import permute
 
-FAST, FINE_TUNE, AUTOENCODER, ONCE = 0, 1, 2, 3
-"""The phases; ONCE is for orders drawn a single time: `pack(order="shuffled")` and the random selection."""
+FAST, FINE_TUNE, AUTOENCODER, ONCE, ROLLING, ARRIVALS = range(6)
+"""The phases. ONCE is for orders drawn a single time: `pack(order="shuffled")` and the random selection; ROLLING for
+what is drawn from a rolling pool, ARRIVALS for what arrives in it."""
 
 Shuffle = bool | Literal["block"]
 
@@ -42,7 +43,7 @@ class RowOrder(Protocol):
 
     @property
     def phase(self) -> int:
-        """FAST, FINE_TUNE or AUTOENCODER."""
+        """One of the phases above."""
 
     def rows(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return rows and epochs, int64 [count] each, of the positions start … start + count - 1."""
@@ -55,7 +56,7 @@ class Order:
     Arguments:
         n: rows in the file.
         seed: 64-bit.
-        phase: FAST, FINE_TUNE or AUTOENCODER.
+        phase: one of the phases above.
         shuffle: True for a permutation of all rows, "block" for one that keeps reads sequential (blocks of
             `block_rows` rows, mixed within windows of `window_blocks` blocks), False for file order.
         block_rows: rows in a block, at least 1.
@@ -98,6 +99,15 @@ class Order:
     def rows(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return rows and epochs, int64 [count] each, of the positions start … start + count - 1."""
         return self._permuted(self.n, self.mode, start, count)
+
+    def rows_of(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows and epochs, int64 [b] each, of positions in any order, int64 [b]."""
+        rows, epochs = np.empty(len(positions), np.int64), np.empty(len(positions), np.int64)
+        where = np.uint64(self.n), np.uint64(self.seed), np.uint64(self.phase)
+        permute.rows_of(
+            positions, *where, self.mode, np.uint64(self.block_rows), np.uint64(self.window_blocks), rows, epochs
+        )
+        return rows, epochs
 
     def _permuted(self, n: int, mode: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         rows, epochs = np.empty(count, np.int64), np.empty(count, np.int64)

@@ -13,7 +13,7 @@ import torch
 from fastload.augment import Augment
 from fastload.common.memory import resident_room
 from fastload.errors import UsageError
-from fastload.feeds.batch import Batch, Output
+from fastload.feeds.batch import Batch, Feed, Output
 from fastload.feeds.feed import open_feed
 from fastload.order import FINE_TUNE, Order, RowOrder
 from fastload.packed.file import PackedFile
@@ -61,21 +61,22 @@ class FreshSubsets:
         return found
 
 
-class FreshFeed:
+class FreshFeed(Feed):
     """RS2's feed: of the resident full set where TwoPhaseLoader would keep it, else of the stream.
 
     A resident feed on CUDA finds rows by itself, in the full set's order: a batch within one epoch is a run of that.
     """
 
     def __init__(self, file: PackedFile, augment: Augment, subsets: FreshSubsets, output: Output) -> None:
-        self.resident = file.shape is not None and file.nbytes <= resident_room(output.device)
-        order: RowOrder = subsets.full_order if self.resident else subsets
-        self._feed = open_feed(file, augment, order, output, resident=self.resident)
+        resident = file.shape is not None and file.nbytes <= resident_room(output.device)
+        order: RowOrder = subsets.full_order if resident else subsets
+        self._feed = open_feed(file, augment, order, output, resident=resident)
+        self.kind = self._feed.kind
         self.immediate, self.workers, self._subsets = self._feed.immediate, self._feed.workers, subsets
 
     def make(self, start: int, count: int) -> Batch:
         """Return the batch of the positions start … start + count - 1."""
-        if not self.resident:
+        if self.kind == "stream":
             return self._feed.make(start, count)
         parts = [self._feed.make(*run) for run in self._subsets.runs(start, count)]
         return parts[0] if len(parts) == 1 else Batch(*(torch.cat(part) for part in zip(*parts, strict=True)))

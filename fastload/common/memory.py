@@ -62,14 +62,22 @@ def resident_room(device: torch.device, budget: int | None = None, *, beside: in
     return min(RESIDENT_BUDGET, free // 4) if budget is None else min(budget, free)
 
 
-def check_fits(size: int, device: torch.device, name: str) -> None:
-    """Raise DataError unless `size` bytes of the set `name` can be kept on the device: by how much, and what fits."""
+def check_fits(size: int, device: torch.device, name: str, *, what: str = "set") -> None:
+    """Raise DataError unless `size` bytes can be kept on the device: by how much, and what fits.
+
+    Arguments:
+        size: bytes.
+        device: "cpu" is the host.
+        name: of the set.
+        what: "set", or "pool" where it is a part of the set that is renewed.
+    """
     free = free_memory(device)
     if free is not None and size > free:
+        mend = "build a smaller one, with a smaller size=" if what == "set" else "give a smaller pool="
         raise DataError(
-            f"{name}: needs {size / 1e6:,.0f} MB of {device} memory, {(size - free) / 1e6:,.0f} MB more than the "
-            f"{free / 1e6:,.0f} MB that are free; about {free / size:.0%} of it fits: build a smaller "
-            "one, with a smaller size="
+            f"{name}: {'' if what == 'set' else f'its {what} '}needs {size / 1e6:,.0f} MB of {device} memory, "
+            f"{(size - free) / 1e6:,.0f} MB more than the {free / 1e6:,.0f} MB that are free; about "
+            f"{free / size:.0%} of it fits: {mend}"
         )
 
 

@@ -7,6 +7,7 @@ thread that is listed for ever and never runs, and one in the second is swallowe
 from __future__ import annotations
 
 import _thread
+import atexit
 import contextlib
 import queue
 import threading
@@ -34,6 +35,32 @@ class Signal:
                 self._news.get(timeout=seconds)
                 self._news.put(None)  # for the next one who waits
         return self.given
+
+
+class WorkThread(threading.Thread):
+    """A daemon thread that makes something ahead, and ends before the interpreter does.
+
+    Arguments:
+        number: of the thread, for its name.
+        stop: has it end, from any thread.
+    """
+
+    def __init__(self, number: int, stop: Callable[[], None]) -> None:
+        super().__init__(name=f"fastload-{number}", daemon=True)
+        self.stop = stop
+
+
+_LONGEST_WORK = 30.0  # seconds; a disk that hangs must not keep a program from ending
+
+
+@atexit.register
+def _end_threads() -> None:
+    """End all threads before the interpreter goes: one that still makes a batch then would abort the process."""
+    left = [thread for thread in threading.enumerate() if isinstance(thread, WorkThread) and thread.is_alive()]
+    for thread in left:
+        thread.stop()
+    for thread in left:
+        thread.join(timeout=_LONGEST_WORK)
 
 
 class Started:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -84,18 +85,31 @@ class Output:
         return torch.empty(size, dtype=self.dtype, device=self.device, memory_format=self.memory_format)
 
 
+Make = Callable[[int, int], Batch]
+"""Makes the batch of the positions start … start + count - 1, given (start, count)."""
+
+
 class Feed(Protocol):
     """What makes batches of one packed file.
 
     `immediate` feeds are called by the trainer's own thread (a launch is all they cost); others by `workers` threads
-    ahead of it. `resident` ones keep the whole set in device memory.
+    ahead of it. `kind` says where batches come from: a "resident" set in device memory, a "rolling" pool there, or the
+    "stream" of a file.
 
     A feed may be closed at any time, by any thread: what makes a batch then holds what it reads until it is done.
     """
 
     immediate: bool
     workers: int
-    resident: bool
+    kind: str
+
+    def begin(self, start: int) -> Make:
+        """Return what makes the batches from the one at position `start` on, each once, in any threads."""
+        return self.make
+
+    def end(self) -> None:
+        """Have whoever waits for samples of what `begin` returned wait no more: it raises ClosedError."""
+        return None
 
     def make(self, start: int, count: int) -> Batch:
         """Return the batch of the positions start … start + count - 1; raise UsageError once this is closed."""

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from fastload.feeds.image_sizes import distinct_sides
 from fastload.kernels import augment_cuda, augment_plan, recipe_cuda, recipe_plan
 from fastload.kernels.compiling import cuda_jit
 from fastload.kernels.cuda_target import launch_stream
@@ -30,6 +29,7 @@ class CudaKernels:
         numbers: of its steps.
         norm: (means, scales), float32 [C] each, on values 0…255.
         layout: of the images.
+        sides: every (H, W) that they have.
         seed: of the random parameters.
         stream: of the random parameters.
     """
@@ -40,12 +40,13 @@ class CudaKernels:
         numbers: Numbers,
         norm: tuple[np.ndarray, np.ndarray],
         layout: Layout,
+        sides: list[tuple[int, int]],
         seed: np.uint64,
         stream: np.uint64,
     ) -> None:
         self._recipe = recipe._replace(streamed=0)  # which is about a CPU's caches
         self._numbers, self._norm = numbers, norm
-        self._layout, self._words = layout, (seed, stream)
+        self._layout, self._sides, self._words = layout, sides, (seed, stream)
 
     def launcher(self, kernel: Kernel, device: torch.device, **resident: int) -> Launcher:
         """Return what launches a kernel on a device; `resident`: the keywords of the plan that describe the set."""
@@ -55,8 +56,7 @@ class CudaKernels:
             images = layout.strides, layout.shape, *self._words
             plan = augment_plan.plan(settings, *images, recipe.channels_last, recipe.kind, **resident)
             return Launcher(_paper(kernel), plan, lambda count: augment_plan.launch_shape(plan, count), device)
-        sides = distinct_sides(layout)
-        plan = recipe_plan.plan(recipe, numbers, self._norm, layout, sides, *self._words, **resident)
+        plan = recipe_plan.plan(recipe, numbers, self._norm, layout, self._sides, *self._words, **resident)
         compiled = _of_recipe(kernel, recipe, recipe_plan.has_tables(recipe, numbers, plan), layout.is_ragged)
         return Launcher(compiled, plan, lambda count: recipe_plan.launch_shape(recipe, numbers, plan, count), device)
 

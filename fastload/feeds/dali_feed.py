@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,21 +11,21 @@ import torch
 from fastload.augment import Augment
 from fastload.augment.parameters import SampleKeys, stream_number
 from fastload.common.processors import default_threads
-from fastload.feeds.batch import Batch, labels_of_rows, one_or_all
+from fastload.feeds.batch import Batch, Feed, Make, labels_of_rows, one_or_all
 from fastload.feeds.dali_decoding import FileDecoder
 from fastload.feeds.dali_engine import DaliEngine, cuda_number
 from fastload.feeds.dali_errors import SampleError
-from fastload.feeds.image_sizes import layout_of
 from fastload.feeds.inputs import FeedInputs
 from fastload.feeds.jpeg_cuts import read_batch
-from fastload.feeds.resident_set import ResidentSet
+from fastload.feeds.resident_set import Turn
+from fastload.feeds.rolling_pool import RollingPool
 
 
 def _engine(inputs: FeedInputs, augment: Augment, decoder: FileDecoder | None) -> DaliEngine:
     output = inputs.output
     return DaliEngine(
         augment,
-        shape=None if inputs.file.storage == "encoded" else layout_of(inputs.file).shape,
+        shape=None if decoder is not None else inputs.layout.shape,
         batch_size=output.batch_size,
         device=output.device,
         dtype=output.dtype,
@@ -33,7 +34,7 @@ def _engine(inputs: FeedInputs, augment: Augment, decoder: FileDecoder | None) -
     )
 
 
-class DaliFeed:
+class DaliFeed(Feed):
     """Batches by a DALI pipeline, resident or streamed; a pipeline is not thread-safe: one worker."""
 
     immediate = False
@@ -42,11 +43,11 @@ class DaliFeed:
     def __init__(self, inputs: FeedInputs) -> None:
         file, output = inputs.file, inputs.output
         self._order, self._output = inputs.order, output
-        self.resident, self._encoded = inputs.resident, file.storage == "encoded"
+        self._held = inputs.held()
+        self.kind, self._encoded = inputs.kind, file.storage == "encoded" and self._held is None
         self._on_cuda = output.device.type == "cuda"
-        self._labels, self._ids = inputs.labels, file.ids
+        self._labels, self._ids = inputs.labels, inputs.ids
         self._reader, self._read_ahead = inputs.reader, inputs.read_ahead
-        self._set: ResidentSet | None = inputs.resident_set() if self.resident else None
         phase = inputs.order.phase
         self._streams = [stream_number(phase, view) for view in range(inputs.views)]
         self._decoder: FileDecoder | None = None
@@ -56,7 +57,19 @@ class DaliFeed:
             lambda one: (one, _engine(inputs, one, self._decoder), inputs.buffer_ring(one), inputs.image_shape(one))
         )
 
+    def begin(self, start: int) -> Make:
+        held = self._held
+        return partial(self._make, held.begin(start)) if isinstance(held, RollingPool) else self.make
+
+    def end(self) -> None:
+        if self._held is not None:
+            self._held.end()
+
     def make(self, start: int, count: int) -> Batch:
+        held = self._held
+        return self._make(None if held is None else held.begin(start), start, count)
+
+    def _make(self, turn: Turn | None, start: int, count: int) -> Batch:
         rows, epochs = self._order.rows(start, count)
         ids = self._ids[rows]
         device = self._output.device
@@ -68,7 +81,11 @@ class DaliFeed:
         try:
             if self._read_ahead is not None:
                 self._read_ahead.want(start, count)
-            engine.make_views(self._samples(rows, augment, [keys for keys, _ in views]), views)
+            if turn is None:
+                engine.make_views(self._samples(rows, augment, [keys for keys, _ in views]), views)
+            else:
+                with turn.drawing(start, rows) as places:
+                    engine.make_views(turn.rows(places), views)
         except SampleError as error:
             raise self._reader.error(int(rows[error.position]), error.problem) from error
         made = one_or_all([images for _, images in views])
@@ -80,11 +97,8 @@ class DaliFeed:
         return Batch(made, labels, torch.from_numpy(ids).to(device))
 
     def _samples(self, rows: np.ndarray, augment: Augment, views: list[SampleKeys]) -> Any:
-        resident = self._set
         if self._encoded:
             return read_batch(self._reader, rows, augment, views)
-        if resident is not None:
-            return resident.rows(rows)
         images = self._reader.images(rows)  # raises once this is closed
         if not self._on_cuda:
             return images
@@ -98,4 +112,6 @@ class DaliFeed:
         if self._decoder is not None:
             self._decoder.close()
         self._reader.close()
-        self._set = None
+        if self._held is not None:
+            self._held.close()
+        self._held = None

@@ -61,6 +61,10 @@ class DecodedSource:
             self._decoder = _FusedDecoder(reader) if engine == "fused" else _DaliDecoder(reader, file.shapes, threads)
             self._fetch = self._decoder.fetch
 
+    def ask(self, rows: np.ndarray) -> None:
+        """Have the system begin to read images from the disk, which `fetch` will want soon."""
+        self._reader.ask(rows)
+
     def fetch(self, rows: np.ndarray, out: np.ndarray, starts: np.ndarray) -> None:
         """Write images to the caller's memory, without the GIL; from any number of threads.
 

@@ -15,7 +15,7 @@ from fastload.augment.parameters import (
     kernel_recipe,
     stream_number,
 )
-from fastload.feeds.batch import Batch, labels_of_rows, one_or_all
+from fastload.feeds.batch import Batch, Feed, labels_of_rows, one_or_all
 from fastload.feeds.encoded_samples import MESSAGE_BYTES, check_decoded, decode_uncut
 from fastload.feeds.fused_engine import passes_caches
 from fastload.feeds.inputs import FeedInputs
@@ -101,11 +101,11 @@ def _together(views: list[Parameters]) -> Drawn:
     )
 
 
-class FusedEncodedFeed:
+class FusedEncodedFeed(Feed):
     """Batches of encoded files on the CPU."""
 
     immediate = False
-    resident = False
+    kind = "stream"
 
     def __init__(self, inputs: FeedInputs) -> None:
         self.workers = inputs.workers

@@ -144,9 +144,9 @@ class FeedRun(Iterator[Batch]):
         self._locate, self._step, self._last = locate, first, last
         self._ahead: Prefetcher | None = None
         if not feed.immediate and first < last:
-            workers = feed.workers
+            workers, make = feed.workers, feed.begin(locate(first)[0])
             self._ahead = Prefetcher(
-                lambda step: feed.make(*locate(step)), first, last, depth=workers + 1, workers=workers, device=device
+                lambda step: make(*locate(step)), first, last, depth=workers + 1, workers=workers, device=device
             )
 
     def __next__(self) -> Batch:
@@ -164,6 +164,8 @@ class FeedRun(Iterator[Batch]):
 
     def close(self) -> None:
         """End the threads, and close the feed. Safe to call twice."""
+        if self._feed is not None:
+            self._feed.end()
         if self._ahead is not None:
             self._ahead.close()
         if self._feed is not None:

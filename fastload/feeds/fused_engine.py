@@ -10,10 +10,9 @@ import torch
 from fastload.augment import Augment
 from fastload.augment.parameters import kernel_norm, kernel_numbers, kernel_recipe, stream_number
 from fastload.feeds.cuda_kernels import CudaKernels, Launcher
-from fastload.feeds.image_sizes import distinct_sides
 from fastload.feeds.resident_set import ResidentSet
 from fastload.kernels.augment_cpu import Images, batch_kernel, images_in_files, images_in_map, images_in_memory
-from fastload.kernels.image_layout import Layout
+from fastload.kernels.image_layout import Layout, ragged_layout
 from fastload.order import Order
 from fastload.packed.guarded_map import GuardedMap
 from fastload.packed.reader import ImageLocation
@@ -38,6 +37,7 @@ class FusedEngine:
         phase: of the random parameters.
         view: of each sample, where it has several.
         layout: how the images lie in their set.
+        sides: every (H, W) that they have.
         dtype: torch.float32, float16, bfloat16 or uint8.
         channels_last: whether pixels are written in NHWC order.
         batch_size: the largest batch.
@@ -50,6 +50,7 @@ class FusedEngine:
         seed: int,
         phase: int,
         layout: Layout,
+        sides: list[tuple[int, int]],
         dtype: torch.dtype,
         channels_last: bool,
         batch_size: int,
@@ -57,7 +58,7 @@ class FusedEngine:
     ) -> None:
         self._augment, self._numbers = augment, kernel_numbers(augment)
         self._seed, self._phase, self._stream = np.uint64(seed), phase, np.uint64(stream_number(phase, view))
-        self._layout, self._channels = layout, layout.shape[2]
+        self._layout, self._sides, self._channels = layout, sides, layout.shape[2]
         self._dtype, self._channels_last = dtype, channels_last
         self._norm = kernel_norm(augment, self._channels, dtype)
         self._recipe = kernel_recipe(
@@ -65,7 +66,7 @@ class FusedEngine:
             channels=self._channels,
             dtype=dtype,
             channels_last=channels_last,
-            resample=any(augment.resizes(sides) for sides in distinct_sides(layout)),
+            resample=any(augment.resizes(one) for one in sides),
             streamed=passes_caches(augment, self._channels, dtype, batch_size),
         )
         self._gathered: Launcher | None = None
@@ -74,6 +75,15 @@ class FusedEngine:
     def on_cpu(self, data: np.ndarray, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray) -> None:
         """Augment images `rows` of uint8 `data` into `out` [b, C·h·w], without the GIL."""
         self._augment_on_cpu(images_in_memory(data, self._layout), rows, ids, epochs, out)
+
+    def compile_on_cpu(self, out: np.ndarray) -> None:
+        """Have the kernel for images in memory compiled, by one of zeros, made into `out` [1, C·h·w]."""
+        height, width = self._sides[0]
+        layout, one = self._layout, np.zeros(1, np.int64)
+        size = layout.strides[0] or height * width * self._channels
+        if layout.is_ragged:
+            layout = ragged_layout(self._channels, np.array([0, size]), np.array([[height, width]], np.int32))
+        self._augment_on_cpu(images_in_memory(np.zeros(size, np.uint8), layout), one, one, one, out)
 
     def on_cpu_stream(
         self, place: ImageLocation, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray
@@ -145,4 +155,4 @@ class FusedEngine:
         self._resident[2](len(ids), start, out.data_ptr(), labels.data_ptr(), ids.data_ptr())
 
     def _kernels(self) -> CudaKernels:
-        return CudaKernels(self._recipe, self._numbers, self._norm, self._layout, self._seed, self._stream)
+        return CudaKernels(self._recipe, self._numbers, self._norm, self._layout, self._sides, self._seed, self._stream)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,25 +11,27 @@ import torch
 from fastload.augment import Augment
 from fastload.common.memory import check_pinned, pinned_bytes
 from fastload.errors import ClosedError
-from fastload.feeds.batch import Batch, labels_of_rows, one_or_all
+from fastload.feeds.batch import Batch, Feed, Make, labels_of_rows, one_or_all
 from fastload.feeds.fused_engine import FusedEngine
 from fastload.feeds.image_sizes import batch_bytes, layout_of
 from fastload.feeds.inputs import FeedInputs
-from fastload.feeds.resident_set import ResidentSet, whole_words
+from fastload.feeds.resident_set import ResidentSet, Turn, whole_words
+from fastload.feeds.rolling_pool import RollingPool
 from fastload.order import Order
 from fastload.packed.guarded_map import GuardedMap
 
 
-def _engines(inputs: FeedInputs, augment: Augment) -> list[FusedEngine]:
+def fused_engines(inputs: FeedInputs, augment: Augment) -> list[FusedEngine]:
     """Return an engine for each view."""
-    order, output, layout = inputs.order, inputs.output, layout_of(inputs.file)
+    order, output = inputs.order, inputs.output
     return [
         FusedEngine(
             augment,
             seed=order.seed,
             phase=order.phase,
             view=view,
-            layout=layout,
+            layout=inputs.layout,
+            sides=inputs.sides,
             dtype=output.dtype,
             channels_last=output.channels_last,
             batch_size=output.batch_size,
@@ -37,66 +40,93 @@ def _engines(inputs: FeedInputs, augment: Augment) -> list[FusedEngine]:
     ]
 
 
-class FusedCpuFeed:
-    """CPU twin, resident (a copy in memory) or streamed: out of a guarded map, or image by image where there is none.
+class FusedCpuFeed(Feed):
+    """CPU twin: of images that are held in memory, a whole set's or a rolling pool's, or of a file, as a stream.
 
-    Blocks from a disk too: in a cold pass over them, with the reads asked for ahead, the map gave 1.3 to 1.7 GB/s and
-    pread 0.9 to 1.1 (interleaved, two cores). Scattered samples from a disk are read: see `ReadAhead.want`.
+    A file is read out of a guarded map, or image by image where there is none. Blocks from a disk too: in a cold pass
+    over them, with the reads asked for ahead, the map gave 1.3 to 1.7 GB/s and pread 0.9 to 1.1 (interleaved, two
+    cores). Scattered samples from a disk are read: see `ReadAhead.want`.
     """
 
     immediate = False
 
     def __init__(self, inputs: FeedInputs) -> None:
-        self.workers, self.resident = inputs.workers, inputs.resident
-        self._makers = inputs.augments.map(lambda one: (_engines(inputs, one), inputs.buffer_ring(one)))
+        self.workers, self.kind = inputs.workers, inputs.kind
+        self._makers = inputs.augments.map(lambda one: (fused_engines(inputs, one), inputs.buffer_ring(one)))
         self._order, self._reader, self._read_ahead = inputs.order, inputs.reader, inputs.read_ahead
-        self._labels, self._ids = inputs.labels, inputs.file.ids
-        self._set: ResidentSet | None = None
+        self._labels, self._ids = inputs.labels, inputs.ids
+        self._held = inputs.held()
         self._mapped: GuardedMap | None = None
-        if self.resident:
-            self._set = inputs.resident_set()
-        else:
+        if self._held is None:
             self._mapped = GuardedMap.open(self._reader.place)
         for first in inputs.augments.firsts:
-            self.make(first, 1)  # compiles the kernels
+            if self.kind == "rolling":  # nothing has arrived
+                engines, ring = self._makers.at(first)
+                engines[0].compile_on_cpu(ring.take(1)[1])
+            else:
+                self.make(first, 1)  # compiles the kernels
+
+    def begin(self, start: int) -> Make:
+        held = self._held
+        return partial(self._draw, held.begin(start)) if isinstance(held, RollingPool) else self.make
+
+    def end(self) -> None:
+        if self._held is not None:
+            self._held.end()
 
     def make(self, start: int, count: int) -> Batch:
-        # Held until the batch is made, whoever closes this meanwhile.
-        resident, mapped = self._set, self._mapped
-        place = self._reader.place if resident is None else None  # raises once this is closed
+        held = self._held
+        return self._stream(start, count) if held is None else self._draw(held.begin(start), start, count)
+
+    def _draw(self, turn: Turn, start: int, count: int) -> Batch:
+        """Make a batch of images that are held."""
         rows, epochs = self._order.rows(start, count)
         ids = self._ids[rows]
         engines, ring = self._makers.at(start)
-        gather = resident is None and (self._read_ahead is None or self._read_ahead.want(start, count))
-        views = []
-        for engine in engines:
-            images, values = ring.take(count)
-            if resident is not None:
-                engine.on_cpu(resident.images.numpy(), rows, ids, epochs, values)
-            elif place is not None:
-                failed = -1
-                if not (gather and mapped is not None and engine.on_cpu_map(mapped, rows, ids, epochs, values)):
-                    failed = engine.on_cpu_stream(place, rows, ids, epochs, values)
-                self._reader.check(failed, rows)
-            views.append(images)
-        return Batch(one_or_all(views), labels_of_rows(self._labels, rows), torch.from_numpy(ids))
+        buffers = [ring.take(count) for _ in engines]
+        with turn.drawing(start, rows) as places:
+            for engine, (_, values) in zip(engines, buffers, strict=True):
+                engine.on_cpu(turn.images.numpy(), places, ids, epochs, values)
+        return self._batch(buffers, rows, ids)
+
+    def _stream(self, start: int, count: int) -> Batch:
+        """Make a batch of images that are read."""
+        # Held until the batch is made, whoever closes this meanwhile.
+        mapped, place = self._mapped, self._reader.place  # raises once this is closed
+        rows, epochs = self._order.rows(start, count)
+        ids = self._ids[rows]
+        engines, ring = self._makers.at(start)
+        buffers = [ring.take(count) for _ in engines]
+        gather = self._read_ahead is None or self._read_ahead.want(start, count)
+        for engine, (_, values) in zip(engines, buffers, strict=True):
+            failed = -1
+            if not (gather and mapped is not None and engine.on_cpu_map(mapped, rows, ids, epochs, values)):
+                failed = engine.on_cpu_stream(place, rows, ids, epochs, values)
+            self._reader.check(failed, rows)
+        return self._batch(buffers, rows, ids)
+
+    def _batch(self, buffers: list[tuple[torch.Tensor, np.ndarray]], rows: np.ndarray, ids: np.ndarray) -> Batch:
+        images = one_or_all([images for images, _ in buffers])
+        return Batch(images, labels_of_rows(self._labels, rows), torch.from_numpy(ids))
 
     def close(self) -> None:
         self._reader.close()
-        self._set = self._mapped = None
+        held, self._held, self._mapped = self._held, None, None
+        if held is not None:
+            held.close()
 
 
-class FusedResidentFeed:
+class FusedResidentFeed(Feed):
     """CUDA, resident: one launch a batch on the trainer's own stream; nothing is prefetched and nothing waits."""
 
     immediate = True
     workers = 0
-    resident = True
+    kind = "resident"
 
     def __init__(self, inputs: FeedInputs) -> None:
         assert isinstance(inputs.order, Order)  # its kernel finds the rows by itself, in this order only
         self._order, self._output = inputs.order, inputs.output
-        self._makers = inputs.augments.map(lambda one: (_engines(inputs, one), inputs.image_shape(one)))
+        self._makers = inputs.augments.map(lambda one: (fused_engines(inputs, one), inputs.image_shape(one)))
         self._label_shape = None if inputs.labels is None else inputs.labels.shape[1:]
         self._set: ResidentSet | None = inputs.resident_set()
         self._home = torch.cuda.current_stream(self._output.device)
@@ -124,16 +154,16 @@ class FusedResidentFeed:
         self._set = None
 
 
-class FusedStreamFeed:
+class FusedStreamFeed(Feed):
     """CUDA, streamed: threads gather samples into pinned buffers, copied and augmented on a stream of their own."""
 
     immediate = False
-    resident = False
+    kind = "stream"
 
     def __init__(self, inputs: FeedInputs) -> None:
         self.workers = workers = inputs.workers
         self._order, self._output = inputs.order, inputs.output
-        self._makers = inputs.augments.map(lambda one: (_engines(inputs, one), inputs.image_shape(one)))
+        self._makers = inputs.augments.map(lambda one: (fused_engines(inputs, one), inputs.image_shape(one)))
         self._reader, self._read_ahead = inputs.reader, inputs.read_ahead
         self._labels, self._ids = inputs.labels, inputs.file.ids
         self._shapes = inputs.file.shapes

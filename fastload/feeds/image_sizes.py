@@ -25,7 +25,7 @@ def distinct_sides(layout: Layout) -> list[tuple[int, int]]:
     """Return every (H, W) that images of a set have."""
     if not layout.is_ragged:
         return [tuple(layout.shape[:2])]
-    return [(height, width) for height, width in _distinct(layout.shapes)[0].tolist()]
+    return [(height, width) for height, width in distinct_shapes(layout.shapes)[0].tolist()]
 
 
 def batch_bytes(layout: Layout, count: int) -> int:
@@ -47,7 +47,7 @@ def check_sizes(augment: Augment, file: Packed) -> None:
     """
     if file.shapes is None:
         return
-    sides, firsts, counts = _distinct(file.shapes)
+    sides, firsts, counts = distinct_shapes(file.shapes)
     problems = [augment.misfit((height, width)) for height, width in sides.tolist()]
     wrong = [k for k, problem in enumerate(problems) if problem]
     if not wrong:
@@ -58,7 +58,7 @@ def check_sizes(augment: Augment, file: Packed) -> None:
     raise UsageError(f"{file.path}: {file.name_of(int(firsts[first]))} is {problems[first]}{others}")
 
 
-def _distinct(shapes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def distinct_shapes(shapes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the distinct rows of int32 [N, 2], the first place of each, and how often it occurs."""
     # As one number each: a million rows take 0.1 s so, and 1 s by np.unique(axis=0).
     keys, firsts, counts = np.unique(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 
 from fastload.augment.mixing import Mix, draw_blend
 from fastload.augment.parameters import stream_number
 from fastload.errors import UsageError
-from fastload.feeds.batch import Batch, Feed
+from fastload.feeds.batch import Batch, Feed, Make
 from fastload.order import RowOrder
 
 
-class MixedFeed:
+class MixedFeed(Feed):
     """Blends the batches of another feed.
 
     Arguments:
@@ -25,10 +27,19 @@ class MixedFeed:
 
     def __init__(self, feed: Feed, mix: Mix, order: RowOrder, ids: np.ndarray, classes: int) -> None:
         self._feed, self._mix, self._order, self._ids, self._classes = feed, mix, order, ids, classes
-        self.immediate, self.workers, self.resident = feed.immediate, feed.workers, feed.resident
+        self.immediate, self.workers, self.kind = feed.immediate, feed.workers, feed.kind
+
+    def begin(self, start: int) -> Make:
+        return partial(self._blend, self._feed.begin(start))
+
+    def end(self) -> None:
+        self._feed.end()
 
     def make(self, start: int, count: int) -> Batch:
-        batch = self._feed.make(start, count)
+        return self._blend(self._feed.make, start, count)
+
+    def _blend(self, make: Make, start: int, count: int) -> Batch:
+        batch = make(start, count)
         labels = batch.labels
         assert labels is not None and count % 2 == 0
         rows, epochs = self._order.rows(start, count)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import queue
 import threading
@@ -13,10 +12,9 @@ from typing import Any
 import torch
 
 from fastload.common.dropping import when_dropped
-from fastload.common.threads import Started
+from fastload.common.threads import Started, WorkThread
 from fastload.errors import ClosedError, FastloadError, UsageError
 
-_LONGEST_BATCH = 30.0  # seconds; a disk that hangs must not keep a program from ending
 _PATIENCE = 2.0  # seconds that `close` waits for a batch in the making; its thread ends after it all the same
 
 
@@ -73,9 +71,9 @@ class _Shared:
             return None
 
 
-class _Worker(threading.Thread):
+class _Worker(WorkThread):
     def __init__(self, shared: _Shared, device: torch.device, number: int) -> None:
-        super().__init__(name=f"fastload-{number}", daemon=True)
+        super().__init__(number, shared.stop)
         self.shared, self._device = shared, device
 
     def run(self) -> None:
@@ -83,16 +81,6 @@ class _Worker(threading.Thread):
             _work(self.shared, self._device)
         except BaseException as error:  # it must reach the training loop, whatever it is
             self.shared.fail(error)
-
-
-@atexit.register
-def _end_threads() -> None:
-    """End all threads before the interpreter goes: one that still makes a batch then would abort the process."""
-    left = [thread for thread in threading.enumerate() if isinstance(thread, _Worker) and thread.is_alive()]
-    for thread in left:
-        thread.shared.stop()
-    for thread in left:
-        thread.join(timeout=_LONGEST_BATCH)
 
 
 class Prefetcher:

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
 import numpy as np
 import torch
 
 from fastload.common.memory import check_fits
 from fastload.feeds.image_sizes import layout_of
+from fastload.kernels.image_layout import Layout
 from fastload.packed.reader import SampleReader
 from fastload.packed.set import Packed
+
+
+class Turn(Protocol):
+    """Batches drawn from images in the device's memory, from one position on, in any threads, each once."""
+
+    @property
+    def images(self) -> torch.Tensor:
+        """The images' bytes, uint8."""
+
+    def rows(self, places: np.ndarray) -> torch.Tensor | list[torch.Tensor]:
+        """Return images on the device, uint8 [b, H, W, C], or [H, W, C] each where they have sizes of their own."""
+
+    def drawing(self, start: int, rows: np.ndarray) -> AbstractContextManager[np.ndarray]:
+        """Hold the samples of a batch, given its first position and its rows; gives the images' places."""
 
 
 class ResidentSet:
@@ -47,18 +66,41 @@ class ResidentSet:
 
     def rows(self, rows: np.ndarray) -> torch.Tensor | list[torch.Tensor]:
         """Return images on the device, uint8 [b, H, W, C] whatever the file's own layout; ragged, [H, W, C] each."""
-        layout = self._layout
-        if layout.is_ragged:
-            shapes = layout.shapes[rows].tolist()
-            parts = zip(layout.offsets[rows].tolist(), layout.offsets[rows + 1].tolist(), shapes, strict=True)
-            return [self.images[start:stop].reshape(*sides, layout.shape[2]) for start, stop, sides in parts]
-        stored = self.images.as_strided((len(self.ids), *layout.shape), layout.strides)
-        return stored[torch.from_numpy(rows).to(stored.device)].contiguous()
+        return image_views(self.images, self._layout, rows)
+
+    def begin(self, start: int) -> ResidentSet:
+        """Return what batches are drawn from: everything is there."""
+        return self
+
+    @contextmanager
+    def drawing(self, start: int, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Hold the samples of a batch; gives which images of `images` they are."""
+        yield rows
+
+    def end(self) -> None:
+        """Nothing is waited for."""
+
+    def close(self) -> None:
+        """There are no threads; the memory goes with the last who holds this."""
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keep the memory from being reused, once this is dropped, before what `stream` has queued is done."""
         for tensor in (self.images, self.labels, self.ids, self.offsets, self.shapes):
             tensor.record_stream(stream)
+
+
+def image_views(data: torch.Tensor, layout: Layout, rows: np.ndarray) -> torch.Tensor | list[torch.Tensor]:
+    """Return images out of uint8 `data`: [b, H, W, C], copied; where each has its own sides, [H, W, C] as they lie."""
+    if layout.is_ragged:
+        shapes, begins = layout.shapes[rows].tolist(), layout.offsets[rows].tolist()
+        channels = layout.shape[2]
+        return [
+            data[begin : begin + height * width * channels].reshape(height, width, channels)
+            for begin, (height, width) in zip(begins, shapes, strict=True)
+        ]
+    count = data.numel() // layout.strides[0]
+    stored = data.as_strided((count, *layout.shape), layout.strides)
+    return stored[torch.from_numpy(rows).to(stored.device)].contiguous()
 
 
 def whole_words(size: int) -> int:

@@ -26,6 +26,7 @@ class Snapshot(NamedTuple):
         swap: the step of the swap as it was agreed, or None.
         callbacks: how many on_swap callbacks had returned, at the step of the swap.
         policy: what decides the swap, with what it had seen.
+        rolling: the state of the run's pool, or None; see `RollingRun.state`.
     """
 
     step: int
@@ -33,6 +34,7 @@ class Snapshot(NamedTuple):
     swap: int | None
     callbacks: int
     policy: SwapPolicy
+    rolling: Mapping[str, Any] | None = None
 
 
 def state_of(snapshot: Snapshot, identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,6 +46,7 @@ def state_of(snapshot: Snapshot, identity: Mapping[str, Any]) -> dict[str, Any]:
         "agreed_swap": snapshot.swap,
         "swap_callbacks": snapshot.callbacks,
         "plateau": snapshot.policy.history(),
+        "rolling": snapshot.rolling,
         **identity,
     }
 
@@ -65,7 +68,7 @@ def snapshot_of(state: Any, identity: Mapping[str, Any], policy: SwapPolicy, ran
             f"this is no state of a TwoPhaseLoader that this fastload can read (found {_short(found)}, it reads "
             f"format {STATE_FORMAT}); give what loader.state_dict() returned, or update fastload"
         )
-    state = {"scaled_decoding": False, **state}  # older states do not say it
+    state = {"scaled_decoding": False, "refill": 0, **state}  # older states do not say it
     for name, value in identity.items():
         if _differs(state.get(name), value):
             raise UsageError(
@@ -81,7 +84,7 @@ def snapshot_of(state: Any, identity: Mapping[str, Any], policy: SwapPolicy, ran
         policy = policy.restored(state)
     except (LookupError, TypeError, AttributeError, UsageError) as error:
         raise UsageError(f"the state is damaged ({error}); load an earlier one") from error
-    return Snapshot(step, seconds, swap, callbacks, policy)
+    return Snapshot(step, seconds, swap, callbacks, policy, state.get("rolling"))
 
 
 def _upgraded(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from fastload.augment import Augment
 from fastload.augment.schedule import PHASE_NAMES, Staged, of_phase
 from fastload.common.memory import resident_room
@@ -12,8 +14,10 @@ from fastload.errors import UsageError
 from fastload.feeds.batch import Feed
 from fastload.feeds.feed import open_feed
 from fastload.feeds.mixed_feed import MixedFeed, class_count
+from fastload.feeds.rolling_order import Renewal
 from fastload.loop.pairing import check_pair, class_names, numbered_labels
 from fastload.loop.phase import Phase
+from fastload.loop.rolling_run import RollingRun
 from fastload.loop.settings import LoaderSettings
 from fastload.loop.transform_hook import TransformHook
 from fastload.order import FAST, FINE_TUNE, Order
@@ -38,12 +42,18 @@ class RunFiles:
             self.subset = self._open("subset", settings.subset)
             self.settings = settings = settings.planned(self.samples)
             policy = settings.new_policy()
+            rolls = settings.is_rolling and not policy.starts_on_full
+            self._check_given("full", self.full, rolls, "a pool that is renewed")
             self._check_given("full", self.full, policy.may_need_full(settings.steps))
-            self._check_given("subset", self.subset, not policy.starts_on_full)
+            self._check_given("subset", self.subset, not (rolls or policy.starts_on_full))
             check_pair(self.full, self.subset, settings.shuffle)
             if settings.scaled_decoding and not any(file.storage == "encoded" for file in self._opened):
                 raise UsageError("scaled_decoding=True is for encoded files, and there is none here; leave it out")
+            self.rolling: RollingRun | None = None
+            if rolls and self.full is not None:
+                self.rolling = RollingRun(settings, self.full, self.subset)
             beside = self.subset.nbytes if self.subset is not None else 0
+            beside = beside if self.rolling is None else self.rolling.nbytes
             self._transform = None
             if settings.transform is not None:
                 self._transform = TransformHook(settings.transform, settings.seed, settings.output.device)
@@ -59,9 +69,9 @@ class RunFiles:
         self._opened.append(file)
         return file
 
-    def _check_given(self, name: str, file: Packed | None, needed: bool) -> None:
+    def _check_given(self, name: str, file: Packed | None, needed: bool, by: str | None = None) -> None:
         if needed and file is None:
-            raise UsageError(f"{name}= is missing, and swap={self.settings.swap} needs it")
+            raise UsageError(f"{name}= is missing, and {by or f'swap={self.settings.swap}'} needs it")
 
     @property
     def samples(self) -> int:
@@ -70,6 +80,15 @@ class RunFiles:
         if file is None:
             raise UsageError("full= and subset= are missing; give the files that batches are to come from")
         return len(file)
+
+    @property
+    def first_renewal(self) -> Renewal | None:
+        """How the pool of a new run is renewed; None where it has none."""
+        return None if self.rolling is None else self.rolling.start
+
+    def renewal_of(self, state: Any) -> Renewal | None:
+        """Return how the pool is renewed as a checkpoint says it; None where this run has none."""
+        return None if self.rolling is None else self.rolling.renewal_of(state)
 
     @property
     def class_names(self) -> list[str]:
@@ -88,13 +107,15 @@ class RunFiles:
 
     def phase(self, number: int) -> Phase:
         """Return a phase of the run, FAST or FINE_TUNE, whose feed is opened when it is needed."""
-        settings, file = self.settings, self.subset if number == FAST else self.full
+        settings, rolling = self.settings, self.rolling if number == FAST else None
+        file = self.subset if number == FAST and rolling is None else self.full
         batch_size, world_size, rank = settings.batch_size, settings.world_size, settings.rank
         # A resident subset has no disk to be kind to: "block" is a full shuffle there.
         shuffle = bool(settings.shuffle) if number == FAST else settings.shuffle
         resident = file is not None and self._is_resident(number, file)
-        target = "the other file" if self.full is None else self.full.path
-        labels = None if file is None else numbered_labels(file, self.class_names, target)
+        labels = self._labels(file)
+        if rolling is not None and labels is not None and self.subset is not None:
+            labels = np.concatenate([part for part in (self._labels(self.subset), labels) if part is not None])
 
         def locate(index: int) -> tuple[int, int]:
             return (index * world_size + rank) * batch_size, batch_size
@@ -108,6 +129,13 @@ class RunFiles:
             if settings.mix is not None:
                 found = file.labels if labels is None else labels
                 classes = class_count(settings.mix, found, len(self.class_names), file.path)
+
+        def rolled() -> Feed:
+            assert rolling is not None and augments is not None
+            feed = rolling.open_feed(augments, labels)
+            if settings.mix is None:
+                return feed
+            return MixedFeed(feed, settings.mix, rolling.order, rolling.ids, classes)
 
         def opened() -> Feed:
             assert file is not None and augments is not None
@@ -127,13 +155,18 @@ class RunFiles:
 
         return Phase(
             PHASES[number],
-            opened,
+            opened if rolling is None else rolled,
             locate,
             finish=None if self._transform is None else partial(self._transform, number),
             depth=settings.prefetch_depth,
             device=settings.output.device,
             sample_bytes=0 if file is None else file.nbytes // len(file),
         )
+
+    def _labels(self, file: Packed | None) -> np.ndarray | None:
+        """Return a file's labels, numbered by the names of the classes."""
+        target = "the other file" if self.full is None else self.full.path
+        return None if file is None else numbered_labels(file, self.class_names, target)
 
     def _is_resident(self, number: int, file: Packed) -> bool:
         if number != FINE_TUNE:

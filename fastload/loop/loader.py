@@ -40,13 +40,17 @@ class TwoPhaseLoader(DataLoaderView):
         subset: packed file made by build-subset, raw or ragged; may be None when `swap` is 0.
         batch_size: images a batch on each rank.
         augment: what happens to each image: an `Augment`; one a phase, {"fast": …, "fine-tune": …}; or a `Schedule`.
+        pool: draw from a pool on the device that the full set renews meanwhile (docs/rolling.md): the memory of each
+            rank's pool, such as "16GB", or its samples on all ranks. It begins with the subset, or grows from nothing.
+        refill: the share of a batch that arrives in the pool at each step, 0 to 1: a sample serves 1 / refill steps.
+            "auto" (the default with `pool`) measures what the stream gives and training takes; 0 keeps the subset.
+        feed: "auto" chooses: a pool as large as the device has room for, and `refill="auto"`.
         steps: batches in all. Give this, `seconds` or `epochs`.
         seconds: of wall-clock time in all.
-        epochs: passes over the full set in all (the subset, where there is no full set), a float allowed. An epoch is
-            as many steps as the full set has full global batches, whichever phase they are in: `epochs=` is
-            `steps=epochs · floor(samples / global batch)`, rounded, and the states of both are the same.
+        epochs: passes over the full set in all (the subset, where there is no full set), a float allowed: it is
+            `steps=epochs · floor(samples / global batch)`, rounded, in whichever phase the steps are.
         swap: a float is the share of the run that is on the subset, an int is the step of the swap; or a policy:
-            `Swap.after(seconds=…)`, `Swap.on_plateau(…)`, `Swap.never()`.
+            `Swap.after(seconds=…)`, `Swap.on_plateau(…)`, `Swap.never()`. By default 0.5; 1.0 with a rolling pool.
         steps_per_epoch: end each `iter()` after so many batches; the next one goes on.
         seed: 64-bit; decides order and augmentation, with phase, epoch and sample id.
         shuffle: True, "block" (the full set is read nearly in sequence), or False (file order).
@@ -55,9 +59,8 @@ class TwoPhaseLoader(DataLoaderView):
         memory_format: of the images: torch.contiguous_format or channels_last.
         mix: `Mix`: MixUp and CutMix; labels are then float32 [B, classes].
         views: how many images are made of each sample; with more than one, `images` is a tuple of them.
-        transform: called last, with the images of each batch on the device, for what `augment` does not have: a module
-            or function that keeps shape, type and device. What it draws from torch's generators is the same after a
-            resume with the same `batch_size`.
+        transform: called last, with the images of each batch on the device: a module or function that keeps shape, type
+            and device. What it draws from torch's generators is the same after a resume with the same `batch_size`.
         with_ids: yield (images, labels, ids) rather than (images, labels). Unlabelled sets give no labels.
         engine: "fused", "dali", or "auto": fused, unless that cannot decode the files: on CUDA, without libturbojpeg,
             or where more than a tenth of them is no JPEG that can be cut.
@@ -65,9 +68,8 @@ class TwoPhaseLoader(DataLoaderView):
             becomes: faster for large photographs, and a little different (docs/recipes.md).
         prefetch: batches made ahead by threads.
         keep_resident: keep the subset on the device after the swap.
-        resident_budget: bytes; a raw or ragged full set up to this size is kept on the device too, rather than
-            streamed (not with shuffle="block"). By default 1 GiB, and no more than a quarter of the device's free
-            memory; 0: never.
+        resident_budget: bytes; a raw or ragged full set up to this size is kept on the device too, not streamed (unless
+            shuffle="block"). By default 1 GiB, and no more than a quarter of the device's free memory; 0: never.
         rank: of this process; by default from torch.distributed, where it is initialized.
         world_size: how many ranks there are; given with `rank`.
         store: a torch.distributed store through which ranks agree on the swap, where they are given by hand.
@@ -85,10 +87,13 @@ class TwoPhaseLoader(DataLoaderView):
         *,
         batch_size: int,
         augment: Augments,
+        pool: int | str | None = None,
+        refill: float | Literal["auto"] | None = None,
+        feed: Literal["auto"] | None = None,
         steps: int | None = None,
         seconds: float | None = None,
         epochs: float | None = None,
-        swap: float | int | Swap = 0.5,
+        swap: float | int | Swap | None = None,
         steps_per_epoch: int | None = None,
         seed: int = 0,
         shuffle: Shuffle = True,
@@ -169,10 +174,11 @@ class TwoPhaseLoader(DataLoaderView):
     def stats(self) -> dict[str, dict[str, Any]]:
         """Return, by phase, what the run has cost so far.
 
-        `feed`: "resident" or "stream" ("" before the first batch). `batches`, `images`, `seconds` (wall-clock, training
-        included), `images_per_second`. `waited`: the share of the time that training waited for data.
-        `read_bytes_per_second`: of the files (0 for a resident feed). `ring_fill`: how full the batches made ahead were
-        when one was asked for, 0 to 1. `advice`: what to change where more than a tenth of the time was waited, or "".
+        `feed`: "resident", "rolling" or "stream" ("" before the first batch). `batches`, `images`, `seconds` (with
+        training), `images_per_second`. `waited`: the share of the time that training waited. `read_bytes_per_second`.
+        `ring_fill`: how full the batches made ahead were, 0 to 1. `advice`: what to change where more than a tenth was
+        waited. Of a rolling pool also `refill`, `uses` (1 / refill), `pool` (samples), `filled` (a share),
+        `arrivals_per_second` (given by storage and decoders while at work), `choice` (what "auto" chose, and why).
         """
         return self._run.reports.stats(self._run.state)
 

@@ -45,7 +45,7 @@ class Phase:
         self._fill = 1.0
         self._closed = False
         self.kind = ""
-        """ "resident" or "stream", once the feed has been opened."""
+        """ "resident", "rolling" or "stream", once the feed has been opened."""
 
     def prepare(self) -> Feed:
         """Open the feed where it is not: compile kernels, build pipelines, upload."""
@@ -54,7 +54,7 @@ class Phase:
             if self._closed:
                 raise ClosedError()
             feed = self._open()
-            self.kind = "resident" if feed.resident else "stream"
+            self.kind = feed.kind
             self._feed = feed
             self._stop_if_closed()
         return feed
@@ -92,7 +92,8 @@ class Phase:
 
     def _begin(self, feed: Feed, index: int, last: int | None) -> Prefetcher:
         self.pause()
-        make, locate = feed.make, self._locate  # not self: threads must not keep a dropped loader alive
+        locate = self._locate  # not self: threads must not keep a dropped loader alive
+        make = feed.begin(locate(index)[0])
         self._ahead = ahead = Prefetcher(
             lambda at: make(*locate(at)),
             index,
@@ -119,7 +120,9 @@ class Phase:
 
     def pause(self) -> None:
         """Stop making batches ahead; the feed stays."""
-        ahead = self._ahead
+        ahead, feed = self._ahead, self._feed
+        if feed is not None:
+            feed.end()
         if ahead is not None:
             self._fill = ahead.fill
             ahead.close()

@@ -11,6 +11,7 @@ from fastload.feeds.engine_choice import choose_engine
 from fastload.loop.bar import Bar, Shown
 from fastload.loop.loops import Loop
 from fastload.loop.phase import Phase
+from fastload.loop.rolling_run import RollingRun, refill_at
 from fastload.loop.run_state import RunState
 from fastload.loop.telemetry import ScalarLog, advice, phase_stats
 from fastload.packed.set import Packed
@@ -25,6 +26,7 @@ class Reporter:
         steps: of the run, None where that is open.
         bar_kind: "rich", "tqdm" or None.
         judge: returns the advice on a phase's stats, given its file and the device's free memory.
+        rolling: the pool of the fast phase, or None.
     """
 
     def __init__(
@@ -34,7 +36,9 @@ class Reporter:
         steps: int | None,
         bar_kind: str | None,
         judge: Callable[[dict[str, Any], Packed, int | None], str],
+        rolling: RollingRun | None = None,
     ) -> None:
+        self._rolling = rolling
         self._phases, self._output, self._steps, self._judge = phases, output, steps, judge
         self._bar_kind = bar_kind
         self._bar: Bar | None = None
@@ -47,15 +51,18 @@ class Reporter:
 
     def costs(self, state: RunState) -> dict[str, dict[str, Any]]:
         """Return the stats by phase, without advice."""
-        found = {}
+        found, rolling, renewal = dict[str, dict[str, Any]](), self._rolling, state.renewal
         for (phase, _), spent in zip(self._phases, (state.fast, state.fine), strict=True):
+            read = {"stream": 1.0, "rolling": 0.0 if renewal is None else refill_at(renewal, state.step)}
             found[phase.name] = phase_stats(
                 spent,
                 feed=phase.kind,
                 fill=phase.fill,
                 batch_size=self._output.batch_size,
-                sample_bytes=phase.sample_bytes,
+                sample_bytes=phase.sample_bytes * read.get(phase.kind, 0.0),
             )
+            if rolling is not None and renewal is not None and phase is self._phases[0][0]:
+                found[phase.name] |= rolling.stats(renewal, state.step)
         return found
 
     def stats(self, state: RunState) -> dict[str, dict[str, Any]]:

@@ -24,7 +24,9 @@ from fastload.loop.checkpoint import Snapshot
 from fastload.loop.delivery import deliveries
 from fastload.loop.files import RunFiles
 from fastload.loop.loops import Loop, Pass, next_pass
+from fastload.loop.renewing import Renewing
 from fastload.loop.reporting import Reporter, advice_on
+from fastload.loop.rolling_run import renewal_state
 from fastload.loop.run_state import RunState, Spent
 from fastload.loop.settings import LoaderSettings
 from fastload.loop.swapping import Swapping
@@ -66,12 +68,13 @@ class Run:
         self.settings = settings = files.settings
         policy = settings.new_policy()
         # What changes as the run goes on. A batch counts when `state` is set, at once with its delivery.
-        self.state = RunState(swapped_at=0 if policy.starts_on_full else None)
+        self.renewing = None if files.rolling is None else Renewing(files.rolling, settings, self.identity())
+        self.state = RunState(swapped_at=0 if policy.starts_on_full else None, renewal=files.first_renewal)
         self.fast, self.fine = files.phase(FAST), files.phase(FINE_TUNE)
-        phases = (self.fast, files.subset), (self.fine, files.full)
+        phases = (self.fast, files.subset if files.rolling is None else files.full), (self.fine, files.full)
         on_cuda = settings.output.device.type == "cuda"
         judge = advice_on(settings.engine, final_augment(settings.augment), settings.shuffle, on_cuda=on_cuda)
-        self.reports = Reporter(phases, settings.output, settings.steps, settings.bar, judge)
+        self.reports = Reporter(phases, settings.output, settings.steps, settings.bar, judge, files.rolling)
         by_clock, this = settings.seconds is not None, weakref.ref(self)
         agreement = agree(
             settings.store,
@@ -182,8 +185,11 @@ class Run:
             state = self.state  # a callback has drawn batches
         steps = self.settings.steps
         if state.swapped_at is None:
-            if not self.fine.is_ahead and self.files.full is not None:
-                self._start_ahead_if_near(state, state.seconds + state.last_step(asked, left))
+            if self.renewing is not None:
+                self.state = state = self.renewing.renewed(state, state.with_last_step(asked, left), self.fast)
+            seconds = state.seconds + state.last_step(asked, left)
+            if not self.fine.is_ahead and self.files.full and swapping.is_near(state, seconds, self.fine.depth):
+                self.fine.start_ahead()
             batch = self.fast.get(state.step, steps if swap_step == math.inf else int(swap_step))
         else:
             batch = self.fine.get(state.step - state.swapped_at, None if steps is None else steps - state.swapped_at)
@@ -191,10 +197,6 @@ class Run:
         if self.reports.is_wanted:
             self.reports.report(state, loop, lambda: self.state)
         return state, as_tuple(batch, self.settings.with_ids)
-
-    def _start_ahead_if_near(self, state: RunState, seconds: float) -> None:
-        if self.swapping.is_near(state, seconds, self.fine.depth):
-            self.fine.start_ahead()
 
     def _cross_over(self, loader: Any) -> None:
         """Do what comes between the subset's last batch and the full set's first; after an interrupt, once more."""
@@ -235,7 +237,8 @@ class Run:
         state, swapping = self.state, self.swapping
         at = state.step if step is None else step
         callbacks = self.callbacks.returned if at == state.step == state.swapped_at else 0
-        return Snapshot(at, state.seconds, swapping.agreed_swap(state), callbacks, swapping.policy)
+        rest = callbacks, swapping.policy, renewal_state(state.renewal)
+        return Snapshot(at, state.seconds, swapping.agreed_swap(state), *rest)
 
     def go_to(self, step: int) -> None:
         """Go on with the batch of another step, in whichever phase that is as far as is decided."""
@@ -244,7 +247,7 @@ class Run:
     def go_to_start(self) -> None:
         """Go back to the first step, as if no batch had been drawn."""
         self.check_usable()
-        start = Snapshot(0, 0.0, None, 0, self.settings.new_policy())
+        start = Snapshot(0, 0.0, None, 0, self.settings.new_policy(), renewal_state(self.files.first_renewal))
         self.go_on_from(start, resumed_at=None, costs=(Spent(), Spent()))
 
     def go_on_from(
@@ -259,9 +262,8 @@ class Run:
         """
         with self.lock:
             if self.callbacks.running:
-                raise UsageError(
-                    "load_state_dict() or reset() was called by an on_swap callback; call it outside the loop"
-                )
+                raise UsageError("an on_swap callback called load_state_dict() or reset(); call it outside the loop")
+            renewal = self.files.renewal_of(snapshot.rolling)
             self.fast.pause()
             self.fine.pause()
             policy = snapshot.policy
@@ -270,8 +272,9 @@ class Run:
             at = min((step for step in (policy.step, snapshot.swap) if step is not None), default=math.inf)
             swapped_at = int(at) if policy.starts_on_full or snapshot.step > at else None
             vars(self).update(  # at once: an interrupt comes before or after
-                state=RunState(snapshot.step, swapped_at, snapshot.seconds, fast=fast, fine=fine),
+                state=RunState(snapshot.step, swapped_at, snapshot.seconds, fast=fast, fine=fine, renewal=renewal),
                 swapping=self.swapping.restarted(snapshot.step, policy, snapshot.swap),
+                renewing=None if self.renewing is None else self.renewing.restarted(snapshot.step),
                 callbacks=SwapCallbacks(self.callbacks, snapshot.callbacks),
                 _pass=None,
                 _resumed_at=resumed_at,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from fastload.feeds.rolling_order import Rate, Renewal
+
 
 class Spent(NamedTuple):
     """What a phase has cost so far.
@@ -30,6 +32,7 @@ class RunState(NamedTuple):
         pace: how long the last step took whose end was seen, in seconds; None before one was.
         fast: what the fast phase has cost.
         fine: what the fine-tune phase has cost.
+        renewal: how the pool of the fast phase is renewed, None where it has none.
     """
 
     step: int = 0
@@ -39,6 +42,7 @@ class RunState(NamedTuple):
     pace: float | None = None
     fast: Spent = Spent()
     fine: Spent = Spent()
+    renewal: Renewal | None = None
 
     def last_step(self, now: float, left: bool) -> float:
         """Return how long the last step took, in seconds, which ends now.
@@ -64,17 +68,22 @@ class RunState(NamedTuple):
             fine = Spent(fine.batches, fine.seconds + taken, fine.waited)
         else:
             fast = Spent(fast.batches, fast.seconds + taken, fast.waited)
-        return RunState(self.step, self.swapped_at, self.seconds + taken, None, pace, fast, fine)
+        return RunState(self.step, self.swapped_at, self.seconds + taken, None, pace, fast, fine, self.renewal)
 
     def with_swap(self) -> RunState:
         """Swap before the next batch."""
         return self._replace(swapped_at=self.step)
 
+    def with_rate(self, rate: Rate) -> RunState:
+        """Have samples arrive at another rate from a later step on."""
+        renewal = self.renewal
+        return self if renewal is None else self._replace(renewal=Renewal(renewal.pool, (*renewal.rates, rate)))
+
     def with_batch(self, asked: float, now: float, left: bool) -> RunState:
         """Count the last step, and a batch that was asked for when that ended, and is delivered now."""
-        step, swapped_at, seconds, since, pace, fast, fine = self
+        step, swapped_at, seconds, since, pace, fast, fine, renewal = self
         if since is None or left or step == swapped_at:
-            step, swapped_at, seconds, since, pace, fast, fine = self.with_last_step(asked, left)
+            step, swapped_at, seconds, since, pace, fast, fine, _ = self.with_last_step(asked, left)
             taken = 0.0
         else:  # as nearly always: the last step belongs to the phase of the next
             taken = pace = asked - since
@@ -85,7 +94,7 @@ class RunState(NamedTuple):
             fast = spent
         else:
             fine = spent
-        return _new(RunState, (step + 1, swapped_at, seconds + taken + waited, now, pace, fast, fine))
+        return _new(RunState, (step + 1, swapped_at, seconds + taken + waited, now, pace, fast, fine, renewal))
 
 
 _new = tuple.__new__  # a quarter of the time that their own constructors take, at each batch

@@ -10,7 +10,7 @@ import torch
 
 from fastload.augment import Mix
 from fastload.augment.schedule import augments_state, checked_augments
-from fastload.common.arguments import flag, integer, seed64
+from fastload.common.arguments import flag, integer, real, seed64
 from fastload.common.device import resolve_device
 from fastload.common.launcher import ranks_of
 from fastload.common.processors import default_threads
@@ -25,6 +25,25 @@ from fastload.packed.set import PathsLike
 
 MOST_VIEWS = 64
 """Of a sample: each has random words of its own."""
+
+
+def checked_refill(refill: Any, pool: int | str | None, feed: Any) -> float | str:
+    """Return `refill=` as a share of the batch, or "auto": where it was not given, for a pool= or feed="auto".
+
+    Raises UsageError for anything else.
+    """
+    if feed is not None and feed != "auto":
+        raise UsageError(f'feed={feed!r}; it is "auto", or left out')
+    if refill is None:
+        return 0.0 if pool is None and feed is None else "auto"
+    if isinstance(refill, str):
+        if refill != "auto":
+            raise UsageError(f'refill={refill!r}; it is a share of the batch (0 to 1), or "auto"')
+        return refill
+    share = real("refill", refill)
+    if not 0 <= share <= 1:
+        raise UsageError(f"refill={share:g}; it is a share of the batch, from 0 to 1")
+    return share
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +68,13 @@ class LoaderSettings:
     mix: Mix | None
     views: int
     transform: Any
+    pool: int | str | None
+    refill: Any
+    feed: str | None
     steps: int | None
     seconds: float | None
     epochs: float | None
-    swap: float | int | Swap
+    swap: float | int | Swap | None
     steps_per_epoch: int | None
     seed: int
     shuffle: Shuffle
@@ -78,10 +100,13 @@ class LoaderSettings:
     found_alone: bool = field(init=False)
 
     def __post_init__(self) -> None:
+        self._set(refill=checked_refill(self.refill, self.pool, self.feed))
+        if self.swap is None:
+            self._set(swap=1.0 if self.is_rolling else 0.5)
         steps, seconds, epochs = run_length(self.steps, self.seconds, self.epochs)
         self._set(steps=steps, seconds=seconds, epochs=epochs)
         if epochs is None:
-            self._set(swap=planned_swap(self.swap, steps, seconds))
+            self._set(swap=planned_swap(self.swap, steps, seconds))  # type: ignore[arg-type]  # it is set by now
         self._set(
             steps_per_epoch=None
             if self.steps_per_epoch is None
@@ -129,8 +154,13 @@ class LoaderSettings:
             return self
         steps = steps_of_epochs(self.epochs, samples, self.global_batch_size)
         settings = copy.copy(self)
-        settings._set(steps=steps, swap=planned_swap(self.swap, steps))
+        settings._set(steps=steps, swap=planned_swap(self.swap, steps))  # type: ignore[arg-type]  # as above
         return settings
+
+    @property
+    def is_rolling(self) -> bool:
+        """Whether the first phase draws from a pool that is not just the subset."""
+        return self.refill != 0 or self.pool is not None or self.feed is not None
 
     @property
     def global_batch_size(self) -> int:
@@ -157,6 +187,7 @@ class LoaderSettings:
             "views": self.views,
             "mix": None if self.mix is None else asdict(self.mix),
             "scaled_decoding": self.scaled_decoding,
+            "refill": self.refill,
             # A transform sees a rank's own batch, so what it draws hangs on that batch's size.
             "transform": None if self.transform is None else f"of {self.output.batch_size} images",
         }

@@ -14,15 +14,15 @@ WAITS = 0.1
 """The share of time spent waiting above which `stats()` says what to change."""
 
 
-def phase_stats(spent: Spent, *, feed: str, fill: float, batch_size: int, sample_bytes: int) -> dict[str, Any]:
+def phase_stats(spent: Spent, *, feed: str, fill: float, batch_size: int, sample_bytes: float) -> dict[str, Any]:
     """Return what a phase has cost so far; see `TwoPhaseLoader.stats`.
 
     Arguments:
         spent: what the phase has cost.
-        feed: "resident", "stream", or "" where it has not been opened.
+        feed: "resident", "rolling", "stream", or "" where it has not been opened.
         fill: how full the batches made ahead were, 0 to 1.
         batch_size: images a batch.
-        sample_bytes: what one sample takes in its file, on average.
+        sample_bytes: what is read of files for each sample that is served, on average.
     """
     images = spent.batches * batch_size
     rate = images / spent.seconds if spent.seconds else 0.0
@@ -33,7 +33,7 @@ def phase_stats(spent: Spent, *, feed: str, fill: float, batch_size: int, sample
         "seconds": spent.seconds,
         "images_per_second": rate,
         "waited": spent.waited / spent.seconds if spent.seconds else 0.0,
-        "read_bytes_per_second": rate * sample_bytes if feed == "stream" else 0.0,
+        "read_bytes_per_second": rate * sample_bytes,
         "ring_fill": fill,
     }
 
@@ -52,6 +52,11 @@ def advice(stats: dict[str, Any], *, encoded: bool, engine: str, shuffle: object
     if stats["waited"] <= WAITS or not stats["batches"]:
         return ""
     waits = f"training waits for data {stats['waited']:.0%} of the time: "
+    if stats["feed"] == "rolling":
+        return (
+            f"{waits}its pool is renewed at refill={stats['refill']:.3g} of a batch a step, and samples arrive at "
+            f'{stats["arrivals_per_second"]:,.0f} a second at most; give a smaller refill=, or "auto"'
+        )
     if stats["feed"] == "stream" and not encoded and shuffle != "block" and free is not None and size < free:
         return f"{waits}the set takes {size / 1e6:,.0f} MB and would fit the device; give resident_budget={size}"
     if encoded:

@@ -150,6 +150,11 @@ class SampleReader:
         """Return an error that names a sample and says what is wrong with it."""
         return DataError(f"{self._path}: {self._name_of(row)} {problem}")
 
+    def ask(self, rows: np.ndarray) -> None:
+        """Have the system begin to read samples from the disk."""
+        place = self.place
+        file_ranges.advise_ranges(*place, *self.ranges(rows))
+
     def cached(self, starts: np.ndarray) -> np.ndarray:
         """Return whether the bytes at `starts` can be read without waiting for a disk, bool [b]."""
         descriptors, begins, firsts = place = self.place

@@ -10,14 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from fastload.common.byte_sizes import NUMBER, UNITS
 from fastload.errors import UsageError
 
-_UNITS = {
-    f"{letter}{middle}B".lower(): base**power
-    for middle, base in (("", 1000), ("i", 1024))
-    for power, letter in enumerate("KMGT", 1)
-}
-_NUMBER = re.compile(r"(\d{1,3}(?:,\d{3})+|\d{1,3}(?:_\d{3})+|\d+)(\.\d+)?\s*(%|[kmgt]i?b)?", re.I | re.A)
+_NUMBER = re.compile(rf"{NUMBER}\s*(%|[kmgt]i?b)?", re.I | re.A)
 
 
 def parse_size(size: Any, count: int, sample_bytes: np.ndarray | None = None) -> int:
@@ -46,7 +42,7 @@ def parse_size(size: Any, count: int, sample_bytes: np.ndarray | None = None) ->
         if unit == "%":
             share = number / 100
         elif unit:
-            return _within(size, int(number * _UNITS[unit]), count, sample_bytes)
+            return _within(size, int(number * UNITS[unit]), count, sample_bytes)
         elif fraction:
             if number >= 1:
                 raise UsageError(

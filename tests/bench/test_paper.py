@@ -126,12 +126,12 @@ def test_rs2_of_a_resident_set_and_of_a_stream_are_the_same_batches(few_cifar, m
         for budget in (0, 1 << 30):
             monkeypatch.setattr("fastload.common.memory.RESIDENT_BUDGET", budget)
             feed = FreshFeed(full, Augment.paper(24), subsets, Output(16, CPU, memory_format=torch.channels_last))
-            assert feed.resident == (budget > 0)
-            runs[feed.resident] = [feed.make(step * 16, 16) for step in range(12)]
+            assert feed.kind == ("resident" if budget else "stream")
+            runs[feed.kind] = [feed.make(step * 16, 16) for step in range(12)]
             feed.close()
-    assert same(runs[True], runs[False])
-    assert all(batch.images.is_contiguous(memory_format=torch.channels_last) for batch in runs[True])
-    ids = torch.cat([batch.ids for batch in runs[True]])
+    assert same(runs["resident"], runs["stream"])
+    assert all(batch.images.is_contiguous(memory_format=torch.channels_last) for batch in runs["resident"])
+    ids = torch.cat([batch.ids for batch in runs["resident"]])
     assert np.array_equal(ids.numpy(), subsets.rows(0, 192)[0])  # ids are row numbers there
 
 

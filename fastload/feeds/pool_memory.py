@@ -1,0 +1,137 @@
+"""The memory of a rolling pool: slots of one size, or a ring of bytes where each image has a size of its own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fastload.common.memory import check_fits
+from fastload.feeds.resident_set import image_views, whole_words
+from fastload.kernels.image_layout import Layout, ragged_layout, uniform_layout
+
+_UNLIKELY = math.log(1e12)
+"""No ring of bytes is too small in a trillion runs of a pool."""
+
+
+@dataclass(frozen=True)
+class PoolImages:
+    """What the images of a pool are like.
+
+    Arguments:
+        channels: of every image.
+        shape: (H, W, C) where all have one shape, else None.
+        strides: of images of one shape, in bytes: (image, row, column, channel).
+        sizes: int64 [N], bytes of each image of the subset and the full set, as a pool holds it.
+        shapes: int32 [N, 2], their heights and widths; None where all have one shape.
+    """
+
+    channels: int
+    shape: tuple[int, int, int] | None
+    strides: tuple[int, int, int, int] | None
+    sizes: np.ndarray
+    shapes: np.ndarray | None
+
+    def bytes_for(self, slots: int, *, at_random: bool) -> int:
+        """Return how many bytes `slots` images take that follow each other in the order of arrival.
+
+        Images of sizes of their own lie in a ring, one behind the other, where those that arrive need what those that
+        leave give back. Their sum is bounded by Bernstein's inequality, which holds for draws without replacement too
+        (Hoeffding 1963, section 6), at a chance of 1e-12; and by that of the largest.
+
+        Arguments:
+            slots: images that are there at once.
+            at_random: whether they arrive in a random order; else the bound is that of the largest.
+        """
+        if self.shape is not None:
+            return slots * int(self.sizes[0])
+        largest = int(self.sizes.max())
+        copies, rest = divmod(slots, len(self.sizes))
+        most = copies * int(self.sizes.sum()) + int(np.sort(self.sizes)[::-1][:rest].sum())
+        if at_random:
+            spread = _UNLIKELY * largest / 3
+            beyond = spread + math.sqrt(spread**2 + 2 * _UNLIKELY * slots * float(self.sizes.var()))
+            most = min(most, math.ceil(slots * float(self.sizes.mean()) + beyond))
+        return most + largest  # what is left free where the ring begins again
+
+
+class PoolMemory:
+    """Slots for images in the device's memory.
+
+    Arguments:
+        images: what they are like.
+        slots: how many there are.
+        size: bytes, by `PoolImages.bytes_for`.
+        device: where they are.
+        name: of the set, for errors.
+
+    Attributes:
+        data: uint8, the images' bytes.
+        layout: how they lie in there, by slot; for images of their own sizes filled as they are placed.
+
+    Raises DataError unless the device has memory for it: by how much.
+    """
+
+    def __init__(self, images: PoolImages, slots: int, size: int, device: torch.device, name: str) -> None:
+        check_fits(size, device, name, what="pool")
+        self._images, self._size = images, size
+        if device.type == "cpu":
+            # NumPy asks the system for huge pages, which torch does not: images are drawn from all over this memory.
+            self.data = torch.from_numpy(np.empty(whole_words(size), np.uint8))
+        else:
+            self.data = torch.empty(whole_words(size), dtype=torch.uint8, device=device)
+        self.layout: Layout
+        if images.shape is not None and images.strides is not None:
+            self.layout = uniform_layout(images.shape, images.strides)
+            self._begins = np.arange(slots, dtype=np.int64) * int(images.sizes[0])
+        else:
+            self._begins = np.zeros(slots + 1, np.int64)
+            self.layout = ragged_layout(images.channels, self._begins, np.zeros((slots, 2), np.int32))
+        self._end = 0  # of what has been placed, counted on and on as if the ring had no end
+        self._round_begins: dict[int, int] = {}
+
+    @property
+    def is_ring(self) -> bool:
+        """Whether images have sizes of their own."""
+        return self._images.shape is None
+
+    def clear(self) -> None:
+        """Forget what was placed."""
+        self._end, self._round_begins = 0, {}
+
+    def place(self, number: int, slots: np.ndarray, rows: np.ndarray, oldest: int) -> bool:
+        """Make room for a round of arrivals; return whether there is any beside what is needed still.
+
+        Arguments:
+            number: of the round; they come one after the other.
+            slots: int64 [L], of its images.
+            rows: int64 [L], which images these are.
+            oldest: the oldest round that is needed.
+        """
+        if not self.is_ring:
+            return True
+        sizes, begins, end = self._images.sizes[rows].tolist(), [], self._end
+        for size in sizes:
+            if end % self._size + size > self._size:
+                end += self._size - end % self._size
+            begins.append(end)
+            end += size
+        if end - self._round_begins.get(oldest, begins[0]) > self._size:
+            return False
+        for one in [one for one in self._round_begins if one < oldest]:
+            del self._round_begins[one]
+        assert self._images.shapes is not None
+        self._round_begins[number], self._end = begins[0], end
+        self._begins[slots] = np.array(begins, np.int64) % self._size
+        self.layout.shapes[slots] = self._images.shapes[rows]
+        return True
+
+    def begins(self, slots: np.ndarray) -> np.ndarray:
+        """Return where the images of slots begin in `data`, int64 [b]."""
+        return self._begins[slots]
+
+    def rows(self, slots: np.ndarray) -> torch.Tensor | list[torch.Tensor]:
+        """Return images on the device, uint8 [b, H, W, C], or [H, W, C] each where they have sizes of their own."""
+        return image_views(self.data, self.layout, slots)
