@@ -3,6 +3,7 @@
     python -m fastload.bench [resident|stream|recipe|select|all] [--quick] [--json [FILE]] [--plot FILE.png]
                              [--peers all|none|NAME,…] [--device cpu|cuda] [--data FILE.h5] [--debug]
     python -m fastload.bench recipe --encoded [--data FILE.h5 [--originals FOLDER]] …
+    python -m fastload.bench rolling [--only PART,…] [--data TRAIN.h5 --test TEST.h5] …
     python -m fastload.bench peers [install [NAME…]]
     python -m fastload.bench paper --full FULL.h5 --test TEST.h5 [--scale S] [--only NAME,…] …
     python -m fastload.bench advise --full FULL.h5 --step-ms T [--split S] …
@@ -25,7 +26,7 @@ from typing import Any
 
 import torch
 
-from fastload.bench import advise, differences, parts, plot, recipe, rivals, select_grid, streams
+from fastload.bench import advise, differences, parts, plot, recipe, rivals, rolling, select_grid, streams
 from fastload.bench.measure import Deadline, describe, machine, print_table, versions
 from fastload.bench.paper import command
 from fastload.bench.peers import install
@@ -123,7 +124,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "what",
         nargs="?",
         default="all",
-        choices=[*WHAT, "all"],
+        choices=[*WHAT, "rolling", "all"],
         help="or peers, paper, advise, differences (each with --help)",
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that all runs, measures nothing")
@@ -149,6 +150,11 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         type=Path,
         metavar="FOLDER",
         help="what --data was packed from: rivals take its files (the packed ones otherwise)",
+    )
+    renewed = parser.add_argument_group("rolling")
+    renewed.add_argument("--only", metavar="PARTS", help=f"some of {','.join(rolling.PARTS)}; all by default")
+    renewed.add_argument(
+        "--test", type=Path, metavar="TEST.h5", help="CIFAR-10's test images, beside --data's training"
     )
     only = parser.add_argument_group("select", "restrict the grid: lists with commas")
     only.add_argument("--sizes", help="ROWSxDIMS or ROWSxDIMS:disk")
@@ -176,6 +182,8 @@ def _grid(options: argparse.Namespace) -> select_grid.Grid:
 def _measure(options: argparse.Namespace) -> int:
     if (options.encoded or options.originals is not None) and options.what not in ("recipe", "all"):
         raise UsageError(f"{options.what}: --encoded and --originals are of recipe")
+    if (options.only is not None or options.test is not None) and options.what != "rolling":
+        raise UsageError(f"{options.what}: --only and --test are of rolling")
     device = resolve_device(options.device)
     grid = _grid(options)
     install.chosen(options.peers)
@@ -184,7 +192,12 @@ def _measure(options: argparse.Namespace) -> int:
     setting = parts.Setting(device, options.quick, Deadline(60 * positive("--minutes", options.minutes)), options.data)
     found = machine(device) | {"load_before": round(os.getloadavg()[0], 2)}
     print(f"{describe(found)}, load {found['load_before']:.1f} before", flush=True)
-    outcome = bench(options.what, setting, options.peers, grid, encoded=options.encoded, originals=options.originals)
+    if options.what == "rolling":
+        outcome = _rolling(options, setting)
+    else:
+        outcome = bench(
+            options.what, setting, options.peers, grid, encoded=options.encoded, originals=options.originals
+        )
     title = "fastload.bench" + (" --quick: no measurement" if options.quick else "")
     print_table(outcome.results, title)
     for note in outcome.notes:
@@ -199,6 +212,16 @@ def _measure(options: argparse.Namespace) -> int:
     if options.plot is not None and outcome.results:
         plot.plot(outcome.results, options.plot, f"{title}, {describe(found)}")
     return 0
+
+
+def _rolling(options: argparse.Namespace, setting: parts.Setting) -> Outcome:
+    chosen = options.only.split(",") if options.only else rolling.PARTS
+    unknown = [name for name in chosen if name not in rolling.PARTS]
+    if unknown:
+        raise UsageError(f"--only {options.only}: {unknown[0]} is none of {', '.join(rolling.PARTS)}")
+    engines = ("fused", "dali") if parts.has_dali() else ("fused",)
+    peers = [peer for peer in install.chosen(options.peers) if "rolling" in peer.cases]
+    return rolling.rolling(setting, engines, peers, chosen, options.test)
 
 
 def _default_path(options: argparse.Namespace, found: dict[str, Any]) -> Path:

@@ -1,96 +1,170 @@
-"""`python -m fastload.bench advise`: what two-phase training would save, from measured feeds and your step time.
+"""`python -m fastload.bench advise`: which feed to train with, measured on your file and with your step's time.
 
-    python -m fastload.bench advise --full FULL.h5 --step-ms T [--subset SUBSET.h5] [--split 0.5] …
+    python -m fastload.bench advise --full FULL.h5 --step-ms T [--pool 16GB] [--batch-size B] …
 
-The rule is in docs/when-it-helps.md.
+The rule is `fastload.loop.advice.regime`; docs/when-it-helps.md explains it.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from fastload.augment import Augment
-from fastload.bench import data, parts
-from fastload.bench.measure import Deadline, race
+from fastload.bench import data
+from fastload.bench.measure import Deadline, synchronize
+from fastload.bench.storage import cached_share, evict
 from fastload.common.device import resolve_device
-from fastload.common.memory import resident_room
+from fastload.common.memory import available_memory, free_memory
 from fastload.common.terminal import tell
+from fastload.common.text import duration_text, size_text
 from fastload.errors import UsageError
+from fastload.feeds.batch import Output
+from fastload.feeds.feed import open_feed, run_feed
+from fastload.feeds.pool_plan import planned_pool
+from fastload.feeds.rolling_feed import pool_images
+from fastload.loop.advice import MARGIN, Regime, regime
+from fastload.order import FAST, FINE_TUNE, Order
 from fastload.packed.file import PackedFile
+from fastload.packed.set import Packed, open_packed
 
-_IMAGES = 2048
-_ROUNDS = 5
-_SHARE = 0.0864
+ROUNDS = 5
+ROUND_SECONDS = 1.0
+ALL_CACHED = 0.99
+"""The share of a file's pages in the system's cache from which on it is read from memory."""
+
+STAND_IN_BYTES = 128 << 20
+"""Of decoded images, from which the pool's batches are timed: more than processors' caches hold."""
+
+USUAL_CROP = 224
+
+
+@dataclass(frozen=True)
+class SetSize:
+    """How large a full set is.
+
+    Attributes:
+        storage: "raw", "ragged" or "encoded".
+        samples: in it.
+        stored: bytes of its files.
+        decoded: bytes of all its images as pixels.
+    """
+
+    storage: str
+    samples: int
+    stored: int
+    decoded: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Rates that were found, images/s.
+
+    Attributes:
+        stream: of the stream feed, reading and decoding included.
+        pool: of batches whose images lie decoded on the device.
+        source: where the stream's bytes came from, in words.
+    """
+
+    stream: float
+    pool: float
+    source: str
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What the rule says.
+    """What to do, from what was measured.
 
     Arguments:
-        step: seconds of the trainer's step, data at hand.
+        full: the set, as the user named it.
+        size: of the set.
+        measured: on this machine.
+        step: seconds of a training step, its batch at hand.
         batch: images a step.
-        stream: rate of the stream feed, images/s.
-        resident: rate of the resident feed, images/s.
-        split: share of the steps on the subset.
-        steps: of the run.
-        selection: seconds, divided by the runs that share the subset.
+        pool: as the loader takes it: memory for images, such as "16GB", or a number of samples.
+        held: samples that it holds.
     """
 
+    full: str
+    size: SetSize
+    measured: Measured
     step: float
     batch: int
-    stream: float
-    resident: float
-    split: float
-    steps: int
-    selection: float
+    pool: int | str
+    held: int
 
     @property
-    def stream_step(self) -> float:
-        """Seconds of a step on the stream: the slower of trainer and feed, which work at the same time."""
-        return max(self.step, self.batch / self.stream)
+    def trainer(self) -> float:
+        """Images/s that training can take: no more than augmentation gives, whatever it is fed from.
+
+        A little less counts as all of it: a pool that saves a tenth of a stream's time would cost as much.
+        """
+        return min(self.batch / self.step, MARGIN * self.measured.pool)
 
     @property
-    def resident_step(self) -> float:
-        """Seconds of a step on the resident subset."""
-        return max(self.step, self.batch / self.resident)
+    def _given(self) -> str:
+        """The pool as it is typed."""
+        return f'"{self.pool}"' if isinstance(self.pool, str) else f"{self.pool}"
 
     @property
-    def full_only(self) -> float:
-        """Seconds of a run on the full set only."""
-        return self.steps * self.stream_step
-
-    @property
-    def saved(self) -> float:
-        """Seconds that two phases save; negative where they cost."""
-        return self.split * self.steps * (self.stream_step - self.resident_step) - self.selection
+    def regime(self) -> Regime:
+        """The rule's choice."""
+        fits = self.held >= self.size.samples
+        return regime(self.measured.stream, self.trainer, fits=fits, global_batch_size=self.batch)
 
     def text(self) -> str:
-        """Return the rule with these numbers in it, and what follows."""
-        waits = "the trainer waits for the stream" if self.stream_step > self.step else "the stream keeps up"
+        """Return the advice, line by line, with the loader's arguments to copy."""
+        size, measured, chosen = self.size, self.measured, self.regime
+        pixels = "" if size.stored == size.decoded else f", {size_text(size.decoded)} decoded"
         lines = [
-            f"stream {self.stream:,.0f} images/s, resident {self.resident:,.0f} images/s, the trainer takes "
-            f"{self.batch / self.step:,.0f}: {waits}",
-            f"a step takes max({1e3 * self.step:.1f} ms, {self.batch:,} / rate): {1e3 * self.stream_step:.1f} ms on "
-            f"the stream, {1e3 * self.resident_step:.1f} ms on the subset",
-            "saved = split × steps × (stream step - resident step) - selection / runs that share it",
-            f"      = {self.split:g} × {self.steps:,} × {1e3 * (self.stream_step - self.resident_step):.1f} ms - "
-            f"{self.selection:.1f} s = {self.saved:,.1f} s of {self.full_only:,.1f} s "
-            f"({self.saved / self.full_only:.0%})",
+            f"{self.full}: {size.samples:,} {size.storage} images, {size_text(size.stored)}{pixels}",
+            f"measured: the stream gives {measured.stream:,.0f} images/s ({measured.source}), images that lie decoded "
+            f"on the device {measured.pool:,.0f}",
+            f"training takes {self.batch / self.step:,.0f} images/s: {self.batch:,} each {1e3 * self.step:.3g} ms",
         ]
-        if self.saved <= 0 and self.stream_step <= self.resident_step:
-            lines.append("so two phases save no time here: the stream feeds this trainer fast enough")
-        elif self.saved <= 0:
-            lines.append("so two phases save no time here: choosing the subset takes longer than it saves")
-        else:
-            lines.append("so two phases save time here; whether accuracy allows this split is in docs/results.md")
+        if measured.pool < self.batch / self.step:
+            lines.append("augmentation is slower than that, so training waits for it with any feed")
+        lines.append(f"{ADVICE[chosen.feed]}: {chosen.reason}")
+        lines += {"resident": self._resident, "stream": self._stream, "rolling": self._rolling}[chosen.feed](chosen)
         return "\n".join(lines)
+
+    def _resident(self, chosen: Regime) -> list[str]:
+        if self.size.storage != "encoded":
+            return [f'    TwoPhaseLoader(None, "{self.full}", swap=1.0, batch_size={self.batch}, …)']
+        return [
+            f'    TwoPhaseLoader("{self.full}", pool={self._given}, refill="auto", batch_size={self.batch}, …)',
+            "a pool that holds the whole set decodes each image once; nothing arrives after that",
+        ]
+
+    def _stream(self, chosen: Regime) -> list[str]:
+        return [
+            f'    TwoPhaseLoader("{self.full}", swap=0, batch_size={self.batch}, …)',
+            "a subset or a pool would save no time, and show the model less",
+        ]
+
+    def _rolling(self, chosen: Regime) -> list[str]:
+        arriving = chosen.refill * self.trainer
+        slower = self.trainer / self.measured.stream
+        lines = [
+            f"pool={self._given} holds {self.held:,} samples, {self.held / self.size.samples:.1%} of the set, and is "
+            f"full after {duration_text(self.held / arriving)}; training begins after the first batch",
+            f'    TwoPhaseLoader("{self.full}", pool={self._given}, refill={chosen.refill:.4g}, '
+            f"batch_size={self.batch}, …)",
+            f"do not swap to the stream: a step would take {slower:.2g} times as long there, and in equal time even a "
+            "pool that is never renewed trains better (docs/rolling.md)",
+        ]
+        return [*lines, f"warning: {chosen.warning}"] if chosen.warning else lines
+
+
+ADVICE = {"resident": "keep the set on the device", "stream": "stream the set", "rolling": "roll"}
 
 
 def main(arguments: list[str]) -> int:
@@ -98,99 +172,175 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     _check(options)
     device = resolve_device(options.device)
-    with PackedFile(options.full) as file:
-        if file.storage != "encoded" and file.nbytes <= resident_room(device):
-            tell(
-                f"note: {options.full} fits the memory of {device}, where the loader keeps it (resident_budget=): two "
-                "phases save nothing then. What follows is for a set that must be streamed."
-            )
-    tell(f"timing the stream and the resident feed in turn, for {options.seconds:g} s at most …", error=True)
-    stream, resident = measure(options.full, options.subset, options.batch_size, options.crop, device, options.seconds)
-    advice = Advice(
-        options.step_ms / 1e3,
-        options.batch_size,
-        stream,
-        resident,
-        options.split,
-        options.steps,
-        options.selection_seconds / options.runs,
-    )
-    tell(advice.text())
+    with open_packed(options.full) as file:
+        size = size_of(file)
+        given = options.pool or default_pool(device)
+        pool = int(given) if given.isdecimal() else given
+        held = samples_held(pool, file, options.batch_size)
+        tell(f"timing the stream and the resident feed in turn, for {options.seconds:g} s at most …", error=True)
+        measured = measure(
+            file, options.batch_size, options.crop, device, seconds=options.seconds, from_disk=options.from_disk
+        )
+    tell(Advice(options.full, size, measured, options.step_ms / 1e3, options.batch_size, pool, held).text())
+    if device.type == "cpu":
+        tell(
+            "on a CPU the feed takes processors from training, which was not running here: both may be slower together"
+        )
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fastload.bench advise", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--full", type=Path, required=True, metavar="FULL.h5", help="the packed full set")
-    parser.add_argument(
-        "--subset", type=Path, metavar="SUBSET.h5", help="the subset; without one 8.64%% of a raw full set stand in"
-    )
+    parser.add_argument("--full", required=True, metavar="FULL.h5", help="the packed full set, or a pattern of files")
     parser.add_argument(
         "--step-ms",
         type=float,
         required=True,
         metavar="T",
-        help="your trainer's step, with its batch on the device already",
+        help="your training step, with its batch on the device already",
     )
-    parser.add_argument("--split", type=float, default=0.5, help="the share of the steps on the subset")
+    parser.add_argument(
+        "--pool",
+        metavar="16GB",
+        help="the device's memory for images, or a number of samples; half of what is free by default",
+    )
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=10_000, help="of the run")
-    parser.add_argument("--selection-seconds", type=float, default=0.0, help="what build-subset takes")
-    parser.add_argument("--runs", type=int, default=1, help="trainings that share the subset")
-    parser.add_argument("--crop", type=int, help="the side that you train on; 7/8 of the shorter side by default")
+    parser.add_argument(
+        "--crop",
+        type=int,
+        help="the side that you train on; of raw images 7/8 of the shorter side by default, of others 224",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--seconds", type=float, default=60.0, help="measure no longer than this")
+    parser.add_argument(
+        "--from-disk",
+        action="store_true",
+        help="drop the file from the system's cache while measuring, as is done where it is not wholly in there",
+    )
     return parser
 
 
 def _check(options: argparse.Namespace) -> None:
-    if not 0 < options.split <= 1:
-        raise UsageError(f"--split {options.split:g}: it lies above 0, and 1 is all steps on the subset")
-    for name in ("step_ms", "batch_size", "steps", "runs", "seconds", "crop"):
+    for name in ("step_ms", "batch_size", "seconds", "crop"):
         if getattr(options, name) is not None and not 0 < getattr(options, name) < float("inf"):
             raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name):g}: it must be positive")
-    if not 0 <= options.selection_seconds < float("inf"):
-        raise UsageError(f"--selection-seconds {options.selection_seconds:g}: it must not be negative")
+
+
+# -- sizes ---------------------------------------------------------------------------------------------------------
+
+
+def size_of(file: Packed) -> SetSize:
+    """Return a set's sizes; raise UsageError for an encoded one that does not tell its images'."""
+    stored = sum(path.stat().st_size for path in file.paths)
+    return SetSize(file.storage, len(file), stored, int(pool_images([file]).sizes.sum()))
+
+
+def default_pool(device: torch.device) -> str:
+    """Return half of the device's free memory, in words that the loader takes."""
+    free = free_memory(device)
+    if free is None:
+        raise UsageError(f"--pool: how much memory {device} has free cannot be found out; give the pool's, as 16GB")
+    return f"{free // 2 // 10**9}GB" if free >= 2 * 10**9 else f"{max(1, free // 2 // 10**6)}MB"
+
+
+def samples_held(pool: int | str, file: Packed, batch: int) -> int:
+    """Return how many samples a pool of that size holds: at most all. Raises UsageError for one that holds no batch."""
+    shape, _ = planned_pool(
+        pool,
+        "auto",
+        full=len(file),
+        subset=0,
+        images=pool_images([file]),
+        batch_size=batch,
+        world_size=1,
+        shuffle=True,
+    )
+    return min(shape.samples, len(file))
+
+
+# -- rates ---------------------------------------------------------------------------------------------------------
 
 
 def measure(
-    full: Path, subset: Path | None, batch: int, crop: int | None, device: torch.device, seconds: float
-) -> tuple[float, float]:
-    """Return the images/s of the stream on `full` and of the resident feed on `subset`, raced in turn."""
+    file: Packed, batch: int, crop: int | None, device: torch.device, *, seconds: float, from_disk: bool = False
+) -> Measured:
+    """Time the stream feed on `file` and the resident feed on some of its images, decoded, in turn.
+
+    A file that is larger than memory, or not wholly in the system's cache, is dropped from there before each round: it
+    would be read from the disk in training too.
+
+    Arguments:
+        file: the set.
+        batch: images a batch.
+        crop: the output's side, or None for the usual one.
+        device: where batches come out.
+        seconds: after which no new round begins.
+        from_disk: drop it in any case.
+    """
+    deadline = Deadline(seconds)
+    found = statistics.fmean(map(cached_share, file.paths))
+    memory = available_memory()
+    larger = memory is not None and sum(path.stat().st_size for path in file.paths) > memory
+    from_disk = from_disk or larger or found < ALL_CACHED
+    rates: dict[str, list[float]] = {"stream": [], "pool": []}
+    stayed = 0.0
     with ExitStack() as stack:
-        if subset is None:
-            subset = _stand_in(full, Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        with PackedFile(subset) as file:
-            if file.storage == "encoded":
-                raise UsageError(f"--subset {subset}: holds encoded images; make it with `fastload build-subset`")
-        side = crop if crop is not None else max(1, parts.fitting_crop(subset, 2**31) * 7 // 8)
-        with PackedFile(full) as file:
-            encoded = file.storage == "encoded"
-        batches = max(2, _IMAGES // batch)
-        contestants = [
-            stack.enter_context(
-                parts.feed_contestant(
-                    parts.Setting(device, False, Deadline(seconds)),
-                    path,
-                    Augment.paper(side, resize=side if encoded and not resident else None),
-                    batch,
-                    batches,
-                    name=name,
-                    engine="auto",
-                    resident=resident,
-                )
-            )
-            for name, path, resident in (("stream", full, False), ("resident", subset, True))
-        ]
-        stream, resident = race(contestants, device, rounds=_ROUNDS, deadline=Deadline(seconds))
-    return stream.median, resident.median
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        some = stack.enter_context(PackedFile(data.write_decoded(folder / "some.h5", file, STAND_IN_BYTES)))
+        augment = _augment(file, crop)
+        take = {
+            "stream": stack.enter_context(_batches(file, augment, batch, device, resident=False)),
+            "pool": stack.enter_context(_batches(some, augment, batch, device, resident=True)),
+        }
+        for number in range(-1, ROUNDS):
+            for name in rates:
+                if name == "stream" and from_disk:
+                    stayed = max(stayed, *map(evict, file.paths))
+                rate = take[name]()
+                if number >= 0 or deadline.left == 0:
+                    rates[name].append(rate)
+            if deadline.left == 0:
+                break
+    return Measured(statistics.median(rates["stream"]), statistics.median(rates["pool"]), _source(from_disk, stayed))
 
 
-def _stand_in(full: Path, folder: Path) -> Path:
-    with PackedFile(full) as file:
-        if file.storage != "raw":
-            raise UsageError(
-                f"--full {full}: holds {file.storage} images, so give the --subset that build-subset makes of it"
-            )
-        count = max(1, round(_SHARE * len(file)))
-    return data.write_subset(folder / "subset.h5", full, count)
+def _source(from_disk: bool, stayed: float) -> str:
+    if not from_disk:
+        return "from the system's cache, which holds the whole file"
+    if stayed >= ALL_CACHED:
+        return "from the system's cache, which does not let go of the file"
+    return "from the disk" if stayed < 1 - ALL_CACHED else f"from the disk, but for {stayed:.0%} that stayed in memory"
+
+
+def _augment(file: Packed, crop: int | None) -> Augment:
+    """Return the paper's recipe for raw images, ImageNet's for those of several sizes."""
+    if file.shape is None:
+        return Augment.imagenet(crop or USUAL_CROP)
+    return Augment.paper(crop or max(1, min(file.shape[:2]) * 7 // 8))
+
+
+@contextmanager
+def _batches(
+    file: Packed, augment: Augment, batch: int, device: torch.device, *, resident: bool
+) -> Iterator[Callable[[], float]]:
+    """Give what takes batches of a feed for ROUND_SECONDS, and returns the images/s that came."""
+    order = Order(len(file), seed=0, phase=FAST if resident else FINE_TUNE)
+    feed = open_feed(file, augment, order, Output(batch, device), resident=resident)
+    ahead = feed.workers + 2 if feed.workers else 0
+    stream = run_feed(feed, lambda step: (step * batch, batch), 0, 2**40, device)
+
+    def rate() -> float:
+        for _ in range(ahead):  # were made while nobody asked
+            next(stream)
+        synchronize(device)
+        taken, began = 0, time.perf_counter()
+        while taken < 2 or time.perf_counter() - began < ROUND_SECONDS:
+            next(stream)
+            taken += 1
+        synchronize(device)
+        return taken * batch / (time.perf_counter() - began)
+
+    try:
+        yield rate
+    finally:
+        stream.close()

@@ -6,10 +6,13 @@ import io
 import os
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from fastload.errors import DataError
 from fastload.packed.file import PackedFile, PackedWriter, SelectionTable
+from fastload.packed.set import Packed
 
 PHOTOGRAPHS = "imagenet-250.tar"
 
@@ -45,6 +48,41 @@ def write_subset(path: Path, full: Path, count: int) -> Path:
             for place, row in enumerate(rows):
                 out.write(place, file.read(int(row)))
     return path
+
+
+def write_decoded(path: Path, file: Packed, most_bytes: int) -> Path:
+    """Write spread rows of a packed set as pixels: all that `most_bytes` hold, one at least.
+
+    Raises DataError, naming the row, for an image that cannot be decoded.
+    """
+    raw = file.shape is not None
+    first = _pixels(file, 0)
+    count = min(
+        len(file), max(1, most_bytes // (file.nbytes // len(file) if file.storage != "encoded" else first.size))
+    )
+    rows = np.linspace(0, len(file) - 1, count).astype(np.int64)
+    told: dict[str, Any] = {"shape": (count, *first.shape)} if raw else {"count": count, "storage": "ragged"}
+    labels = None if file.labels is None else file.labels[rows]
+    with PackedWriter(path, labels=labels, source={"kind": "spread"}, **told) as out:
+        for place, row in enumerate(rows.tolist()):
+            pixels = _pixels(file, row)
+            if raw:
+                out.write(place, pixels)
+            else:
+                out.append(place, pixels, shape=pixels.shape[:2])
+    return path
+
+
+def _pixels(file: Packed, row: int) -> np.ndarray:
+    from fastload.packing.decoding import BrokenImage, decode, own_limits
+
+    if file.storage != "encoded":
+        return file.read_image(row)
+    try:
+        with own_limits():
+            return decode(file.read(row))
+    except BrokenImage as error:
+        raise DataError(f"{file.path}: {file.name_of(row)} {error}; pack it again") from error
 
 
 def write_encoded(path: Path, count: int, side: int, *, seed: int = 0) -> Path:

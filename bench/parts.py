@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -112,7 +112,7 @@ def feed_contestant(
 @contextmanager
 def loader_contestant(
     setting: Setting,
-    path: Path,
+    path: Path | None,
     augment: Augment,
     batch: int,
     batches: int,
@@ -121,8 +121,26 @@ def loader_contestant(
     engine: Literal["auto", "fused", "dali"] = "auto",
     dtype: torch.dtype = torch.float32,
     details: dict[str, Any] | None = None,
+    loading: Mapping[str, Any] | None = None,
+    ahead: int = 0,
+    warm: int = 0,
 ) -> Iterator[Contestant]:
-    """A contestant that takes batches of our loader as a training loop has it, streamed from the system's cache."""
+    """A contestant that takes batches of our loader as a training loop has it, by default streamed from the cache.
+
+    Arguments:
+        setting: where and how long.
+        path: of the full set, or None where `loading` names a subset alone.
+        augment: what happens to each image.
+        batch: images a batch.
+        batches: how many a round takes.
+        name: of the contestant.
+        engine: of the loader.
+        dtype: of the images.
+        details: what is written beside the result.
+        loading: further arguments of the loader, in place of those that stream the set.
+        ahead: batches whose data may have been made ready while others ran, beside those that threads made ahead.
+        warm: batches that are taken before the first round.
+    """
     from fastload.loop.loader import TwoPhaseLoader
 
     threads = default_threads()
@@ -133,14 +151,17 @@ def loader_contestant(
         path,
         batch_size=batch,
         steps=2**40,
-        swap=0,
         augment=augment,
         device=setting.device,
         dtype=dtype,
         engine=engine,
+        **({"swap": 0} if loading is None else loading),
     ) as loader:
         stream = iter(loader)
-        yield batch_contestant(name, lambda: next(stream), batches, output, ahead=2 * threads + 2, details=told)
+        for _ in range(warm):
+            next(stream)
+        ahead += 2 * threads + 2
+        yield batch_contestant(name, lambda: next(stream), batches, output, ahead=ahead, details=told)
 
 
 def batch_contestant(

@@ -132,10 +132,10 @@ def _race(setting: parts.Setting, pictures: Pictures, engines: Sequence[str], pe
                     outcome.notes.append(f"recipe, encoded, {engine}: left out: {error}")
         if not ours:
             raise UsageError(outcome.notes[-1])
-        running = [*ours, *([stack.enter_context(_dali(setting, pictures, batch))] if "dali" in engines else [])]
+        running = [*ours, *([stack.enter_context(dali_rival(setting, pictures, batch))] if "dali" in engines else [])]
         running = [with_cpu_time(one) for one in running]
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        request = _request(setting, pictures, batch, folder)
+        request = rival_request(setting, pictures, batch, folder)
         rivals = {
             f"recipe, encoded, {peer.name}, {pictures.name}": stack.enter_context(Rival(peer, request, setting))
             for peer in peers
@@ -156,15 +156,15 @@ def _race(setting: parts.Setting, pictures: Pictures, engines: Sequence[str], pe
         return outcome
 
 
-def _request(setting: parts.Setting, pictures: Pictures, batch: int, folder: Path) -> dict[str, Any]:
+def rival_request(setting: parts.Setting, pictures: Pictures, batch: int, folder: Path) -> dict[str, Any]:
     # As many times as make a longer epoch: FFCV takes some 70 ms to begin one, a tenth of an epoch of 250 pictures.
     files = pictures.files * -(-setting.pick(EPOCH, 1) // len(pictures.files))
     exported = export_files(files, np.zeros(len(files), np.int64), folder)
-    work = {"name": "recipe-jpeg", "crop": _side(setting), "batch": batch, "dtype": "float32"}
+    work = {"name": "recipe-jpeg", "crop": side_of(setting), "batch": batch, "dtype": "float32"}
     return exported | work | {"device": setting.device.type, "threads": feed_threads()}
 
 
-def _side(setting: parts.Setting) -> int:
+def side_of(setting: parts.Setting) -> int:
     return setting.pick(224, 32)
 
 
@@ -178,7 +178,7 @@ def _ours(
     with parts.loader_contestant(
         setting,
         pictures.packed,
-        Augment.imagenet(_side(setting)),
+        Augment.imagenet(side_of(setting)),
         batch,
         setting.pick(24, 2),
         name=f"recipe, encoded, {engine}, {pictures.name}",
@@ -189,7 +189,7 @@ def _ours(
 
 
 @contextmanager
-def _dali(setting: parts.Setting, pictures: Pictures, batch: int) -> Iterator[Contestant]:
+def dali_rival(setting: parts.Setting, pictures: Pictures, batch: int) -> Iterator[Contestant]:
     """DALI's decoder of random crops, resize and crop_mirror_normalize, as its ResNet-50 example has them, and no more.
 
     Areas and ratios are those of our recipe. The files lie in memory, and are handed over without a copy, in order; a
@@ -198,7 +198,7 @@ def _dali(setting: parts.Setting, pictures: Pictures, batch: int) -> Iterator[Co
     import nvidia.dali.fn as fn
     from nvidia.dali import Pipeline, types
 
-    side, on_gpu = _side(setting), setting.device.type == "cuda"
+    side, on_gpu = side_of(setting), setting.device.type == "cuda"
     pipeline = Pipeline(batch, feed_threads(), setting.device.index if on_gpu else None, seed=0, prefetch_queue_depth=2)
     with pipeline:
         source = in_order(pictures.files, batch)

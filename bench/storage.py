@@ -33,15 +33,25 @@ def write_tiled_noise(path: Path, count: int, side: int, *, seed: int = 0) -> Pa
     return path
 
 
-def evict(path: Path) -> float:
-    """Ask the system to drop a file's pages from its cache; return the share of 256 spread pages that stayed."""
+def cached_share(path: Path) -> float:
+    """Return the share of a file's pages that the system has in memory, of 256 spread ones."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         size = os.fstat(descriptor).st_size
         return sum(is_cached(descriptor, size * place // 256) for place in range(256)) / 256
     finally:
         os.close(descriptor)
+
+
+def evict(path: Path) -> float:
+    """Ask the system to drop a file's pages from its cache; return the share that stayed; see `cached_share`."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)  # what is not on the disk yet cannot be dropped
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+    return cached_share(path)
 
 
 def read_through(path: Path, size: int | None = None) -> int:

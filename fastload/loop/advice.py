@@ -47,7 +47,7 @@ def regime(stream_rate: float, trainer_rate: float, *, fits: bool, global_batch_
         global_batch_size: images a step on all ranks.
     """
     if fits:
-        return Regime("resident", 0.0, "the whole set fits the device: it is read once and kept there")
+        return Regime("resident", 0.0, "the whole set fits")
     rates = f"the stream gives {_rate(stream_rate)} images/s and training takes {_rate(trainer_rate)}"
     if stream_rate >= trainer_rate:
         return Regime("stream", 1.0, f"{rates}: the stream keeps up")

@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 import torch
 from batches import same
-from packs import noise_images, write_encoded, write_raw
-from samples import encode, noise
+from packs import noise_images, write_raw
 
 from fastload.augment import Augment
 from fastload.bench.__main__ import main
-from fastload.bench.advise import Advice
 from fastload.bench.measure import Deadline
-from fastload.bench.paper import budget, command, timed_training, training
+from fastload.bench.paper import command, timed_training, training
 from fastload.bench.paper.chosen_rows_feed import ChosenRowsFeed
 from fastload.bench.paper.findings import Accuracies, Noise, all_of, better, compare
 from fastload.bench.paper.fresh_subsets import FreshFeed, FreshSubsets
@@ -396,10 +394,8 @@ def test_what_cannot_be_served_is_one_line(few_cifar, test_set, tmp_path, capsys
     assert main(["paper", *files, "--scale", "3"]) == 2
     small = write_raw(tmp_path / "small.h5", noise_images(20, 16, 16), np.arange(20) % 10)
     assert main(["paper", *files[:2], "--test", str(small), *files[4:]]) == 1
-    assert main(["advise", "--full", str(few_cifar), "--step-ms", "0"]) == 2
-    assert main(["advise", "--full", str(few_cifar), "--step-ms", "1", "--split", "2"]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 7 and all(line.startswith("error: ") for line in errors)
+    assert len(errors) == 5 and all(line.startswith("error: ") for line in errors)
     assert "figure3, figure4, budget" in errors[0]
 
 
@@ -407,29 +403,3 @@ def test_sets_that_do_not_suit_are_refused(few_cifar, tmp_path):
     other = write_raw(tmp_path / "other.h5", noise_images(20), np.arange(20) % 10, classes=["other"] * 10)
     with pytest.raises(DataError, match="other classes"):
         workplace(few_cifar, other, tmp_path)
-
-
-# -- advise --------------------------------------------------------------------------------------------------------
-
-
-def test_advice_is_the_rule_by_hand():
-    slow = Advice(step=0.1, batch=1000, stream=5000, resident=1e6, split=0.5, steps=100, selection=2.0)
-    assert slow.stream_step == pytest.approx(0.2) and slow.resident_step == pytest.approx(0.1)
-    assert slow.saved == pytest.approx(0.5 * 100 * 0.1 - 2.0) and slow.full_only == pytest.approx(20.0)
-    assert "= 3.0 s of 20.0 s (15%)" in slow.text() and "save time here" in slow.text()
-    fast = Advice(step=0.1, batch=1000, stream=1e6, resident=1e6, split=0.5, steps=100, selection=0.0)
-    assert fast.saved == 0 and "feeds this trainer fast enough" in fast.text()
-    dear = Advice(step=0.1, batch=1000, stream=5000, resident=1e6, split=0.5, steps=100, selection=9.0)
-    assert dear.saved < 0 and "takes longer than it saves" in dear.text()
-
-
-def test_advise_measures_both_feeds(few_cifar, tmp_path, capsys):
-    arguments = ["advise", "--full", str(few_cifar), "--step-ms", "5", "--batch-size", "32", "--device", "cpu"]
-    assert main([*arguments, "--seconds", "1"]) == 0
-    shown = capsys.readouterr().out
-    assert "stream " in shown and "resident " in shown and "saved = split × steps" in shown
-    files = [encode(noise(30, 40)) for _ in range(12)]
-    encoded = write_encoded(tmp_path / "encoded.h5", files, np.arange(12))
-    assert main(["advise", "--full", str(encoded), "--step-ms", "5", "--device", "cpu"]) == 2
-    assert "give the --subset" in capsys.readouterr().err
-    assert budget.DEAR > 1

@@ -18,7 +18,7 @@ from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, RandomTranslat
 from ffcv.writer import DatasetWriter
 from PIL import Image, ImageOps
 
-CASES = ("resident", "stream", "encoded", "recipe")
+CASES = ("resident", "stream", "encoded", "recipe", "rolling")
 AHEAD = 5
 """Its queue of three, one that waits to be queued, and one in the making."""
 
