@@ -1,5 +1,5 @@
 """Run by test_ptx.py, a process for each architecture: `ptx_compile.py MAJOR MINOR` prints a JSON line a kernel.
-With a folder behind it, the kernels of the recipes on standard input are written there as PTX, for tests/kernels/ptx.
+With a folder behind it, the kernels that standard input names are written there as PTX, for tests/kernels/ptx.
 
 Nothing here needs a GPU. A process can compile for one architecture only: numba-cuda asks the current device for its
 own when it types shared functions, so a stand-in device is put in its place. The target is the one that numba-cuda
@@ -60,15 +60,18 @@ def ptxas_report(ptx: str, arch: str, most: int | None) -> dict:
     }
 
 
-def write_recipes(folder: Path, target: tuple) -> None:
-    """Compile each [name, kernel, recipe's numbers, tabled, ragged] of the JSON on standard input."""
-    from fastload.kernels import recipe_cuda
+def write_kernels(folder: Path, target: tuple) -> None:
+    """Compile each [name, "place"] or [name, kernel, recipe, tabled, ragged] of the JSON on standard input."""
+    from fastload.kernels import place_cuda, recipe_cuda
     from fastload.kernels.recipe import Recipe
 
     makers = {"resident": recipe_cuda.resident_kernel, "gathered": recipe_cuda.gathered_kernel}
-    for name, kernel, numbers, tabled, ragged in json.load(sys.stdin):
-        function = makers[kernel](Recipe(*numbers), tabled, ragged)
-        ptx, _ = cuda.compile(function, recipe_cuda.SIGNATURE, cc=target, device=False, abi="numba")
+    for name, kernel, *given in json.load(sys.stdin):
+        function, signature = place_cuda.place_images, place_cuda.SIGNATURE
+        if kernel != "place":
+            numbers, tabled, ragged = given
+            function, signature = makers[kernel](Recipe(*numbers), tabled, ragged), recipe_cuda.SIGNATURE
+        ptx, _ = cuda.compile(function, signature, cc=target, device=False, abi="numba")
         (folder / f"{name}.ptx").write_text(ptx, "utf-8")
 
 
@@ -79,7 +82,7 @@ def main() -> None:
     codegen.devices.get_context = lambda: SimpleNamespace(device=device)
     target = codegen.CUDACodeLibrary._ensure_cc(None, None)
     if len(sys.argv) > 3:
-        write_recipes(Path(sys.argv[3]), target)
+        write_kernels(Path(sys.argv[3]), target)
         return
     for module in pkgutil.iter_modules(fastload.kernels.__path__):
         if module.name == "recipe_cuda" and capability not in RECIPES_ON:

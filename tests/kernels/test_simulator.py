@@ -15,6 +15,7 @@ from places import ROOT
     [
         ("augment_in_simulator.py", "as the reference in the simulator"),
         ("recipes_in_simulator.py", "as the CPU engine in the simulator"),
+        ("place_in_simulator.py", "placed in the simulator"),
     ],
 )
 def test_the_cuda_kernels_and_feeds_give_what_they_must_in_the_simulator(program, said):

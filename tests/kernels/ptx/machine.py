@@ -19,15 +19,15 @@ ROOT = HERE.parents[2]
 FLAGS = ["-O1", "-std=c++17", "-mf16c", "-mfma", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-fPIC", "-shared"]
 
 
-def compile_recipes(folder: Path, recipes: list[list[Any]]) -> dict[str, str]:
-    """Return the PTX for an H100 of recipes' kernels by name.
+def compile_kernels(folder: Path, kernels: list[list[Any]]) -> dict[str, str]:
+    """Return the PTX for an H100 of kernels by name.
 
-    `recipes`: of each [name, "resident" or "gathered", recipe, tabled, ragged].
+    `kernels`: of each [name, "place"], or [name, "resident" or "gathered", recipe, tabled, ragged].
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     environment.pop("NUMBA_ENABLE_CUDASIM", None)
     command = [sys.executable, str(ROOT / "tests" / "ptx_compile.py"), "9", "0", str(folder)]
-    given = json.dumps(recipes)
+    given = json.dumps(kernels)
     done = subprocess.run(command, env=environment, input=given, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     return {path.stem: path.read_text("utf-8") for path in sorted(folder.glob("*.ptx"))}
@@ -68,13 +68,14 @@ class Machine:
         return array
 
     def launch(
-        self, name: str, grid: int, block: Sequence[int], dynamic_bytes: int, parameters: Sequence[int], *,
-        seed: int = 1, yields: float = 0.0,
+        self, name: str, grid: int | Sequence[int], block: Sequence[int], dynamic_bytes: int,
+        parameters: Sequence[int], *, seed: int = 1, yields: float = 0.0,
     ) -> None:  # fmt: skip
         """Run a kernel: blocks and threads in an order of `seed`, a thread giving way at an access with that chance."""
         assert len(parameters) == self._parameters[name]
         words = np.array([int(one) % 2**64 for one in parameters], np.uint64)
-        sizes = [(ctypes.c_uint32 * 3)(*([*given, 1, 1][:3])) for given in ((grid,), block)]
+        blocks = (grid,) if isinstance(grid, int) else grid
+        sizes = [(ctypes.c_uint32 * 3)(*([*given, 1, 1][:3])) for given in (blocks, block)]
         found = self._library.machine_launch(
             name.encode(), *sizes, dynamic_bytes, ctypes.c_void_p(words.ctypes.data), ctypes.c_uint64(seed),
             ctypes.c_double(yields),

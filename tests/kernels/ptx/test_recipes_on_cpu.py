@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from machine import Machine, compile_recipes
+from machine import Machine, compile_kernels
 
 from fastload.augment import (
     Augment,
@@ -134,7 +134,7 @@ def machine(tmp_path_factory):
         _name(case): [_name(case), case.kernel, list(case.recipe), case.tabled, case.ragged] for case in CASES.values()
     }
     folder = tmp_path_factory.mktemp("ptx")
-    return Machine(folder, compile_recipes(folder, list(wanted.values())))
+    return Machine(folder, compile_kernels(folder, list(wanted.values())))
 
 
 def _name(case: Case) -> str:
