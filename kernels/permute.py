@@ -132,11 +132,32 @@ def _fmix32_narrow(h):
 
 
 @register_jitable
-def permute_run(first, n, half, keys, rows, left, right, place):
-    """Fill `rows` with the images of the offsets first, first + 1, …, all below n ≤ 2^32; scratch: uint32 [WALKERS].
+def _walk(pending, n, half, keys, rows, left, right, place):
+    """Fill `rows` at `place` with the images of `pending` offsets below n ≤ 2^32, whose halves stand in left and right.
 
-    The offsets of a block take each round together, a vector at a time; those that have to walk on are packed.
+    They take each round together, a vector at a time; those that have to walk on are packed.
     """
+    mask = np.uint32((_ONE << half) - _ONE)
+    while pending:
+        for r in range(0, 8, 2):  # two rounds bring the halves back to their places
+            even, odd = np.uint32(keys[r]), np.uint32(keys[r + 1])
+            for k in range(pending):
+                left[k] ^= _fmix32_narrow(right[k] ^ even) & mask
+            for k in range(pending):
+                right[k] ^= _fmix32_narrow(left[k] ^ odd) & mask
+        again = 0
+        for k in range(pending):
+            a, b, at = left[k], right[k], place[k]
+            value = (np.uint64(a) << half) | np.uint64(b)
+            rows[at] = np.int64(value)
+            left[again], right[again], place[again] = a, b, at
+            again += value >= n
+        pending = again
+
+
+@register_jitable
+def _permute_run(first, n, half, keys, rows, left, right, place):
+    """Fill `rows` with the images of the offsets first, first + 1, …, all below n ≤ 2^32; scratch: [WALKERS]."""
     mask = np.uint32((_ONE << half) - _ONE)
     for begin in range(0, rows.size, WALKERS):
         pending = min(WALKERS, rows.size - begin)
@@ -145,21 +166,21 @@ def permute_run(first, n, half, keys, rows, left, right, place):
             left[k] = np.uint32(offset >> half)
             right[k] = np.uint32(offset) & mask
             place[k] = begin + k
-        while pending:
-            for r in range(0, 8, 2):  # two rounds bring the halves back to their places
-                even, odd = np.uint32(keys[r]), np.uint32(keys[r + 1])
-                for k in range(pending):
-                    left[k] ^= _fmix32_narrow(right[k] ^ even) & mask
-                for k in range(pending):
-                    right[k] ^= _fmix32_narrow(left[k] ^ odd) & mask
-            again = 0
-            for k in range(pending):
-                a, b, at = left[k], right[k], place[k]
-                value = (np.uint64(a) << half) | np.uint64(b)
-                rows[at] = np.int64(value)
-                left[again], right[again], place[again] = a, b, at
-                again += value >= n
-            pending = again
+        _walk(pending, n, half, keys, rows, left, right, place)
+
+
+@register_jitable
+def permute_all(offsets, n, half, keys, rows, left, right, place):
+    """Fill `rows` with the images of `offsets`, uint64 [b], all below n ≤ 2^32; scratch: [WALKERS]."""
+    mask = np.uint32((_ONE << half) - _ONE)
+    for begin in range(0, offsets.size, WALKERS):
+        pending = min(WALKERS, offsets.size - begin)
+        for k in range(pending):
+            offset = offsets[begin + k]
+            left[k] = np.uint32(offset >> half)
+            right[k] = np.uint32(offset) & mask
+            place[k] = begin + k
+        _walk(pending, n, half, keys, rows, left, right, place)
 
 
 @njit(nogil=True)
@@ -186,7 +207,7 @@ def rows_at(start, n, seed, phase, mode, block, window, rows, epochs):
             stream = STREAM_ROWS if mode == SHUFFLED else STREAM_BLOCKS
             round_keys(seed, np.uint64(0), epoch & MASK32, phase * np.uint64(16) + np.uint64(stream), keys)
         if mode in (SHUFFLED, BLOCK_NUMBERS) and half <= _S16:
-            permute_run(offset, n, half, keys, rows[done : done + count], left, right, place)
+            _permute_run(offset, n, half, keys, rows[done : done + count], left, right, place)
         else:
             for i in range(count):
                 row = offset + np.uint64(i)

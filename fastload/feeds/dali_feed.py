@@ -20,6 +20,8 @@ from fastload.feeds.jpeg_cuts import read_batch
 from fastload.feeds.resident_set import Turn
 from fastload.feeds.rolling_pool import RollingPool
 
+View = tuple[SampleKeys, torch.Tensor]
+
 
 def _engine(inputs: FeedInputs, augment: Augment, decoder: FileDecoder | None) -> DaliEngine:
     output = inputs.output
@@ -59,7 +61,7 @@ class DaliFeed(Feed):
 
     def begin(self, start: int) -> Make:
         held = self._held
-        return partial(self._make, held.begin(start)) if isinstance(held, RollingPool) else self.make
+        return partial(self._draw, held.begin(start)) if isinstance(held, RollingPool) else self.make
 
     def end(self) -> None:
         if self._held is not None:
@@ -67,28 +69,40 @@ class DaliFeed(Feed):
 
     def make(self, start: int, count: int) -> Batch:
         held = self._held
-        return self._make(None if held is None else held.begin(start), start, count)
+        return self._stream(start, count) if held is None else self._draw(held.begin(start), start, count)
 
-    def _make(self, turn: Turn | None, start: int, count: int) -> Batch:
+    def _draw(self, turn: Turn, start: int, count: int) -> Batch:
+        """Make a batch of images that are held."""
+        _, engine, _, _ = self._makers.at(start)
+        with turn.drawing(self._order, start, count) as drawn:
+            ids, views = self._views(start, drawn.rows, drawn.epochs)
+            engine.make_views(turn.rows(drawn.places), views)
+        return self._batch(views, drawn.rows, ids)
+
+    def _stream(self, start: int, count: int) -> Batch:
+        """Make a batch of samples that are read."""
         rows, epochs = self._order.rows(start, count)
-        ids = self._ids[rows]
-        device = self._output.device
-        augment, engine, ring, image_shape = self._makers.at(start)
-        views = []
-        for stream in self._streams:
-            images = self._output.empty(count, image_shape) if self._on_cuda else ring.take(count)[0]
-            views.append((SampleKeys(self._order.seed, stream, ids, epochs), images))
+        augment, engine, _, _ = self._makers.at(start)
+        ids, views = self._views(start, rows, epochs)
         try:
             if self._read_ahead is not None:
                 self._read_ahead.want(start, count)
-            if turn is None:
-                engine.make_views(self._samples(rows, augment, [keys for keys, _ in views]), views)
-            else:
-                with turn.drawing(start, rows) as places:
-                    engine.make_views(turn.rows(places), views)
+            engine.make_views(self._samples(rows, augment, [keys for keys, _ in views]), views)
         except SampleError as error:
             raise self._reader.error(int(rows[error.position]), error.problem) from error
-        made = one_or_all([images for _, images in views])
+        return self._batch(views, rows, ids)
+
+    def _views(self, start: int, rows: np.ndarray, epochs: np.ndarray) -> tuple[np.ndarray, list[View]]:
+        """Return the ids of samples, and what each view's parameters hang on, with the memory for its images."""
+        ids, views = self._ids[rows], list[View]()
+        _, _, ring, image_shape = self._makers.at(start)
+        for stream in self._streams:
+            images = self._output.empty(len(rows), image_shape) if self._on_cuda else ring.take(len(rows))[0]
+            views.append((SampleKeys(self._order.seed, stream, ids, epochs), images))
+        return ids, views
+
+    def _batch(self, views: list[View], rows: np.ndarray, ids: np.ndarray) -> Batch:
+        made, device = one_or_all([images for _, images in views]), self._output.device
         labels = labels_of_rows(self._labels, rows)
         if not self._on_cuda:
             return Batch(made, labels, torch.from_numpy(ids))

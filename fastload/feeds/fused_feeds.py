@@ -80,14 +80,13 @@ class FusedCpuFeed(Feed):
 
     def _draw(self, turn: Turn, start: int, count: int) -> Batch:
         """Make a batch of images that are held."""
-        rows, epochs = self._order.rows(start, count)
-        ids = self._ids[rows]
         engines, ring = self._makers.at(start)
         buffers = [ring.take(count) for _ in engines]
-        with turn.drawing(start, rows) as places:
+        with turn.drawing(self._order, start, count) as drawn:
+            ids = self._ids[drawn.rows]
             for engine, (_, values) in zip(engines, buffers, strict=True):
-                engine.on_cpu(turn.images.numpy(), places, ids, epochs, values)
-        return self._batch(buffers, rows, ids)
+                engine.on_cpu(turn.images.numpy(), drawn.places, ids, drawn.epochs, values)
+        return self._batch(buffers, drawn.rows, ids)
 
     def _stream(self, start: int, count: int) -> Batch:
         """Make a batch of images that are read."""

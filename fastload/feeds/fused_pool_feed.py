@@ -40,21 +40,19 @@ class FusedPoolFeed(Feed):
     def _draw(self, turn: Turn, start: int, count: int) -> Batch:
         if self._closed:
             raise ClosedError()
-        rows, epochs = self._order.rows(start, count)
-        ids = self._to_device(self._ids[rows])
-        epochs_there = self._to_device(epochs)
-        labels = labels_of_rows(self._labels, rows)
-        if labels is not None:
-            labels = labels.pin_memory().to(self._output.device, non_blocking=True)
         engines, image_shape = self._makers.at(start)
         views = [self._output.empty(count, image_shape) for _ in engines]
-        with turn.drawing(start, rows) as slots:
-            places = self._places(turn, slots)
+        with turn.drawing(self._order, start, count) as drawn:
+            ids, epochs = self._to_device(self._ids[drawn.rows]), self._to_device(drawn.epochs)
+            places = self._places(drawn.places)
             for engine, images in zip(engines, views, strict=True):
-                engine.on_cuda_gathered(places, ids, epochs_there, images)
+                engine.on_cuda_gathered(places, ids, epochs, images)
+        labels = labels_of_rows(self._labels, drawn.rows)
+        if labels is not None:
+            labels = labels.pin_memory().to(self._output.device, non_blocking=True)
         return Batch(one_or_all(views), labels, ids)
 
-    def _places(self, turn: Turn, slots: np.ndarray) -> torch.Tensor:
+    def _places(self, slots: np.ndarray) -> torch.Tensor:
         """Return what the engine takes: the images, gathered; or where each lies, with its height and width."""
         memory = self._pool.memory
         if memory.is_ring:

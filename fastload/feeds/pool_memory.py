@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fastload.common.memory import check_fits
+from fastload.errors import DataError
 from fastload.feeds.resident_set import image_views, whole_words
 from fastload.kernels.image_layout import Layout, ragged_layout, uniform_layout
 
@@ -135,3 +136,8 @@ class PoolMemory:
     def rows(self, slots: np.ndarray) -> torch.Tensor | list[torch.Tensor]:
         """Return images on the device, uint8 [b, H, W, C], or [H, W, C] each where they have sizes of their own."""
         return image_views(self.data, self.layout, slots)
+
+
+def no_room() -> DataError:
+    """Return the error of a ring of bytes that holds less than one pool: at most once in a trillion runs."""
+    return DataError("the pool's memory has no room for its images: the largest came all together; give a larger pool=")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,8 +12,23 @@ import torch
 from fastload.common.memory import check_fits
 from fastload.feeds.image_sizes import layout_of
 from fastload.kernels.image_layout import Layout
+from fastload.order import RowOrder
 from fastload.packed.reader import SampleReader
 from fastload.packed.set import Packed
+
+
+class Drawn(NamedTuple):
+    """The samples of a batch.
+
+    Arguments:
+        rows: int64 [b], of the set, or of the subset and the full set.
+        epochs: int64 [b].
+        places: int64 [b], where their images are held.
+    """
+
+    rows: np.ndarray
+    epochs: np.ndarray
+    places: np.ndarray
 
 
 class Turn(Protocol):
@@ -26,8 +41,8 @@ class Turn(Protocol):
     def rows(self, places: np.ndarray) -> torch.Tensor | list[torch.Tensor]:
         """Return images on the device, uint8 [b, H, W, C], or [H, W, C] each where they have sizes of their own."""
 
-    def drawing(self, start: int, rows: np.ndarray) -> AbstractContextManager[np.ndarray]:
-        """Hold the samples of a batch, given its first position and its rows; gives the images' places."""
+    def drawing(self, order: RowOrder, start: int, count: int) -> AbstractContextManager[Drawn]:
+        """Hold the samples of a batch, that of the positions start … start + count - 1 of an order."""
 
 
 class ResidentSet:
@@ -73,9 +88,10 @@ class ResidentSet:
         return self
 
     @contextmanager
-    def drawing(self, start: int, rows: np.ndarray) -> Iterator[np.ndarray]:
-        """Hold the samples of a batch; gives which images of `images` they are."""
-        yield rows
+    def drawing(self, order: RowOrder, start: int, count: int) -> Iterator[Drawn]:
+        """Hold the samples of a batch: all are there."""
+        rows, epochs = order.rows(start, count)
+        yield Drawn(rows, epochs, rows)
 
     def end(self) -> None:
         """Nothing is waited for."""

@@ -3,9 +3,10 @@
 Arrivals are numbered: first the subset's samples in its order, then the full set's in `Order(N, seed, ARRIVALS)`. They
 come in rounds of V, one for each of V lanes: arrival j belongs to lane j mod V and to round j // V. Before step k there
 have been R(k) rounds; the pool holds the last P' of them, in slot s of a lane the round R(k)-1 - ((R(k)-1-s) mod P').
-Each lane gives m = B / V samples to a step: it sweeps over its slots, each time in another keyed order, and the number
-of the sweep is the epoch of the augmentation. A lane is all that a rank needs, so any number of ranks that divides V
-shares one pool and draws the same global batches.
+Each lane gives m = B / V samples to a step: it sweeps over its n slots, each time in another keyed order, and the
+number of the sweep is the epoch of the augmentation. All lanes take one permutation, lane v from its offset
+v · max(n // V, 1) on, so that what arrived together is not drawn together. A lane is all that a rank needs, so any
+number of ranks that divides V shares one pool and draws the same global batches.
 
 While the pool grows, a sweep goes over what had arrived when it began. Where fewer than two sweeps fit into a sample's
 stay (e < 2), the rounds that have just arrived go into the batch of their step, so that nothing leaves unseen.
@@ -19,6 +20,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -75,27 +77,27 @@ class PoolShape:
     pool: int
     first: int
 
-    @property
+    @cached_property
     def lanes(self) -> int:
         """V."""
         return lanes_of(self.batch_size)
 
-    @property
+    @cached_property
     def share(self) -> int:
         """What each lane gives to a step, m."""
         return self.batch_size // self.lanes
 
-    @property
+    @cached_property
     def samples(self) -> int:
         """That the pool holds, P."""
         return self.pool * self.lanes
 
-    @property
+    @cached_property
     def keeps_all(self) -> bool:
         """Whether the pool holds the whole set, after one pass of which nothing arrives any more."""
         return self.samples >= self.full
 
-    @property
+    @cached_property
     def most_rounds(self) -> int | None:
         """Rounds that arrive in all; None where that has no end."""
         return -(-(self.subset + self.full) // self.lanes) if self.keeps_all else None
@@ -106,11 +108,14 @@ class _Course:
 
     def __init__(self, shape: PoolShape, rates: Sequence[Rate]) -> None:
         self.rates, self._shape = tuple(rates), shape
+        self._may_be_fresh = any(map(self.is_fresh, self.rates))
         self._counts = [shape.first]  # rounds at the first step of each rate, before what `most_rounds` leaves
         for rate, following in zip(self.rates, self.rates[1:], strict=False):
             self._counts.append(self._counts[-1] + self._since(rate, following.step))
         self._runs = [(0, 0, min(shape.pool, self.arrived(0)))]
+        self._table = np.array(self._runs, np.int64)
         self._complete = False
+        self.remembered: dict[tuple[int, int, int], Step] = {}
         self._growing = threading.Lock()
 
     def _since(self, rate: Rate, step: int) -> int:
@@ -135,12 +140,14 @@ class _Course:
 
     def fresh(self, step: int) -> int:
         """Return how many of the rounds that have arrived last go into the batch of `step` first."""
-        if step == 0 or not self.is_fresh(self.rates[self._of(step)]):
+        if not self._may_be_fresh or step == 0 or not self.is_fresh(self.rates[self._of(step)]):
             return 0
         return self.arrived(step) - self.arrived(step - 1)
 
     def drawn(self, step: int) -> int:
         """Return how many samples each lane has drawn from the pool before `step`."""
+        if not self._may_be_fresh:
+            return step * self._shape.share
         ends = [*(rate.step for rate in self.rates[1:]), step]
         fresh = 0
         for rate, end in zip(self.rates, ends, strict=True):
@@ -151,10 +158,12 @@ class _Course:
 
     def runs(self, until: int) -> np.ndarray:
         """Return sweeps of the same size, run by run, int64 [r, 3]; see `rolling.rolling_draws`. They reach `until`."""
-        with self._growing:
-            while not self._complete and self._runs[-1][0] <= until:
-                self._extend()
-            return np.array(self._runs, np.int64)
+        if not self._complete and self._runs[-1][0] <= until:
+            with self._growing:
+                while not self._complete and self._runs[-1][0] <= until:
+                    self._extend()
+                self._table = np.array(self._runs, np.int64)
+        return self._table
 
     def _extend(self) -> None:
         draw, sweep, size = self._runs[-1]
@@ -170,6 +179,9 @@ class _Course:
             return
         self._runs.append((draw, sweep, min(self._shape.pool, self.arrived(begins))))
 
+
+_REMEMBERED = 32
+"""Steps whose draws are kept: more than are made ahead, as a rule."""
 
 _END = 1 << 50
 """No run has so many steps."""
@@ -201,17 +213,32 @@ class Renewal(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What the feed must know of a step.
+    """The samples that lanes give to a step, lane by lane.
 
     Arguments:
-        arrived: rounds that have arrived before it.
-        rounds: of the samples in the batch, int64 [b], lane by lane.
-        lanes: of the samples, int64 [b].
+        rounds: of their arrival, int64 [b].
+        lanes: int64 [b].
+        sweeps: of the draws, int64 [b]; -1 of samples that go into the batch of the step that they arrive in.
+        fresh: rounds that do.
     """
 
-    arrived: int
     rounds: np.ndarray
     lanes: np.ndarray
+    sweeps: np.ndarray
+    fresh: int
+
+    def epochs(self, passes: np.ndarray) -> np.ndarray:
+        """Return the epochs of the samples' augmentation, int64 [b], given their passes over the full set."""
+        return np.where(self.sweeps < 0, FRESH + passes, self.sweeps)
+
+
+_PHASE = np.uint64(ROLLING)
+
+
+@lru_cache(maxsize=64)
+def _lanes(first: int, count: int, share: int) -> np.ndarray:
+    """Return the lanes of the samples in a batch."""
+    return np.repeat(np.arange(first, first + count), share)
 
 
 class RollingOrder:
@@ -230,6 +257,7 @@ class RollingOrder:
 
     def __init__(self, shape: PoolShape, seed: int, rates: Sequence[Rate], shuffle: Shuffle = True) -> None:
         self.shape, self.seed, self.shuffle = shape, seed, shuffle
+        self._key = np.uint64(seed)
         self._arrivals = Order(shape.full, seed, ARRIVALS, shuffle)
         self._course = _Course(shape, rates)
 
@@ -259,11 +287,23 @@ class RollingOrder:
         rows[later], passes[later] = self.shape.subset + found, numbered
         return rows, passes
 
-    def draws(self, step: int, first_lane: int, lanes: int) -> tuple[Step, np.ndarray]:
-        """Return what lanes give to a step, and the sweep of each draw, int64 [b]; -1 of fresh samples."""
-        course, shape = self._course, self.shape
-        arrived, drawn = course.arrived(step), course.drawn(step)
-        fresh = course.fresh(step)
+    def draws(self, step: int, first_lane: int, lanes: int) -> Step:
+        """Return what lanes give to a step.
+
+        A step is asked for when it is planned, when it is drawn, and by what blends its batch: the last are remembered.
+        """
+        course = self._course
+        key = step, first_lane, lanes
+        found = course.remembered.get(key)
+        if found is None:
+            found = course.remembered[key] = self._draws(course, step, first_lane, lanes)
+            while len(course.remembered) > _REMEMBERED:
+                course.remembered.pop(next(iter(course.remembered)), None)
+        return found
+
+    def _draws(self, course: _Course, step: int, first_lane: int, lanes: int) -> Step:
+        shape = self.shape
+        arrived, drawn, fresh = course.arrived(step), course.drawn(step), course.fresh(step)
         rounds = np.empty(lanes * shape.share, np.int64)
         sweeps = np.empty_like(rounds)
         rolling.rolling_draws(
@@ -271,18 +311,17 @@ class RollingOrder:
             shape.lanes,
             shape.share,
             fresh,
-            arrived - fresh,
             arrived,
             shape.pool,
             drawn,
             course.runs(drawn + shape.share),
             self.shuffle is not False,
-            np.uint64(self.seed),
-            np.uint64(ROLLING),
+            self._key,
+            _PHASE,
             rounds,
             sweeps,
         )
-        return Step(arrived, rounds, np.repeat(np.arange(first_lane, first_lane + lanes), shape.share)), sweeps
+        return Step(rounds, _lanes(first_lane, lanes, shape.share), sweeps, fresh)
 
     def rows(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return rows and epochs, int64 [count] each, of the positions start … start + count - 1."""
@@ -292,10 +331,10 @@ class RollingOrder:
         while count > 0:
             taken = min(count, shape.batch_size - within)
             first, last = within // shape.share, -(-(within + taken) // shape.share)
-            drawn, sweeps = self.draws(step, first, last - first)
+            drawn = self.draws(step, first, last - first)
             found, passes = self.arrivals(drawn.rounds * shape.lanes + drawn.lanes)
             part = slice(within - first * shape.share, within - first * shape.share + taken)
             rows.append(found[part])
-            epochs.append(np.where(sweeps < 0, FRESH + passes, sweeps)[part])
+            epochs.append(drawn.epochs(passes)[part])
             step, within, count = step + 1, 0, count - taken
         return np.concatenate(rows or [np.empty(0, np.int64)]), np.concatenate(epochs or [np.empty(0, np.int64)])

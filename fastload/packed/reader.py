@@ -151,9 +151,10 @@ class SampleReader:
         return DataError(f"{self._path}: {self._name_of(row)} {problem}")
 
     def ask(self, rows: np.ndarray) -> None:
-        """Have the system begin to read samples from the disk."""
-        place = self.place
-        file_ranges.advise_ranges(*place, *self.ranges(rows))
+        """Have the system begin to read samples from the disk, unless the first and the last lie in its cache."""
+        place, (starts, sizes) = self.place, self.ranges(rows)
+        if not self.cached(starts[[0, -1]]).all():
+            file_ranges.advise_ranges(*place, starts, sizes)
 
     def cached(self, starts: np.ndarray) -> np.ndarray:
         """Return whether the bytes at `starts` can be read without waiting for a disk, bool [b]."""
