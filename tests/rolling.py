@@ -1,4 +1,4 @@
-"""What the tests of rolling pools share: an order for given files, and the batches that plain streams make over it."""
+"""What the tests of rolling pools share: the order by a pool that is kept step by step, and plain streams over it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fastload.feeds.batch import Batch, Output
 from fastload.feeds.feed import open_feed
 from fastload.feeds.pool_plan import planned_pool
 from fastload.feeds.rolling_feed import PoolFiles, pool_images
-from fastload.feeds.rolling_order import RollingOrder, rate_of
-from fastload.order import ROLLING
+from fastload.feeds.rolling_order import FRESH, PoolShape, RollingOrder, rate_of
+from fastload.order import ARRIVALS, ROLLING, Order
 
 CPU = torch.device("cpu")
 
@@ -81,3 +81,57 @@ def streamed(files: PoolFiles, order: RollingOrder, augment, steps, *, dtype=tor
         )
         for part in parts
     ]
+
+
+def simulated(shape: PoolShape, rates, seed: int, steps: int):
+    """Yield (rows, epochs) of each step's global batch, from lanes that are lists, renewed round by round."""
+    lanes, share = shape.lanes, shape.share
+    arrival_order = Order(shape.full, seed, ARRIVALS)
+    slots = [dict() for _ in range(lanes)]  # slot -> arrival, by lane
+    came = 0
+    sweeping = [dict(left=[], number=-1) for _ in range(lanes)]
+
+    def arrive(rounds):
+        nonlocal came
+        new = []
+        for _ in range(rounds):
+            if shape.most_rounds is not None and came >= max(shape.most_rounds, shape.first):
+                break
+            for lane in range(lanes):
+                slots[lane][came % shape.pool] = came * lanes + lane
+            new.append(came)
+            came += 1
+        return new
+
+    def row(arrival):
+        if arrival < shape.subset:
+            return arrival, 0
+        rows, passes = arrival_order.rows(arrival - shape.subset, 1)
+        return shape.subset + int(rows[0]), int(passes[0])
+
+    arrive(shape.first)
+    for step in range(steps):
+        rate = [one for one in rates if one.step <= step][-1]
+        new = []
+        if step:
+            before = [one for one in rates if one.step <= step - 1][-1]
+
+            parts = [(at - before.step) * before.arrivals // (before.steps * lanes) for at in (step - 1, step)]
+            new = arrive(parts[1] - parts[0])
+        fresh = new if step and 2 * rate.arrivals > rate.steps * shape.batch_size else []
+        batch = []
+        for lane in range(lanes):
+            for one in fresh:
+                found, passed = row(one * lanes + lane)
+                batch.append((found, FRESH + passed))
+            for _ in range(share - len(fresh)):
+                sweep = sweeping[lane]
+                if not sweep["left"]:
+                    sweep["number"] += 1
+                    size = min(shape.pool, came)
+                    slots_in_turn = Order(size, seed, ROLLING).rows(sweep["number"] * size, size)[0].tolist()
+                    begin = lane * max(size // lanes, 1) % size
+                    sweep["left"] = (slots_in_turn[begin:] + slots_in_turn[:begin])[::-1]
+                slot = sweep["left"].pop()
+                batch.append((row(slots[lane][slot])[0], sweep["number"]))
+        yield np.array(batch)

@@ -9,63 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rolling import simulated
 
-from fastload.feeds.rolling_order import FRESH, PoolShape, Rate, RollingOrder, lanes_of, rate_of
-from fastload.order import ARRIVALS, ROLLING, Order
-
-
-def simulated(shape: PoolShape, rates, seed: int, steps: int):
-    """Yield (rows, epochs) of each step's global batch, from lanes that are lists, renewed round by round."""
-    lanes, share = shape.lanes, shape.share
-    arrival_order = Order(shape.full, seed, ARRIVALS)
-    slots = [dict() for _ in range(lanes)]  # slot -> arrival, by lane
-    came = 0
-    sweeping = [dict(left=[], number=-1) for _ in range(lanes)]
-
-    def arrive(rounds):
-        nonlocal came
-        new = []
-        for _ in range(rounds):
-            if shape.most_rounds is not None and came >= max(shape.most_rounds, shape.first):
-                break
-            for lane in range(lanes):
-                slots[lane][came % shape.pool] = came * lanes + lane
-            new.append(came)
-            came += 1
-        return new
-
-    def row(arrival):
-        if arrival < shape.subset:
-            return arrival, 0
-        rows, passes = arrival_order.rows(arrival - shape.subset, 1)
-        return shape.subset + int(rows[0]), int(passes[0])
-
-    arrive(shape.first)
-    for step in range(steps):
-        rate = [one for one in rates if one.step <= step][-1]
-        new = []
-        if step:
-            before = [one for one in rates if one.step <= step - 1][-1]
-
-            parts = [(at - before.step) * before.arrivals // (before.steps * lanes) for at in (step - 1, step)]
-            new = arrive(parts[1] - parts[0])
-        fresh = new if step and 2 * rate.arrivals > rate.steps * shape.batch_size else []
-        batch = []
-        for lane in range(lanes):
-            for one in fresh:
-                found, passed = row(one * lanes + lane)
-                batch.append((found, FRESH + passed))
-            for _ in range(share - len(fresh)):
-                sweep = sweeping[lane]
-                if not sweep["left"]:
-                    sweep["number"] += 1
-                    size = min(shape.pool, came)
-                    slots_in_turn = Order(size, seed, ROLLING).rows(sweep["number"] * size, size)[0].tolist()
-                    begin = lane * max(size // lanes, 1) % size
-                    sweep["left"] = (slots_in_turn[begin:] + slots_in_turn[:begin])[::-1]
-                slot = sweep["left"].pop()
-                batch.append((row(slots[lane][slot])[0], sweep["number"]))
-        yield np.array(batch)
+from fastload.feeds.rolling_order import PoolShape, Rate, RollingOrder, lanes_of, rate_of
 
 
 @st.composite
@@ -144,11 +90,3 @@ def test_a_rate_that_changes_leaves_what_came_before_it():
     order.rates = [*order.rates, Rate(40, 96, 4)]
     assert np.array_equal(np.stack(order.rows(0, 40 * 96)), before)
     assert math.isclose(order.arrived(4_040) - order.arrived(40), 4_000 * 24 / shape.lanes, abs_tol=1)
-
-
-def test_the_order_stands_as_it_is_documented():
-    """A vector that a reader of docs/determinism.md can check: it must never change."""
-    shape = PoolShape(full=1_000, subset=0, batch_size=8, pool=4, first=1)
-    rows, epochs = RollingOrder(shape, 7, [Rate(0, 2, 1)]).rows(100 * 8, 8)
-    assert rows.tolist() == [8, 477, 584, 257, 933, 984, 579, 70]
-    assert epochs.tolist() == [29] * 8

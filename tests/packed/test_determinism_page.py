@@ -8,13 +8,15 @@ import re
 import numpy as np
 import reference
 from places import ROOT
+from rolling import simulated
 
 from fastload.augment import Augment, Erase, Jitter, PaperColor, RandomResizedCrop
 from fastload.augment.parameters import SampleKeys, draw_parameters, stream_number
+from fastload.feeds.rolling_order import PoolShape, Rate, RollingOrder
 from fastload.kernels.draw_parameters import draw_words
 from fastload.order import Order
 
-ROWS, BLOCKS, PARAMETERS, RECIPES = (
+ROWS, POOLS, BLOCKS, PARAMETERS, RECIPES = (
     json.loads(block) for block in re.findall(r"```json\n(.*?)```", (ROOT / "docs/determinism.md").read_text(), re.S)
 )
 
@@ -28,6 +30,18 @@ def test_published_orders():
             published = vector[f"epoch{epoch}"]
             assert order.rows(epoch * n, 8)[0].tolist() == published
             assert [reference.row_at(epoch * n + i, n, seed, phase)[0] for i in range(8)] == published
+
+
+def test_published_orders_of_rolling_pools():
+    assert len(POOLS) == 4
+    for vector in POOLS:
+        shape = PoolShape(*(vector[name] for name in ("full", "subset", "batch", "pool", "first")))
+        rates, step = [Rate(*rate) for rate in vector["rates"]], vector["step"]
+        rows, epochs = RollingOrder(shape, vector["seed"], rates).rows(step * shape.batch_size, 8)
+        assert (rows.tolist(), epochs.tolist()) == (vector["rows"], vector["epochs"])
+        if step <= 200:
+            (*_, batch) = simulated(shape, rates, vector["seed"], step + 1)
+            assert batch[:8].T.tolist() == [vector["rows"], vector["epochs"]]
 
 
 def block_order(n, seed, phase, block, window, epoch=0):
