@@ -32,6 +32,9 @@ from fastload.packed.set import Packed
 _PIECE_BYTES = 1 << 20
 """Decoded bytes that a thread fetches at a time, about: few enough that several threads share a step's arrivals."""
 
+_LEAST_PIECE, _MOST_PIECE, _DALI_PIECE = 8, 256, 64
+"""Images that a thread fetches at a time, whatever their size. DALI shares those of a call among its own threads."""
+
 
 @dataclass(frozen=True)
 class PoolFiles:
@@ -133,7 +136,9 @@ def open_rolling_feed(
         DecodedSource(file, reader, engine=one, threads=threads)
         for file, reader, one in zip(files.files, readers, engines, strict=True)
     ]
-    piece = max(1, min(256, _PIECE_BYTES // max(1, int(images.sizes.mean()))))
+    by_dali = any(one == "dali" and file.storage == "encoded" for one, file in zip(engines, files.files, strict=True))
+    piece = _DALI_PIECE if by_dali else _PIECE_BYTES // max(1, int(images.sizes.mean()))
+    piece = max(_LEAST_PIECE, min(_MOST_PIECE, piece))
     writer: Writer = HostWriter(PoolSources(sources), memory)
     if on_cuda:
         writer = CudaWriter(PoolSources(sources), memory, images.sizes, threads=threads, piece=piece)
