@@ -8,14 +8,17 @@ The rule is `fastload.loop.advice.regime`; docs/when-it-helps.md explains it.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from fastload.augment import Augment
@@ -24,16 +27,20 @@ from fastload.bench.measure import Deadline, synchronize
 from fastload.bench.storage import cached_share, evict
 from fastload.common.device import resolve_device
 from fastload.common.memory import available_memory, free_memory
+from fastload.common.processors import default_threads
 from fastload.common.terminal import tell
 from fastload.common.text import duration_text, size_text
 from fastload.errors import UsageError
 from fastload.feeds.batch import Output
+from fastload.feeds.decoded_source import DecodedSource
+from fastload.feeds.engine_choice import choose_engine
 from fastload.feeds.feed import open_feed, run_feed
 from fastload.feeds.pool_plan import planned_pool
 from fastload.feeds.rolling_feed import pool_images
 from fastload.loop.advice import MARGIN, Regime, regime
-from fastload.order import FAST, FINE_TUNE, Order
+from fastload.order import ARRIVALS, FAST, FINE_TUNE, Order
 from fastload.packed.file import PackedFile
+from fastload.packed.reader import SampleReader
 from fastload.packed.set import Packed, open_packed
 
 ROUNDS = 5
@@ -45,6 +52,9 @@ STAND_IN_BYTES = 128 << 20
 """Of decoded images, from which the pool's batches are timed: more than processors' caches hold."""
 
 USUAL_CROP = 224
+
+PIECE = 16
+"""Images that a thread fetches at a time."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +80,13 @@ class Measured:
 
     Attributes:
         stream: of the stream feed, reading and decoding included.
+        arrivals: of whole images, decoded, as a pool gets them.
         pool: of batches whose images lie decoded on the device.
         source: where the stream's bytes came from, in words.
     """
 
     stream: float
+    arrivals: float
     pool: float
     source: str
 
@@ -118,7 +130,8 @@ class Advice:
     def regime(self) -> Regime:
         """The rule's choice."""
         fits = self.held >= self.size.samples
-        return regime(self.measured.stream, self.trainer, fits=fits, global_batch_size=self.batch)
+        rates = self.measured.stream, self.trainer
+        return regime(*rates, fits=fits, global_batch_size=self.batch, arrival_rate=self.measured.arrivals)
 
     def text(self) -> str:
         """Return the advice, line by line, with the loader's arguments to copy."""
@@ -126,8 +139,8 @@ class Advice:
         pixels = "" if size.stored == size.decoded else f", {size_text(size.decoded)} decoded"
         lines = [
             f"{self.full}: {size.samples:,} {size.storage} images, {size_text(size.stored)}{pixels}",
-            f"measured: the stream gives {measured.stream:,.0f} images/s ({measured.source}), images that lie decoded "
-            f"on the device {measured.pool:,.0f}",
+            f"measured: the stream gives {measured.stream:,.0f} images/s ({measured.source}), whole images come at "
+            f"{measured.arrivals:,.0f}, and images that lie decoded on the device at {measured.pool:,.0f}",
             f"training takes {self.batch / self.step:,.0f} images/s: {self.batch:,} each {1e3 * self.step:.3g} ms",
         ]
         if measured.pool < self.batch / self.step:
@@ -264,7 +277,7 @@ def samples_held(pool: int | str, file: Packed, batch: int) -> int:
 def measure(
     file: Packed, batch: int, crop: int | None, device: torch.device, *, seconds: float, from_disk: bool = False
 ) -> Measured:
-    """Time the stream feed on `file` and the resident feed on some of its images, decoded, in turn.
+    """Time the stream feed on `file`, whole images of it, and the resident feed on some, decoded; one after the other.
 
     A file that is larger than memory, or not wholly in the system's cache, is dropped from there before each round: it
     would be read from the disk in training too.
@@ -282,7 +295,7 @@ def measure(
     memory = available_memory()
     larger = memory is not None and sum(path.stat().st_size for path in file.paths) > memory
     from_disk = from_disk or larger or found < ALL_CACHED
-    rates: dict[str, list[float]] = {"stream": [], "pool": []}
+    rates: dict[str, list[float]] = {"stream": [], "arrivals": [], "pool": []}
     stayed = 0.0
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -290,18 +303,20 @@ def measure(
         augment = _augment(file, crop)
         take = {
             "stream": stack.enter_context(_batches(file, augment, batch, device, resident=False)),
+            "arrivals": stack.enter_context(_arrivals(file, device)),
             "pool": stack.enter_context(_batches(some, augment, batch, device, resident=True)),
         }
         for number in range(-1, ROUNDS):
             for name in rates:
-                if name == "stream" and from_disk:
+                if name != "pool" and from_disk:
                     stayed = max(stayed, *map(evict, file.paths))
                 rate = take[name]()
                 if number >= 0 or deadline.left == 0:
                     rates[name].append(rate)
             if deadline.left == 0:
                 break
-    return Measured(statistics.median(rates["stream"]), statistics.median(rates["pool"]), _source(from_disk, stayed))
+    stream, arrivals, pool = (statistics.median(rates[name]) for name in ("stream", "arrivals", "pool"))
+    return Measured(stream, arrivals, pool, _source(from_disk, stayed))
 
 
 def _source(from_disk: bool, stayed: float) -> str:
@@ -317,6 +332,36 @@ def _augment(file: Packed, crop: int | None) -> Augment:
     if file.shape is None:
         return Augment.imagenet(crop or USUAL_CROP)
     return Augment.paper(crop or max(1, min(file.shape[:2]) * 7 // 8))
+
+
+@contextmanager
+def _arrivals(file: Packed, device: torch.device) -> Iterator[Callable[[], float]]:
+    """Give what fetches whole images, as a rolling pool does, for ROUND_SECONDS, and returns the images/s that came."""
+    engine = choose_engine("auto", file, _augment(file, None), on_cuda=False)
+    source, threads = DecodedSource(file, SampleReader(file), engine=engine), default_threads()
+    order, positions = Order(len(file), seed=1, phase=ARRIVALS), itertools.count(0, PIECE)
+
+    def fetch(until: float) -> int:
+        fetched = 0
+        while not fetched or time.perf_counter() < until:
+            rows = np.sort(order.rows(next(positions), PIECE)[0])
+            sizes = source.sizes[rows]
+            source.ask(rows)
+            source.fetch(rows, np.empty(int(sizes.sum()), np.uint8), np.cumsum(sizes) - sizes)
+            fetched += PIECE
+        return fetched
+
+    with ThreadPoolExecutor(threads) as pool:
+
+        def rate() -> float:
+            began = time.perf_counter()
+            fetched = sum(pool.map(fetch, [began + ROUND_SECONDS] * threads))
+            return fetched / (time.perf_counter() - began)
+
+        try:
+            yield rate
+        finally:
+            source.close()
 
 
 @contextmanager

@@ -37,7 +37,14 @@ class Regime:
         return 1 / self.refill if self.refill else math.inf
 
 
-def regime(stream_rate: float, trainer_rate: float, *, fits: bool, global_batch_size: int) -> Regime:
+def regime(
+    stream_rate: float,
+    trainer_rate: float,
+    *,
+    fits: bool,
+    global_batch_size: int,
+    arrival_rate: float | None = None,
+) -> Regime:
     """Return the feed that serves a run: what fits is kept, a stream that keeps up is used, and any other fills a pool.
 
     Arguments:
@@ -45,14 +52,19 @@ def regime(stream_rate: float, trainer_rate: float, *, fits: bool, global_batch_
         trainer_rate: images/s that training takes on all ranks when it never waits, above 0.
         fits: the whole set fits the memory that it may have.
         global_batch_size: images a step on all ranks.
+        arrival_rate: images/s that can arrive in a pool, where that is less than the stream's rate: whole files are
+            decoded for it, and of files that can be cut a stream decodes the crops only.
     """
     if fits:
         return Regime("resident", 0.0, "the whole set fits")
     rates = f"the stream gives {_rate(stream_rate)} images/s and training takes {_rate(trainer_rate)}"
+    coming = stream_rate if arrival_rate is None else min(arrival_rate, stream_rate)
     if stream_rate >= trainer_rate:
         return Regime("stream", 1.0, f"{rates}: the stream keeps up")
-    arrivals = max(1, math.floor(MARGIN * global_batch_size * stream_rate / trainer_rate))
+    arrivals = max(1, math.floor(MARGIN * global_batch_size * coming / trainer_rate))
     refill = arrivals / global_batch_size
+    if coming < stream_rate:
+        rates = f"{rates}; whole images come at {_rate(coming)}"
     reason = (
         f"{rates}: {arrivals:,} of the batch's {global_batch_size:,} arrive each step, each serves {1 / refill:.3g}"
     )

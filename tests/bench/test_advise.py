@@ -18,7 +18,7 @@ from fastload.bench.storage import cached_share, evict
 from fastload.errors import DataError
 from fastload.packed.file import PackedFile
 
-SLOW = Measured(stream=1000, pool=1e6, source="from the disk")
+SLOW = Measured(stream=1000, arrivals=1000, pool=1e6, source="from the disk")
 SIZE = SetSize("encoded", samples=100_000, stored=10**10, decoded=10**11)
 
 
@@ -50,7 +50,7 @@ def test_a_stream_that_keeps_up_is_streamed():
 
 
 def test_where_augmentation_sets_the_pace_a_stream_that_keeps_up_with_it_is_streamed():
-    found = advice(Measured(stream=950, pool=1000, source=""))
+    found = advice(Measured(stream=950, arrivals=950, pool=1000, source=""))
     assert found.regime.feed == "stream" and "augmentation is slower" in found.text()
 
 

@@ -47,3 +47,11 @@ def test_more_than_eight_uses_are_warned_of(stream, uses, warned):
     found = regime(stream, 1000.0, fits=False, global_batch_size=128)
     assert found.uses == pytest.approx(uses, rel=0.05)
     assert ("above 8" in found.warning) is warned
+
+
+def test_of_files_that_can_be_cut_fewer_arrive_whole_than_a_stream_gives():
+    stream = regime(1000, 4000, fits=False, global_batch_size=1000)
+    slower = regime(1000, 4000, fits=False, global_batch_size=1000, arrival_rate=500)
+    assert (stream.refill, slower.refill) == (0.225, 0.112)
+    assert "whole images come at 500" in slower.reason and "whole" not in stream.reason
+    assert regime(5000, 4000, fits=False, global_batch_size=1000, arrival_rate=500).feed == "stream"
