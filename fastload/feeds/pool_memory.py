@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -48,14 +50,24 @@ class PoolImages:
         """
         if self.shape is not None:
             return slots * int(self.sizes[0])
-        largest = int(self.sizes.max())
+        largest = int(self._largest_first[1])
         copies, rest = divmod(slots, len(self.sizes))
-        most = copies * int(self.sizes.sum()) + int(np.sort(self.sizes)[::-1][:rest].sum())
+        most = copies * int(self._largest_first[-1]) + int(self._largest_first[rest])
         if at_random:
+            mean, variance = self._moments
             spread = _UNLIKELY * largest / 3
-            beyond = spread + math.sqrt(spread**2 + 2 * _UNLIKELY * slots * float(self.sizes.var()))
-            most = min(most, math.ceil(slots * float(self.sizes.mean()) + beyond))
+            beyond = spread + math.sqrt(spread**2 + 2 * _UNLIKELY * slots * variance)
+            most = min(most, math.ceil(slots * mean + beyond))
         return most + largest  # what is left free where the ring begins again
+
+    @cached_property
+    def _largest_first(self) -> np.ndarray:
+        """The bytes of the 0, 1, 2, … largest images, int64 [N + 1]."""
+        return np.concatenate([[0], np.cumsum(np.sort(self.sizes)[::-1])])
+
+    @cached_property
+    def _moments(self) -> tuple[float, float]:
+        return float(self.sizes.mean()), float(self.sizes.var())
 
 
 class PoolMemory:
@@ -91,7 +103,7 @@ class PoolMemory:
             self._begins = np.zeros(slots + 1, np.int64)
             self.layout = ragged_layout(images.channels, self._begins, np.zeros((slots, 2), np.int32))
         self._end = 0  # of what has been placed, counted on and on as if the ring had no end
-        self._round_begins: dict[int, int] = {}
+        self._round_begins = deque[tuple[int, int]]()  # (round, where it begins), the oldest first
 
     @property
     def is_ring(self) -> bool:
@@ -100,7 +112,8 @@ class PoolMemory:
 
     def clear(self) -> None:
         """Forget what was placed."""
-        self._end, self._round_begins = 0, {}
+        self._end = 0
+        self._round_begins.clear()
 
     def place(self, number: int, slots: np.ndarray, rows: np.ndarray, oldest: int) -> bool:
         """Make room for a round of arrivals; return whether there is any beside what is needed still.
@@ -119,12 +132,14 @@ class PoolMemory:
                 end += self._size - end % self._size
             begins.append(end)
             end += size
-        if end - self._round_begins.get(oldest, begins[0]) > self._size:
+        kept = self._round_begins
+        while kept and kept[0][0] < oldest:
+            kept.popleft()
+        if end - (kept[0][1] if kept else begins[0]) > self._size:
             return False
-        for one in [one for one in self._round_begins if one < oldest]:
-            del self._round_begins[one]
         assert self._images.shapes is not None
-        self._round_begins[number], self._end = begins[0], end
+        kept.append((number, begins[0]))
+        self._end = end
         self._begins[slots] = np.array(begins, np.int64) % self._size
         self.layout.shapes[slots] = self._images.shapes[rows]
         return True

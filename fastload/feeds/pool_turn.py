@@ -54,7 +54,7 @@ class Turn:
 
     def __init__(self, pool: RollingPool, step: int) -> None:
         self._pool = pool
-        lock = threading.Lock()
+        lock = threading.RLock()  # a signal's handler may close the loader while its thread is in here
         self._come, self._wanted = threading.Condition(lock), threading.Condition(lock)
         self._lowest, self._done = step, set[int]()  # steps below `lowest` have been made, and those in `done`
         self._planned = step - 1  # the last step whose samples have been asked for
@@ -65,6 +65,7 @@ class Turn:
         self._rates = pool.order.rates
         self._absent = pool.prepare(step)  # samples that have places, and that nobody has asked for
         shape = pool.order.shape
+        self._first = pool.order.arrived(step)
         self._lead = shape.pool // shape.share + 8
         with lock:
             self._plan()
@@ -187,7 +188,7 @@ class Turn:
                 if step == self._lowest:
                     self._failure = no_room()
                 return False
-        if self._absent > 0:
+        if self._absent > 0 and arrived - shape.pool < self._first:
             found = order.draws(step, pool.first_lane, pool.lanes)
             pieces = pool.missing_of(pool.slots(found.rounds, found.lanes), found.rounds)
             self._absent -= sum(len(piece.rows) for piece in pieces)
