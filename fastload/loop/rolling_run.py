@@ -51,13 +51,8 @@ class RollingRun:
         self._images = pool_images([full] if subset is None else [subset, full])
         self.meter = ArrivalMeter()
         pool: Any = settings.pool
-        if pool is None and subset is None:
-            free = free_memory(settings.output.device)
-            if free is None:
-                raise UsageError(
-                    f'pool= is missing, and what {settings.output.device} has free is not known; give "4GB"'
-                )
-            pool = f"{free // _OF_FREE // 1000}KB"
+        if pool is None and (subset is None or settings.feed == "auto"):
+            pool = _pool_of_free_memory(settings)
         shape, notes = planned_pool(
             pool,
             settings.refill,
@@ -74,7 +69,7 @@ class RollingRun:
         self.choice = ""
         if settings.feed == "auto" and shape.keeps_all:
             self.choice, notes = notes.pop(), []
-        for note in notes:
+        for note in notes if settings.rank == 0 else []:
             warnings.warn(note, stacklevel=2)
         self.order = self._order(Renewal(shape, (rate_of(refill, settings.global_batch_size),)))
 
@@ -175,6 +170,17 @@ class RollingRun:
                 f"pool={samples}"
             )
         return Renewal(replace(shape, pool=samples // shape.lanes, first=first), rates)
+
+
+def _pool_of_free_memory(settings: LoaderSettings) -> str:
+    """Return the size of a pool that nobody gave. Raises UsageError where it cannot be known, or not by all ranks."""
+    free = free_memory(settings.output.device)
+    if settings.world_size > 1 or free is None:
+        why = (
+            "each rank's device has other memory free" if free else f"what {settings.output.device} has free is unknown"
+        )
+        raise UsageError(f'pool= is missing, and {why}; give the memory of each rank\'s pool, such as pool="4GB"')
+    return f"{free // _OF_FREE // 1000}KB"
 
 
 def refill_at(renewal: Renewal, step: int) -> float:

@@ -9,6 +9,7 @@ import torch
 
 from fastload import Augment, TwoPhaseLoader
 from fastload.bench.data import write_subset
+from fastload.errors import UsageError
 from fastload.feeds.batch import Output
 from fastload.feeds.feed import open_feed
 from fastload.feeds.rolling_order import PoolShape, RollingOrder, rate_of
@@ -84,3 +85,8 @@ def test_a_run_resumes_anywhere(few_cifar, few_subset, at):
     with loader_of(few_cifar, few_subset, **options) as loader:
         loader.load_state_dict(state)
         same(drawn(loader), whole[at:])
+
+
+def test_ranks_do_not_take_what_each_has_free_for_one_pool(few_cifar):
+    with pytest.raises(UsageError, match=r'pool= is missing, and each rank.s device .* such as pool="4GB"'):
+        loader_of(few_cifar, feed="auto", rank=0, world_size=2)
