@@ -13,6 +13,7 @@ import reference
 import torch
 from packs import noise_images, write_encoded, write_pair, write_ragged, write_raw
 from recipes import paper_like
+from rolling import order_of, pool_files
 
 from fastload import DataError, TwoPhaseLoader, UsageError
 from fastload.augment import (
@@ -28,9 +29,11 @@ from fastload.augment import (
 )
 from fastload.common.memory import free_memory
 from fastload.feeds.batch import Output
-from fastload.feeds.feed import open_feed
+from fastload.feeds.feed import open_feed, run_feed
+from fastload.feeds.rolling_feed import open_rolling_feed
 from fastload.order import FAST, FINE_TUNE, Order
 from fastload.packed.file import PackedFile
+from fastload.packed.set import open_packed
 from fastload.selection.topk import TopK
 from fastload.selection.topk_cuda import cuda_bytes
 
@@ -595,3 +598,75 @@ def test_a_device_other_than_the_current_one_is_used(pair, synchronous):
     lists.update(x, range(5000))
     on_cpu.update(x.cpu(), range(5000))
     np.testing.assert_array_equal(lists.result().ids, on_cpu.result().ids)
+
+
+def rolled(path, device, *, first=0, steps=40, refill=0.4, augment=None, engine="auto", meanwhile=None):
+    """Batches of a rolling pool, which is renewed several times over, as they are drawn by two threads."""
+    with open_packed(path) as file:
+        order = order_of(file, pool=128, refill=refill, batch=32)
+        output = Output(32, torch.device(device))
+        feed = open_rolling_feed(
+            pool_files(file), augment or Augment.paper(24), order, output, engine=engine, workers=2
+        )
+    run = run_feed(feed, lambda step: (step * 32, 32), first, first + steps, output.device)
+    found = []
+    for batch in run:
+        if meanwhile is not None:
+            meanwhile()
+        found.append(batch)
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return found
+
+
+@pytest.mark.parametrize("first", [0, 77])
+@pytest.mark.parametrize("storage", ["raw", "ragged"])
+def test_a_rolling_pool_on_the_gpu_gives_what_the_cpus_gives(pair, ragged, storage, first):
+    path = {"raw": pair[0], "ragged": ragged}[storage]
+    augment = Augment.paper(24) if storage == "raw" else Augment(32, crop=RandomResizedCrop(), flip=0.5)
+    theirs = rolled(path, "cpu", first=first, augment=augment)
+    for one, other in zip(rolled(path, CUDA, first=first, augment=augment), theirs, strict=True):
+        assert torch.equal(one.ids.cpu(), other.ids) and torch.equal(one.labels.cpu(), other.labels)
+        torch.testing.assert_close(one.images.cpu(), other.images, rtol=1e-4, atol=1e-4 if storage == "raw" else 0.02)
+
+
+def test_a_slow_trainer_s_batches_are_not_written_over_by_arrivals(pair):
+    """The trainer's kernels hold its stream up, so batches are queued long before they are read."""
+    busy = torch.randn(2048, 2048, device=CUDA)
+
+    def work():
+        nonlocal busy
+        for _ in range(20):
+            busy = torch.nn.functional.normalize(busy @ busy)
+
+    quick = [batch.images.clone() for batch in rolled(pair[0], CUDA, steps=120, refill=1.0)]
+    slow = [batch.images for batch in rolled(pair[0], CUDA, steps=120, refill=1.0, meanwhile=work)]
+    assert all(torch.equal(one, other) for one, other in zip(quick, slow, strict=True))
+
+
+def test_a_rolling_loader_on_the_gpu_swaps_resumes_and_gives_its_memory_back(pair):
+    def loader():
+        return TwoPhaseLoader(
+            *pair, pool=400, refill=0.3, swap=30, batch_size=32, steps=50, augment=Augment.paper(24), device=CUDA,
+            resident_budget=0,
+        )  # fmt: skip
+
+    with loader() as one:
+        whole = [images.cpu() for images, _ in one]
+    with loader() as one:
+        for _, _ in zip(range(17), one, strict=False):
+            pass
+        state = one.state_dict()
+    with loader() as one:
+        one.load_state_dict(state)
+        rest = [images.cpu() for images, _ in one]
+    assert all(torch.equal(a, b) for a, b in zip(rest, whole[17:], strict=True)) and len(rest) == 33
+    gc.collect()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    with loader() as one:
+        next(iter(one))
+        assert torch.cuda.memory_allocated() - before >= 400 * 32 * 32 * 3
+    gc.collect()
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() <= before + 1_000_000
