@@ -20,7 +20,7 @@ class ConstantRecipe(Recipe):
 
 class _RecipeType(types.Type):
     def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+        self.constants = recipe
         super().__init__(name="recipe_" + "_".join(map(str, recipe)))
 
 
@@ -49,4 +49,4 @@ class _Fields(AttributeTemplate):
 
 @lower_getattr_generic(_RecipeType)
 def _lower_field(context: Any, builder: Any, kind: _RecipeType, value: Any, name: str) -> Any:
-    return context.get_constant(types.int64, getattr(kind.recipe, name))
+    return context.get_constant(types.int64, getattr(kind.constants, name))
