@@ -14,6 +14,7 @@ settings are as they were for all other functions of the program.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import inspect
 import os
@@ -61,7 +62,7 @@ def _kept(function: Callable[..., Any], compiled: Callable[..., Any]) -> Any:
     folder = _folder(Path(inspect.getfile(function)).resolve())
     if folder is not None:
         with contextlib.suppress(Exception), _cache_in(folder):  # whatever is wrong with the cache, there is a way on
-            return _forgiving(compiled(cache=True))
+            return _forgiving(compiled(cache=True), folder)
     return compiled()
 
 
@@ -81,13 +82,24 @@ def _cache_in(folder: Path) -> Iterator[None]:
             one.CACHE_DIR = value
 
 
-def _forgiving(function: Any) -> Any:
+def _forgiving(function: Any, folder: Path) -> Any:
     """Let a function's cache fail without a word: it may be damaged, which empties it, or its disk be full."""
     kept = getattr(function, "_cache", None)
     if kept is not None:
         kept.load_overload = _or_none(kept.load_overload, kept.flush)
-        kept.save_overload = _or_none(kept.save_overload)
+        kept.save_overload = _or_none(_one_at_a_time(kept.save_overload, folder))
     return function
+
+
+def _one_at_a_time(save: Callable[..., Any], folder: Path) -> Callable[..., Any]:
+    """Let no other process save meanwhile: Numba's index could name one recipe, and its file hold another's code."""
+
+    def saved(*arguments: Any) -> None:
+        with (folder / "lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            save(*arguments)
+
+    return saved
 
 
 def _or_none(call: Callable[..., Any], otherwise: Callable[[], Any] = lambda: None) -> Callable[..., Any]:

@@ -32,6 +32,11 @@ from .helper import step
 @njit(nogil=True)
 def twice(x):
     return step(step(x))
+
+def adding(k):
+    def add(x):
+        return x + k
+    return njit(nogil=True)(add)
 """
 TWICE = """
 from fastload.kernels.caller import twice
@@ -81,6 +86,49 @@ def test_code_is_kept_and_an_edit_of_a_helper_in_another_file_is_seen(installed)
     assert twice(installed)[:2] == (9, 0)
     (installed / "helper.py").write_text(HELPER)
     assert twice(installed)[:2] == (7, 1)
+
+
+ADDING = """
+import sys, time
+from numba.core.caching import IndexDataCacheFile
+from fastload.kernels.caller import adding
+
+save = IndexDataCacheFile._save_index
+def late(self, overloads):
+    time.sleep(1)  # so that the other process has read the index too
+    save(self, overloads)
+IndexDataCacheFile._save_index = late
+add = adding(int(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+print(add(5), add.stats.cache_hits.total())
+"""
+
+
+def test_two_processes_that_save_the_code_of_two_recipes_at_once_do_not_mix_them(installed):
+    site = installed.parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1", "NUMBA_CACHE_DIR": ""}
+
+    def added() -> list[list[str]]:
+        running = [
+            subprocess.Popen(
+                [sys.executable, "-c", ADDING, number],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=site,
+            )
+            for number in ("100", "200")
+        ]
+        assert [process.stdout.readline() for process in running] == ["ready\n"] * 2
+        for process in running:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        return [process.communicate(timeout=120)[0].split() for process in running]
+
+    assert added() == [["105", "0"], ["205", "0"]]
+    assert added() == [["105", "1"], ["205", "1"]]
 
 
 def blocked(folder: Path) -> str:
