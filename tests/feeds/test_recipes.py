@@ -121,7 +121,7 @@ def test_resized_parts_of_photographs_are_pillows_within_a_level(photographs, sc
         batch = np.repeat(image[None], 4, axis=0)
         for augment in (
             Augment(224, crop=RandomResizedCrop(scale), flip=0.5),
-            Augment((96, 131), crop=RandomResizedCrop(scale)),
+            Augment((96, 131), crop=RandomResizedCrop(scale), flip=0.5),
         ):
             want, _ = expected(batch, augment, levels=True)
             away = np.abs(fused(batch, augment, dtype=torch.uint8) - want)
@@ -131,7 +131,7 @@ def test_resized_parts_of_photographs_are_pillows_within_a_level(photographs, sc
 
 @pytest.mark.parametrize("crop", [CenterCrop(64), RandomCrop(resize=70)])
 def test_whole_images_are_resized_before_they_are_cropped(photographs, crop):
-    augment = Augment((60, 64), crop=crop)
+    augment = Augment((60, 64), crop=crop, flip=0.5)
     for image in photographs[:6]:
         want, _ = expected(image[None], augment, levels=True)
         away = np.abs(fused(image[None], augment, dtype=torch.uint8) - want)
@@ -164,7 +164,7 @@ def test_sizes_at_the_ends_are_pillows(sides, size, channels):
 def test_extreme_ratios_take_the_centre_of_the_nearest_ratio():
     for sides in ((200, 10), (10, 200)):
         images = noise(4, *sides)
-        augment = Augment(24, crop=RandomResizedCrop((0.9, 1.0), (3 / 4, 4 / 3)))
+        augment = Augment(24, crop=RandomResizedCrop((0.9, 1.0), (3 / 4, 4 / 3)), flip=0.5)
         want, _ = expected(images, augment, levels=True)
         assert np.abs(fused(images, augment, dtype=torch.uint8) - want).max() <= 1
         keys = SampleKeys(SEED, stream_number(PHASE), np.arange(4), np.zeros(4, np.int64))
@@ -219,8 +219,7 @@ def test_any_part_is_the_published_algorithms(sample, epoch, sides, low):
     assert tuple(found) == recipe_reference.random_part(*sides, (low, 1.0), (3 / 4, 4 / 3), tries)
 
 
-@pytest.mark.parametrize("mode", ["reflect", "constant"])
-@pytest.mark.parametrize("channels", [3, 8])
+@pytest.mark.parametrize(("mode", "channels"), [("reflect", 3), ("constant", 4)])
 @pytest.mark.parametrize("planar", [False, True])
 def test_padded_crops_are_those_of_numpys_padded_images(mode, channels, planar):
     images = noise(12, 16, 19, channels)
@@ -272,27 +271,36 @@ def test_hue_turns_the_way_that_everybodys_does(turn, colour):
     assert np.abs(turned - theirs).sum() < 0.8 * np.abs(turned - back).sum()
 
 
+# Each combination is a kernel of its own, which takes seconds to compile: the other steps are met in other types below.
 @pytest.mark.parametrize(
     "steps, channels_last",
-    [(steps, False) for steps in STEPS] + [(steps, True) for steps in ("mean and std", "jitter, per image", "all")],
+    [
+        ("mean and std", False),
+        ("per image", False),
+        ("jitter, normalized", False),
+        ("jitter, per image", False),
+        ("jitter, per image", True),
+        ("paper, grey, per image", False),
+        ("paper, by channel", False),
+        ("all", False),
+        ("all", True),
+    ],
 )
 def test_every_step_meets_its_reference(steps, channels_last):
     augment = Augment((20, 21), crop=RandomCrop(), flip=0.5, **STEPS[steps])
     assert_meets(noise(16), augment, channels_last=channels_last)
 
 
-# Each combination is a kernel of its own, which takes seconds to compile: each type and layout meets another step.
+# Each type in each layout, with other steps.
 @pytest.mark.parametrize(
     "dtype, steps, channels_last",
     [
         (torch.float16, "mean and std", False),
         (torch.float16, "jitter, normalized", True),
         (torch.bfloat16, "erased", False),
-        (torch.bfloat16, "mean and std", True),
-        (torch.uint8, "nothing", False),
+        (torch.bfloat16, "nothing", True),
         (torch.uint8, "jitter", False),
         (torch.uint8, "grey", True),
-        (torch.uint8, "erased", False),
     ],
 )
 def test_other_types_hold_the_same_values_rounded(dtype, steps, channels_last):
@@ -301,22 +309,22 @@ def test_other_types_hold_the_same_values_rounded(dtype, steps, channels_last):
     assert_meets(noise(16), augment, dtype=dtype, channels_last=channels_last)
 
 
-@pytest.mark.parametrize(("channels", "channels_last"), [(1, False), (2, True), (4, False), (8, True)])
+@pytest.mark.parametrize(("channels", "channels_last"), [(1, False), (2, True), (8, False)])
 def test_other_numbers_of_channels_meet_the_reference(channels, channels_last):
     normalize = MeanStd(tuple(np.linspace(0.3, 0.6, channels)), tuple(np.linspace(0.1, 0.3, channels)))
-    augment = Augment(24, crop=RandomCrop(), normalize=normalize)
+    color = Jitter(0.4, 0.4) if channels == 1 else None
+    augment = Augment(24, crop=RandomCrop(), color=color, normalize=normalize)
     assert_meets(noise(8, channels=channels), augment, channels_last=channels_last)
-    if channels == 1:
-        assert_meets(noise(8, channels=1), Augment(24, crop=RandomCrop(), color=Jitter(0.4, 0.4), normalize=normalize))
 
 
-@pytest.mark.parametrize("steps", ["mean and std", "jitter, per image", "grey", "paper, by channel", "erased", "all"])
+# Those that are taken row by row, and those that need all pixels first.
+@pytest.mark.parametrize("steps", ["mean and std", "grey", "jitter, per image", "all"])
 def test_steps_after_resizing_are_those_of_the_resized_pixels(steps):
     # What is stored as levels, taken as an image of its own, goes through the same steps.
     images = noise(16, 60, 50)
     crop = RandomResizedCrop()
-    levels = fused(images, Augment(32, crop=crop), dtype=torch.uint8).astype(np.uint8)
-    augment = Augment(32, crop=crop, **STEPS[steps])
+    levels = fused(images, Augment(32, crop=crop, flip=0.5), dtype=torch.uint8).astype(np.uint8)
+    augment = Augment(32, crop=crop, flip=0.5, **STEPS[steps])
     want, divisors = expected(levels, Augment(32, **STEPS[steps]))
     for have, value, divisor in zip(fused(images, augment), want, divisors, strict=True):
         assert (np.abs(have - value) <= 1e-4 * np.maximum(max(1.0, 1 / divisor), np.abs(value))).all()
@@ -324,7 +332,7 @@ def test_steps_after_resizing_are_those_of_the_resized_pixels(steps):
 
 @pytest.mark.parametrize(
     "dtype, channels_last",
-    [(torch.float32, True), (torch.float16, False), (torch.float16, True), (torch.bfloat16, False)],
+    [(torch.float32, True), (torch.float16, False), (torch.bfloat16, True)],
 )
 def test_types_and_layouts_of_resized_images_agree(dtype, channels_last):
     images = noise(8, 90, 80)
