@@ -20,6 +20,30 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONGEST = (
+    "feeds/test_dali_steps.py",
+    "kernels/ptx/test_recipes_on_cpu.py",
+    "feeds/test_recipes.py",
+    "kernels/test_ptx.py",
+    "feeds/test_ragged_feeds.py",
+    "loop/test_recipes_in_runs.py",
+    "feeds/test_encoded_feed.py",
+    "bench/test_paper.py",
+    "loop/test_ranks.py",
+    "kernels/test_jpeg_cut.py",
+    "kernels/test_simulator.py",
+    "loop/test_loader.py",
+)
+"""Files that compile much, or run other programs: in a fresh clone they take the longest."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the files, begin with the longest: none is left alone with one at the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = {(ROOT / "tests" / name).resolve(strict=True): number for number, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: place.get(item.path.resolve(), len(LONGEST)))
+
+
 def data_file(name: str) -> Path:
     """Return a real data file from $FASTLOAD_DATA or ../shared/data; skip the test, saying so, without it."""
     for folder in (os.environ.get("FASTLOAD_DATA"), ROOT.parent / "shared" / "data"):
