@@ -104,7 +104,7 @@ def test_every_output_type_and_layout_meets_the_reference(dtype, channels_last, 
 
 
 @pytest.mark.parametrize("planar", [False, True])
-@pytest.mark.parametrize(("channels", "channels_last"), [(1, False), (3, False), (3, True), (4, True)])
+@pytest.mark.parametrize(("channels", "channels_last"), [(1, False), (3, False), (3, True)])
 def test_half_precision_outputs_are_the_float32_output_rounded_to_the_nearest(channels, planar, channels_last):
     images = np.random.default_rng(5).integers(0, 256, (20, 32, 32, channels)).astype(np.uint8)
     ids, epochs = np.arange(len(images)), np.zeros(len(images), np.int64)
@@ -146,9 +146,18 @@ def test_an_empty_batch_is_left_alone():
     assert fused(awkward_images()[:0], Augment.paper(24), none, none).shape == (0, 24, 24, 3)
 
 
-@pytest.mark.parametrize("standardize", ["stddev", "variance", None])
-@pytest.mark.parametrize("clamp", [True, False])
-@pytest.mark.parametrize("centre", [True, False])
+# Each row is a kernel of its own, which takes seconds to compile: any two values meet in one.
+@pytest.mark.parametrize(
+    ("standardize", "clamp", "centre"),
+    [
+        ("stddev", True, True),
+        ("stddev", False, False),
+        ("variance", True, False),
+        ("variance", False, True),
+        (None, True, False),
+        (None, False, True),
+    ],
+)
 def test_every_setting_meets_the_reference(standardize, clamp, centre):
     check(awkward_images(), paper_like(crop=(20, 27), clamp=clamp, standardize=standardize, centre=centre))
 

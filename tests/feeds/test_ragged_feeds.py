@@ -108,8 +108,10 @@ def test_photographs_of_any_sizes_are_resized_as_pillow_does(photographs, full, 
     assert_levels(photographs, augment, all_ways(full, augment, monkeypatch, dtype=torch.uint8))
 
 
-@pytest.mark.parametrize("crop", [RandomCrop(), RandomCrop(pad=3), RandomCrop(pad=9, mode="constant"), CenterCrop()])
-@pytest.mark.parametrize("channels", [3, 1, 4])
+@pytest.mark.parametrize(
+    ("crop", "channels"),
+    [(RandomCrop(), 3), (RandomCrop(pad=3), 3), (RandomCrop(pad=9, mode="constant"), 4), (CenterCrop(), 1)],
+)
 def test_crops_that_are_not_resized_are_those_of_each_image(tmp_path, monkeypatch, crop, channels):
     images = noise(channels=channels)
     path = write_ragged(tmp_path / "full.h5", images, np.arange(12))
