@@ -57,6 +57,7 @@ def fused(augment, image, keys, i, dtype, last):
         seed=SEED,
         phase=PHASE,
         layout=uniform_layout(image.shape, strides),
+        sides=[image.shape[:2]],
         dtype=dtype,
         channels_last=last,
         batch_size=1,

@@ -53,6 +53,7 @@ def fused(images, augment, *, ids=None, epochs=None, dtype=torch.float32, channe
         phase=PHASE,
         view=view,
         layout=uniform_layout((height, width, channels), strides),
+        sides=[(height, width)],
         dtype=dtype,
         channels_last=channels_last,
         batch_size=count,

@@ -202,6 +202,7 @@ def test_places_beyond_two_gigabytes_are_reached(tmp_path):
             seed=1,
             phase=0,
             layout=uniform_layout((32, 32, 3), (sample, 96, 3, 1)),
+            sides=[(32, 32)],
             dtype=torch.float32,
             channels_last=False,
             batch_size=rows,

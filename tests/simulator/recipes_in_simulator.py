@@ -50,8 +50,8 @@ def check(augment, shape, dtype, last=False, exact=False, count=5, start=3):
     height, width, channels = shape
     strides = (height * width * channels, width * channels, channels, 1)
     engine = FusedEngine(
-        augment, seed=SEED, phase=FAST, view=VIEW, layout=uniform_layout(shape, strides), dtype=dtype,
-        channels_last=last, batch_size=count,
+        augment, seed=SEED, phase=FAST, view=VIEW, layout=uniform_layout(shape, strides), sides=[(height, width)],
+        dtype=dtype, channels_last=last, batch_size=count,
     )  # fmt: skip
     layout = torch.channels_last if last else torch.contiguous_format
     held, order = Resident(images), Order(4, SEED, FAST, True)
