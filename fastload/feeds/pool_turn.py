@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import queue
 import threading
-from collections import deque
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +21,9 @@ from fastload.order import RowOrder
 
 if TYPE_CHECKING:
     from fastload.feeds.rolling_pool import RollingPool
+
+_PATIENCE = 1.0
+"""Seconds after which a thread with nothing to fetch looks whether anybody holds the feed any more."""
 
 _AHEAD = 4
 """Pieces that are planned, and asked of the disk, for each thread that fetches."""
@@ -45,31 +49,57 @@ class Turn:
     Whoever has made a batch plans what may be fetched now; threads wake up for what there is to fetch, and batches for
     what has come. So neither costs anything while nothing arrives.
 
+    The trainer's thread, which a signal may interrupt anywhere, makes, starts and stops a turn: it takes no lock, and
+    touches nothing of the pool.
+
     Arguments:
         pool: the pool.
         step: the first.
-
-    Raises DataError where the pool's memory has no room for its images.
     """
 
     def __init__(self, pool: RollingPool, step: int) -> None:
         self._pool = pool
-        lock = threading.RLock()  # a signal's handler may close the loader while its thread is in here
-        self._come, self._wanted = threading.Condition(lock), threading.Condition(lock)
+        self._lock = threading.Lock()
         self._lowest, self._done = step, set[int]()  # steps below `lowest` have been made, and those in `done`
         self._planned = step - 1  # the last step whose samples have been asked for
-        self._pieces = deque[Piece]()
-        self._waiting = self._idle = self._fetching = 0  # batches; threads without and with something to fetch
+        self._pieces = queue.SimpleQueue[Piece | None]()  # None: no more are wanted
+        self._waiting = list[queue.SimpleQueue[None]]()  # one for each batch that waits
+        self._reading = self._fetching = 0  # batches that read the pool, and threads that write to it
         self._failure: BaseException | None = None
-        self._stopped = False
+        self._stopped = self._is_ready = False
         self._rates = pool.order.rates
-        self._absent = pool.prepare(step)  # samples that have places, and that nobody has asked for
+        self._absent = 0  # samples that have places, and that nobody has asked for
         shape = pool.order.shape
-        self._first = pool.order.arrived(step)
+        self._had_places = 0  # rounds, as this took over: of those only may any be absent
         self._lead = shape.pool // shape.share + 8
-        with lock:
+
+    def start(self) -> None:
+        """Begin to fetch, once nobody of an earlier turn uses the pool any more."""
+        self._threads = Started(partial(_fetchers, self, self._pool), self.fail)
+
+    def take_over(self, before: Turn | None) -> bool:
+        """Bring the pool to the first step, after the turn before; return whether anything is still wanted."""
+        if before is not None and not self._stopped:  # stopped, it may come here after a later one
+            before.stop()
+            while before._is_busy():
+                if self._stopped:
+                    return False
+                time.sleep(0.001)
+        with self._lock:
+            if self._stopped:
+                return False
+            self._absent = self._pool.prepare(self._lowest)
+            self._had_places = self._pool.placed
             self._plan()
-        self._threads = Started(partial(_fetchers, self, pool.threads), self.fail)
+            self._is_ready = True
+            self._wake()
+            self._waiting.clear()
+        return True
+
+    def _is_busy(self) -> bool:
+        """Whether anybody uses the pool still; once this is stopped, no more will."""
+        with self._lock:
+            return bool(self._reading or self._fetching)
 
     # -- batches ---------------------------------------------------------------------------------------------------
 
@@ -89,65 +119,76 @@ class Turn:
         step = start // pool.order.shape.batch_size
         found = pool.order.draws(step, pool.first_lane, pool.lanes)
         slots = pool.slots(found.rounds, found.lanes)
-        with self._come:
-            while not (self._stopped or self._failure or (pool.loaded[slots] == found.rounds).all()):
-                self._waiting += 1
-                try:
-                    self._come.wait()
-                finally:
-                    self._waiting -= 1
-            if self._stopped:
-                raise ClosedError()
-            if self._failure is not None:
-                raise self._failure
-        pool.writer.before_reading()
-        epochs = found.epochs(pool.passes[slots]) if found.fresh else found.sweeps
-        yield Drawn(pool.held[slots[:count]], epochs[:count], slots[:count])
-        pool.writer.after_reading()
-        with self._come:
+        news = queue.SimpleQueue[None]()
+        while not self._may_read(slots, found.rounds, news):
+            news.get()
+        try:
+            pool.writer.before_reading()
+            epochs = found.epochs(pool.passes[slots]) if found.fresh else found.sweeps
+            yield Drawn(pool.held[slots[:count]], epochs[:count], slots[:count])
+            pool.writer.after_reading()
+        finally:
+            with self._lock:
+                self._reading -= 1
+        with self._lock:
             self._done.add(step)
             while self._lowest in self._done:
                 self._done.remove(self._lowest)
                 self._lowest += 1
             self._plan()
 
+    def _may_read(self, slots: np.ndarray, rounds: np.ndarray, news: queue.SimpleQueue[None]) -> bool:
+        """Whether slots hold rounds, so that a batch may read them; if not, `news` comes when it is to ask again."""
+        with self._lock:
+            if self._is_ready and (self._pool.loaded[slots] == rounds).all():
+                self._check()
+                self._reading += 1
+                return True
+            self._waiting.append(news)
+        self._check()  # now: who stops this looks at `_waiting` after that
+        return False
+
+    def _check(self) -> None:
+        """Raise what a batch has to, where nothing more comes."""
+        if self._stopped:
+            raise ClosedError()
+        if self._failure is not None:
+            raise self._failure
+
     def stop(self) -> None:
         """End the threads, and whatever waits for them."""
-        with self._come:
-            self._stopped = True
-            self._come.notify_all()
-            self._wanted.notify_all()
-
-    def wait_for_threads(self) -> None:
-        """Wait until no thread writes to the pool any more."""
-        with self._come:
-            while self._fetching:
-                self._come.wait()
+        self._stopped = True
+        self._pieces.put(None)
+        self._wake()
 
     def fail(self, error: BaseException) -> None:
         """Have all batches that wait raise an error."""
-        with self._come:
-            self._failure = error
-            self._come.notify_all()
-            self._wanted.notify_all()
+        self._failure = error
+        self._pieces.put(None)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Have all batches that wait look again."""
+        for news in tuple(self._waiting):  # they stay, for an interrupt may come in between
+            news.put(None)
 
     # -- samples ---------------------------------------------------------------------------------------------------
 
     def next_piece(self) -> Piece | None:
         """Wait for samples to fetch; None where no more are wanted."""
-        with self._wanted:
-            while not (self._stopped or self._failure):
-                if self._pieces:
-                    piece = self._pieces.popleft()
-                    self._fetching += 1
-                    self._plan()
-                    return piece
-                self._idle += 1
-                try:
-                    self._wanted.wait()
-                finally:
-                    self._idle -= 1
-            return None
+        while not self._pool.dropped:
+            try:
+                piece = self._pieces.get(timeout=_PATIENCE)
+            except queue.Empty:
+                continue
+            with self._lock:
+                if piece is None or self._stopped or self._failure:
+                    break
+                self._plan()
+                self._fetching += 1
+                return piece
+        self._pieces.put(None)  # for the next thread
+        return None
 
     def fetch(self, piece: Piece) -> None:
         """Fetch samples into the pool."""
@@ -157,19 +198,17 @@ class Turn:
                 pool.writer.write(piece.rows, piece.slots)
             came = True
         finally:
-            with self._come:
+            with self._lock:
                 if came:
                     pool.loaded[piece.slots] = piece.rounds
                 self._fetching -= 1
-                if self._waiting or self._stopped:
-                    self._come.notify_all()
+                self._wake()
+                self._waiting.clear()
 
     def _plan(self) -> None:
-        """Ask for what the next steps need, as far as it can be placed, and wake threads for it."""
-        while len(self._pieces) < _AHEAD * self._pool.threads and self._plan_step():
+        """Ask for what the next steps need, as far as it can be placed."""
+        while not self._stopped and self._pieces.qsize() < _AHEAD * self._pool.threads and self._plan_step():
             pass
-        if self._pieces and self._idle:
-            self._wanted.notify(min(len(self._pieces), self._idle))
 
     def _plan_step(self) -> bool:
         """Ask for what the next step needs that nobody has asked for; return whether all of it could be placed."""
@@ -183,18 +222,22 @@ class Turn:
         arrived = order.arrived(step)
         if pool.placed < arrived:
             rounds = pool.place_until(arrived, max(0, order.arrived(self._lowest) - shape.pool))
-            self._pieces.extend(pool.missing(rounds))
+            self._put(pool.missing(rounds))
             if pool.placed < arrived:
                 if step == self._lowest:
-                    self._failure = no_room()
+                    self.fail(no_room())
                 return False
-        if self._absent > 0 and arrived - shape.pool < self._first:
+        if self._absent > 0 and arrived - shape.pool < self._had_places:
             found = order.draws(step, pool.first_lane, pool.lanes)
             pieces = pool.missing_of(pool.slots(found.rounds, found.lanes), found.rounds)
             self._absent -= sum(len(piece.rows) for piece in pieces)
-            self._pieces.extend(pieces)
+            self._put(pieces)
         self._planned = step
         return True
+
+    def _put(self, pieces: list[Piece]) -> None:
+        for piece in pieces:
+            self._pieces.put(piece)
 
 
 class _Fetcher(WorkThread):
@@ -210,5 +253,6 @@ class _Fetcher(WorkThread):
             self._turn.fail(error)
 
 
-def _fetchers(turn: Turn, count: int) -> list[threading.Thread]:
-    return [_Fetcher(turn, number) for number in range(count)]
+def _fetchers(turn: Turn, pool: RollingPool) -> list[threading.Thread]:
+    """Return the threads to start: none where nobody wants batches of this turn any more."""
+    return [_Fetcher(turn, number) for number in range(pool.threads)] if pool.hand_over(turn) else []

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from fastload.augment import Augment
 from fastload.augment.schedule import Staged
 from fastload.common.cuda import require_cuda_target
+from fastload.common.dropping import when_dropped
 from fastload.common.processors import default_threads
 from fastload.errors import UsageError
 from fastload.feeds.arrival_meter import ArrivalMeter
@@ -169,11 +171,13 @@ def open_rolling_feed(
         pool=pool,
     )
     decoded = [one for one, file in zip(engines, files.files, strict=True) if file.storage != "encoded"]
+    feed: Feed
     if engine == "dali" or "dali" in decoded:
-        return DaliFeed(inputs)
-    if not on_cuda:
-        return FusedCpuFeed(inputs)
-    return FusedPoolFeed(inputs)
+        feed = DaliFeed(inputs)
+    else:
+        feed = FusedPoolFeed(inputs) if on_cuda else FusedCpuFeed(inputs)
+    when_dropped(feed, partial(setattr, pool, "dropped", True))  # threads fetch for nobody then
+    return feed
 
 
 def _checked(engine: str, file: Packed, augments: Staged[Augment], *, on_cuda: bool) -> str:

@@ -7,6 +7,8 @@ round is fetched only once the one in its place is older than what the oldest ba
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,6 +42,7 @@ class RollingPool:
         wanted: int64 [slots], the round that each holds or is being filled with.
         held: int64 [slots], the row that goes with it.
         passes: int64 [slots], the pass over the full set that it is of.
+        dropped: whether nobody holds the feed any more: no sample is wanted then.
     """
 
     def __init__(
@@ -65,25 +68,35 @@ class RollingPool:
         self.loaded, self.wanted = (np.full(ring * lanes, -1, np.int64) for _ in range(2))
         self.held, self.passes = (np.zeros(ring * lanes, np.int64) for _ in range(2))
         self._placed = (0, 0)  # rounds that have places in the memory: the first, and the one behind the last
-        self._turn: Turn | None = None
-        self._closed = False
+        # Not held, or the two would hold each other, and the memory until the garbage is collected.
+        self._turn: weakref.ref[Turn] | None = None
+        self._last: weakref.ref[Turn] | None = None  # that used what follows here
+        self._handing_over = threading.Lock()
+        self._closed = self.dropped = False
 
     def begin(self, start: int) -> Turn:
         """Return what batches are drawn from, from the one at position `start` on, each once."""
-        turn = self._turn
-        if turn is not None:
-            turn.stop()
-            turn.wait_for_threads()
+        self.end()
         if self._closed:
             raise ClosedError()
-        self._turn = turn = Turn(self, start // self.order.shape.batch_size)
+        turn = Turn(self, start // self.order.shape.batch_size)
+        self._turn = weakref.ref(turn)  # before it starts: an interrupt must not leave threads that nobody knows of
+        turn.start()
         if self._closed:  # meanwhile
             turn.stop()
         return turn
 
+    def hand_over(self, turn: Turn) -> bool:
+        """Have a turn use the pool in the place of the one before; return whether it still wants to."""
+        with self._handing_over:
+            if not turn.take_over(None if self._last is None else self._last()):
+                return False
+            self._last = weakref.ref(turn)
+            return True
+
     def end(self) -> None:
         """Have whoever waits for samples wait no more."""
-        turn = self._turn
+        turn = None if self._turn is None else self._turn()
         if turn is not None:
             turn.stop()
 
@@ -100,7 +113,7 @@ class RollingPool:
     # -- for the turn, which calls one of these at a time --------------------------------------------------------------
 
     def prepare(self, step: int) -> int:
-        """Begin at a step; return how many of its pool's samples the memory does not hold.
+        """Begin at a step; return how many of the samples that have places the memory does not hold.
 
         What it holds of them is kept, as far as nothing has come into its place.
         """
@@ -115,7 +128,7 @@ class RollingPool:
         self.place_until(end, oldest)
         if self._placed[1] < end:
             raise no_room()
-        rounds = np.arange(oldest, end)
+        rounds = np.arange(oldest, self._placed[1])  # also what the turn before has placed, and not fetched any more
         return int((self.wanted[self.slots(rounds[:, None], self._own_lanes)] != rounds[:, None]).sum())
 
     def place_until(self, end: int, oldest: int) -> list[int]:

@@ -208,6 +208,16 @@ def test_a_loader_that_tells_of_itself_is_as_exact(pair, run, points, capsys):
     assert f"{STEPS}/{STEPS}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("points", granularity(), ids=lambda points: points[0])
+def test_a_rolling_pool_is_as_exact(pair, points):
+    with make(pair, pool=24, refill=0.4) as loader:
+        whole = ids_of(loader)
+    with make(pair, pool=24, refill=0.4) as loader:
+        interrupter = Interrupter(points[0] == "instructions", points[1])
+        got = whole_run(loader, interrupter, whole)
+        assert len(got) == STEPS and interrupter.interrupts > 50
+
+
 def test_a_run_by_the_clock_is_as_exact(pair, run):
     with make(pair, steps=None, seconds=2.0, swap=Swap.after(seconds=0.6)) as loader:
         with make(pair, steps=None, seconds=3600, swap=Swap.never()) as other:
