@@ -81,28 +81,34 @@ def planned_pool(
     check_ranks(batch_size, world_size)
     lanes, found, notes = lanes_of(batch_size), pool_size(pool), list[str]()
     share = batch_size // lanes
+    whole = PoolShape(full, subset, batch_size, 0, 0).whole
     if found is None:
         rounds = -(-subset // batch_size) * share
     else:
         number, in_bytes = found
         if in_bytes:
-            rounds = _rounds_within(number, images, batch_size, world_size, shuffle, pool, most=-(-full // lanes))
+            rounds = _rounds_within(number, images, batch_size, world_size, shuffle, pool, most=whole)
         else:
             rounds = number // batch_size * share
             if not rounds:
                 raise UsageError(f"pool={number:,}; it must hold a global batch, which has {batch_size:,} samples")
-            if rounds * lanes != number and rounds * lanes < full:
+            if rounds * lanes != number and rounds < whole:
                 notes.append(f"pool={number:,} is {rounds * lanes:,}: whole global batches of {batch_size:,}")
         if rounds * lanes < subset:
             raise UsageError(
                 f"pool={pool!r} holds {rounds * lanes:,} samples, and the subset, which it begins with, has "
                 f"{subset:,}; give a larger pool=, or leave it out"
             )
-    if rounds * lanes >= full:
-        rounds = max(share, -(-full // lanes))
+    if rounds >= whole:
+        rounds = max(share, whole)
         notes.append(f"the pool holds all {full:,} samples of the full set: each is read once, and kept")
-    first = rounds if found is None or refill == 0 else max(share, -(-subset // lanes))
-    return PoolShape(full, subset, batch_size, rounds, min(rounds, first)), notes
+    if refill == 0 and rounds >= whole:
+        first = -(-(subset + full) // lanes)  # all is there before the first step
+    elif found is None or refill == 0:
+        first = rounds
+    else:
+        first = min(rounds, max(share, -(-subset // lanes)))
+    return PoolShape(full, subset, batch_size, rounds, first), notes
 
 
 def _rounds_within(

@@ -75,7 +75,7 @@ class Turn:
 
     def start(self) -> None:
         """Begin to fetch, once nobody of an earlier turn uses the pool any more."""
-        self._threads = Started(partial(_fetchers, self, self._pool), self.fail)
+        Started(partial(_fetchers, self, self._pool), self.fail)  # not kept: its threads hold this
 
     def take_over(self, before: Turn | None) -> bool:
         """Bring the pool to the first step, after the turn before; return whether anything is still wanted."""

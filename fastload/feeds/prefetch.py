@@ -178,7 +178,14 @@ class Prefetcher:
         shared.stop()
         ended = self._threads.join(_PATIENCE)
         shared.ready.clear()
+        shared.make = (
+            _closed  # the threads' objects stay for a while, and the memory that batches are drawn from must not
+        )
         return ended
+
+
+def _closed(step: int) -> Any:
+    raise ClosedError()
 
 
 def _workers(shared: _Shared, device: torch.device, count: int) -> list[threading.Thread]:
@@ -217,6 +224,7 @@ def _work(shared: _Shared, device: torch.device) -> None:
         except BaseException as error:
             found = _Failure(error)
         if shared.stopped:
+            del found  # or an error in it and this frame would hold each other, and all that the batch was made from
             return
         shared.ready[step] = found
         shared.notify()

@@ -95,7 +95,12 @@ class PoolShape:
     @cached_property
     def keeps_all(self) -> bool:
         """Whether the pool holds the whole set, after one pass of which nothing arrives any more."""
-        return self.samples >= self.full
+        return self.pool >= self.whole
+
+    @cached_property
+    def whole(self) -> int:
+        """Rounds of a pool that holds the whole set once all has arrived: a round may begin with the subset's last."""
+        return -(-(self.subset + self.full) // self.lanes) - self.subset // self.lanes
 
     @cached_property
     def most_rounds(self) -> int | None:

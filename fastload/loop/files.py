@@ -87,8 +87,17 @@ class RunFiles:
         return None if self.rolling is None else self.rolling.start
 
     def renewal_of(self, state: Any) -> Renewal | None:
-        """Return how the pool is renewed as a checkpoint says it; None where this run has none."""
-        return None if self.rolling is None else self.rolling.renewal_of(state)
+        """Return how the pool is renewed as a checkpoint says it; None where this run has none.
+
+        Raises UsageError where the checkpoint's run had a pool and this one has none, or the other way about.
+        """
+        if self.rolling is not None:
+            return self.rolling.renewal_of(state)
+        if state is not None:
+            raise UsageError(
+                "the state was saved with a pool, and this loader has none; give pool= and refill= as they were"
+            )
+        return None
 
     @property
     def class_names(self) -> list[str]:

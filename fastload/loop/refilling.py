@@ -88,9 +88,10 @@ class Refilling:
     def _rate(self, step: int, stream: float, trainer: float) -> Rate:
         size = self._rolling.order.shape.batch_size
         chosen = regime(stream, trainer, fits=False, global_batch_size=size)
-        self._rolling.choice = chosen.reason
-        if chosen.warning:
-            warnings.warn(f'refill="auto" is {chosen.refill:.3g}: {chosen.warning}', stacklevel=2)
+        if not self._rolling.order.shape.keeps_all:  # or this is only how fast the one pass goes
+            self._rolling.choice = chosen.reason
+            if chosen.warning:
+                warnings.warn(f'refill="auto" is {chosen.refill:.3g}: {chosen.warning}', stacklevel=2)
         return Rate(step, round(chosen.refill * size), 1)
 
     def _agree(self, shared: Rendezvous, step: int) -> Rate | None:

@@ -154,6 +154,11 @@ class RollingRun:
     def renewal_of(self, state: Any) -> Renewal:
         """Return what `renewal_state` gave. Raises UsageError for what is none, and for a pool of another size."""
         shape = self.order.shape
+        if state is None:
+            raise UsageError(
+                f"the state was saved without a pool, this loader has one of {shape.samples:,} samples; leave out "
+                "pool=, refill= and feed="
+            )
         try:
             samples, first = integer("pool", state["pool"], 1), integer("first", state["first"], 1)
             rates = tuple(
