@@ -119,7 +119,7 @@ class _Course:
             self._counts.append(self._counts[-1] + self._since(rate, following.step))
         self._runs = [(0, 0, min(shape.pool, self.arrived(0)))]
         self._table = np.array(self._runs, np.int64)
-        self._complete = False
+        self._complete = self._is_settled = False
         self.remembered: dict[tuple[int, int, int], Step] = {}
         self._growing = threading.Lock()
 
@@ -163,12 +163,15 @@ class _Course:
 
     def runs(self, until: int) -> np.ndarray:
         """Return sweeps of the same size, run by run, int64 [r, 3]; see `rolling.rolling_draws`. They reach `until`."""
-        if not self._complete and self._runs[-1][0] <= until:
+        table = self._table
+        # By the table itself: another thread may have found runs that it has not put in there yet.
+        if not self._is_settled and table[-1, 0] <= until:
             with self._growing:
                 while not self._complete and self._runs[-1][0] <= until:
                     self._extend()
-                self._table = np.array(self._runs, np.int64)
-        return self._table
+                self._table = table = np.array(self._runs, np.int64)
+                self._is_settled = self._complete
+        return table
 
     def _extend(self) -> None:
         draw, sweep, size = self._runs[-1]
@@ -302,8 +305,9 @@ class RollingOrder:
         found = course.remembered.get(key)
         if found is None:
             found = course.remembered[key] = self._draws(course, step, first_lane, lanes)
-            while len(course.remembered) > _REMEMBERED:
-                course.remembered.pop(next(iter(course.remembered)), None)
+            # Listed at once: other threads draw, and a dict that changes meanwhile cannot be gone through.
+            for oldest in list(course.remembered)[:-_REMEMBERED]:
+                course.remembered.pop(oldest, None)
         return found
 
     def _draws(self, course: _Course, step: int, first_lane: int, lanes: int) -> Step:

@@ -167,6 +167,10 @@ class RollingRun:
             )
             if not rates or rates[0].step or any(a.step >= b.step for a, b in pairwise(rates)):
                 raise UsageError(f"rates={state['rates']!r}")
+            if any(one.arrivals > one.steps * shape.batch_size for one in rates):  # draws have no room for more
+                raise UsageError(f"rates={state['rates']!r}, and a batch has {shape.batch_size:,} samples")
+            if samples < shape.batch_size:
+                raise UsageError(f"pool={samples:,}, and a batch has {shape.batch_size:,} samples")
         except (LookupError, TypeError, ValueError, UsageError) as error:
             raise UsageError(f"the state is damaged ({error}); load an earlier one") from error
         if samples != shape.samples and (isinstance(self._settings.pool, int) or samples % shape.lanes):

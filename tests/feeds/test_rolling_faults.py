@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from batches import same
 from rolling import CPU, order_of, pool_files, streamed
 
-from fastload.augment import Augment
-from fastload.errors import ClosedError
+from fastload import Augment, TwoPhaseLoader
+from fastload.errors import ClosedError, UsageError
 from fastload.feeds.batch import Output
 from fastload.feeds.decoded_source import DecodedSource
 from fastload.feeds.rolling_feed import open_rolling_feed
+from fastload.feeds.rolling_order import PoolShape, RollingOrder, rate_of
 from fastload.packed.set import open_packed
 
 PAPER = Augment.paper(24)
@@ -69,3 +73,58 @@ def test_what_had_a_place_but_was_not_fetched_yet_is_fetched_by_the_next_turn(fe
         finally:
             gate.set()
             feed.close()
+
+
+def test_a_thread_that_draws_while_another_follows_the_growing_pool_waits_for_it(monkeypatch):
+    shape, rates = PoolShape(1000, 0, 64, 8, 1), [rate_of(0.25, 64)]
+    whole = RollingOrder(shape, 3, rates)
+    order = RollingOrder(shape, 3, rates)
+    course, found, may_go = order._course, threading.Event(), threading.Event()
+    extend = course._extend
+
+    def held():
+        extend()
+        found.set()
+        may_go.wait(PATIENCE)
+
+    monkeypatch.setattr(course, "_extend", held)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(order.rows, 5 * 64, 64)
+        assert found.wait(PATIENCE)
+        second = threads.submit(order.rows, 6 * 64, 64)
+        time.sleep(0.1)
+        may_go.set()
+        for got, step in ((first, 5), (second, 6)):
+            assert all(map(np.array_equal, got.result(PATIENCE), whole.rows(step * 64, 64)))
+
+
+def test_many_threads_may_draw_at_once():
+    order = RollingOrder(PoolShape(1000, 0, 64, 8, 1), 3, [rate_of(0.25, 64)])
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda step: order.draws(step % 500, 0, 64), range(8000)))
+    finally:
+        sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"rates": [[0, 4000, 1]]}, "a batch has 32 samples"), ({"pool": 0}, "damaged"), ({"rates": []}, "damaged")],
+)
+def test_a_state_with_rates_that_no_run_has_is_refused(few_cifar, changed, said):
+    """A round too many in a batch would be written behind its end."""
+    options = {"pool": "1MB", "refill": 0.25, "batch_size": BATCH, "steps": 40, "augment": PAPER, "device": "cpu"}
+    with TwoPhaseLoader(few_cifar, **options) as loader:
+        state = json.loads(json.dumps(loader.state_dict()))
+        with pytest.raises(UsageError, match=said):
+            loader.load_state_dict(state | {"rolling": state["rolling"] | changed})
+
+
+def test_a_state_with_a_pool_that_holds_no_batch_is_refused(few_cifar):
+    options = {"pool": "1.3MB", "refill": 0.25, "batch_size": 128, "steps": 40, "augment": PAPER, "device": "cpu"}
+    with TwoPhaseLoader(few_cifar, **options) as loader:
+        state = loader.state_dict()
+        with pytest.raises(UsageError, match="a batch has 128 samples"):
+            loader.load_state_dict(state | {"rolling": state["rolling"] | {"pool": 64}})
