@@ -62,7 +62,7 @@ def test_a_throttle_counts_every_arrival_and_leaves_with_its_block(tmp_path, mon
     waited = []
 
     class Counting:
-        def __init__(self, rate: float, ahead: int) -> None:
+        def __init__(self, rate: float, ahead: int, sleep: object) -> None:
             assert (rate, ahead) == (400, 0)
 
         def wait(self, images: int) -> None:
