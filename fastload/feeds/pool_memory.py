@@ -29,6 +29,7 @@ class PoolImages:
         strides: of images of one shape, in bytes: (image, row, column, channel).
         sizes: int64 [N], bytes of each image of the subset and the full set, as a pool holds it.
         shapes: int32 [N, 2], their heights and widths; None where all have one shape.
+        subset: how many of them are the subset's, the first.
     """
 
     channels: int
@@ -36,13 +37,15 @@ class PoolImages:
     strides: tuple[int, int, int, int] | None
     sizes: np.ndarray
     shapes: np.ndarray | None
+    subset: int = 0
 
     def bytes_for(self, slots: int, *, at_random: bool) -> int:
         """Return how many bytes `slots` images take that follow each other in the order of arrival.
 
         Images of sizes of their own lie in a ring, one behind the other, where those that arrive need what those that
-        leave give back. Their sum is bounded by Bernstein's inequality, which holds for draws without replacement too
-        (Hoeffding 1963, section 6), at a chance of 1e-12; and by that of the largest.
+        leave give back. Their sum is bounded by that of the largest, each as often as the passes that may overlap; and,
+        at a chance of 1e-12 to be more, by Bernstein's inequality, which holds for draws without replacement too
+        (Hoeffding 1963, section 6), beside the subset's, which come together.
 
         Arguments:
             slots: images that are there at once.
@@ -50,14 +53,14 @@ class PoolImages:
         """
         if self.shape is not None:
             return slots * int(self.sizes[0])
-        largest = int(self._largest_first[1])
-        copies, rest = divmod(slots, len(self.sizes))
-        most = copies * int(self._largest_first[-1]) + int(self._largest_first[rest])
+        largest, of_full = int(self._largest_first[1]), self.sizes[self.subset :]
+        passes = -(-slots // len(of_full)) + 1 + bool(self.subset)
+        most = passes * int(self._largest_first[min(-(-slots // passes), len(self.sizes))])
         if at_random:
-            mean, variance = self._moments
+            mean, variance, more = self._moments
             spread = _UNLIKELY * largest / 3
             beyond = spread + math.sqrt(spread**2 + 2 * _UNLIKELY * slots * variance)
-            most = min(most, math.ceil(slots * mean + beyond))
+            most = min(most, math.ceil(slots * mean + beyond + more))
         return most + largest  # what is left free where the ring begins again
 
     @cached_property
@@ -66,8 +69,11 @@ class PoolImages:
         return np.concatenate([[0], np.cumsum(np.sort(self.sizes)[::-1])])
 
     @cached_property
-    def _moments(self) -> tuple[float, float]:
-        return float(self.sizes.mean()), float(self.sizes.var())
+    def _moments(self) -> tuple[float, float, float]:
+        """Mean and variance of the full set's bytes, and how much more than that mean the subset's images take."""
+        of_full = self.sizes[self.subset :]
+        mean = float(of_full.mean())
+        return mean, float(of_full.var()), float(np.maximum(self.sizes[: self.subset] - mean, 0).sum())
 
 
 class PoolMemory:
@@ -154,5 +160,5 @@ class PoolMemory:
 
 
 def no_room() -> DataError:
-    """Return the error of a ring of bytes that holds less than one pool: at most once in a trillion runs."""
+    """Return the error of a ring of bytes that holds less than one pool: see `PoolImages.bytes_for`."""
     return DataError("the pool's memory has no room for its images: the largest came all together; give a larger pool=")

@@ -89,7 +89,7 @@ def planned_pool(
         if in_bytes:
             rounds = _rounds_within(number, images, batch_size, world_size, shuffle, pool, most=whole)
         else:
-            rounds = number // batch_size * share
+            rounds = number // batch_size * share if number < full else whole
             if not rounds:
                 raise UsageError(f"pool={number:,}; it must hold a global batch, which has {batch_size:,} samples")
             if rounds * lanes != number and rounds < whole:

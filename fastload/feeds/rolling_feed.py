@@ -75,7 +75,7 @@ def pool_images(files: Sequence[Packed]) -> PoolImages:
         return PoolImages(first.channels, first.shape, first.strides, sizes, None)
     shapes = np.concatenate([_sides(file) for file in files])
     sizes = shapes.astype(np.int64).prod(axis=1) * first.channels
-    return PoolImages(first.channels, None, None, sizes, shapes)
+    return PoolImages(first.channels, None, None, sizes, shapes, sum(map(len, files[:-1])))
 
 
 def _sides(file: Packed) -> np.ndarray:

@@ -34,6 +34,10 @@ FRESH = 1 << 31
 """Added to the pass of a sample that goes into the batch of its step, for its epoch. No sweep has such a number."""
 
 
+FINEST = 1 << 16
+"""A refill is rounded to a fraction whose denominator is no larger."""
+
+
 class Rate(NamedTuple):
     """From a step on, `arrivals / steps` samples arrive at each step.
 
@@ -50,7 +54,7 @@ class Rate(NamedTuple):
 
 def rate_of(refill: float, batch_size: int, step: int = 0) -> Rate:
     """Return the rate at which a share `refill` of each global batch arrives, from `step` on."""
-    share = Fraction(refill).limit_denominator(1 << 16) * batch_size
+    share = Fraction(refill).limit_denominator(FINEST) * batch_size
     return Rate(step, share.numerator, share.denominator)
 
 

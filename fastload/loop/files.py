@@ -42,7 +42,12 @@ class RunFiles:
             self.subset = self._open("subset", settings.subset)
             self.settings = settings = settings.planned(self.samples)
             policy = settings.new_policy()
-            rolls = settings.is_rolling and not policy.starts_on_full
+            rolls = settings.is_rolling
+            if rolls and policy.starts_on_full:
+                raise UsageError(
+                    "swap=0 begins with the full set, so nothing would be drawn from a pool; leave out pool=, refill= "
+                    "and feed=, or swap="
+                )
             self._check_given("full", self.full, rolls, "a pool that is renewed")
             self._check_given("full", self.full, policy.may_need_full(settings.steps))
             self._check_given("subset", self.subset, not (rolls or policy.starts_on_full))

@@ -121,12 +121,12 @@ class Phase:
     def pause(self) -> None:
         """Stop making batches ahead; the feed stays."""
         ahead, feed = self._ahead, self._feed
+        self._ahead = None  # first: after an interrupt, nobody may go on with batches of a feed that has ended
         if feed is not None:
             feed.end()
         if ahead is not None:
             self._fill = ahead.fill
             ahead.close()
-            self._ahead = None
 
     def release(self) -> None:
         """Free threads, buffers and the feed, which is opened anew when it is needed again."""

@@ -70,7 +70,7 @@ class RollingRun:
         if settings.feed == "auto" and shape.keeps_all:
             self.choice, notes = notes.pop(), []
         for note in notes if settings.rank == 0 else []:
-            warnings.warn(note, stacklevel=2)
+            warnings.warn(note, stacklevel=6)  # where the loader is made
         self.order = self._order(Renewal(shape, (rate_of(refill, settings.global_batch_size),)))
 
     def _order(self, renewal: Renewal) -> RollingOrder:

@@ -16,6 +16,7 @@ from fastload.common.launcher import ranks_of
 from fastload.common.processors import default_threads
 from fastload.errors import UsageError
 from fastload.feeds.batch import Output
+from fastload.feeds.rolling_order import FINEST
 from fastload.loop.bar import bar_kind
 from fastload.loop.loops import run_length, steps_of_epochs
 from fastload.loop.policies import SwapPolicy, policy_of
@@ -43,6 +44,8 @@ def checked_refill(refill: Any, pool: int | str | None, feed: Any) -> float | st
     share = real("refill", refill)
     if not 0 <= share <= 1:
         raise UsageError(f"refill={share:g}; it is a share of the batch, from 0 to 1")
+    if 0 < share < 1 / FINEST:
+        raise UsageError(f"refill={share:g}; it is 0, for a pool that stays as it is, or at least {1 / FINEST:.3g}")
     return share
 
 

@@ -11,12 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from batches import same
+from packs import noise_images, write_ragged
 from rolling import CPU, order_of, pool_files, streamed
 
-from fastload import Augment, TwoPhaseLoader
+from fastload import Augment, RandomResizedCrop, TwoPhaseLoader
 from fastload.errors import ClosedError, UsageError
 from fastload.feeds.batch import Output
 from fastload.feeds.decoded_source import DecodedSource
+from fastload.feeds.pool_memory import PoolImages
+from fastload.feeds.pool_plan import planned_pool
 from fastload.feeds.rolling_feed import open_rolling_feed
 from fastload.feeds.rolling_order import PoolShape, RollingOrder, rate_of
 from fastload.packed.set import open_packed
@@ -128,3 +131,40 @@ def test_a_state_with_a_pool_that_holds_no_batch_is_refused(few_cifar):
         state = loader.state_dict()
         with pytest.raises(UsageError, match="a batch has 128 samples"):
             loader.load_state_dict(state | {"rolling": state["rolling"] | {"pool": 64}})
+
+
+def test_a_subset_of_larger_images_than_the_full_sets_has_room(tmp_path):
+    rng = np.random.default_rng(1)
+    small = [noise_images(1, *rng.integers(20, 24, 2), seed=k)[0] for k in range(400)]
+    large = [noise_images(1, 40, 40, seed=k)[0] for k in range(80)]
+    full_path = write_ragged(tmp_path / "full.h5", small, np.arange(400) % 7)
+    first_path = write_ragged(tmp_path / "first.h5", large, np.arange(80) % 7)
+    augment = Augment(16, crop=RandomResizedCrop())
+    with open_packed(full_path) as full, open_packed(first_path) as first:
+        files, order = pool_files(full, first), order_of(full, first, refill=0.25, batch=16)
+        feed = open_rolling_feed(files, augment, order, Output(16, CPU), workers=2)
+        make = feed.begin(0)
+        found = [make(step * 16, 16) for step in range(30)]
+        feed.close()
+        same(found, streamed(files, order, augment, range(30)))
+
+
+@pytest.mark.parametrize("at_random", [True, False])
+def test_a_ring_has_room_for_the_largest_of_two_passes_that_meet(at_random):
+    sizes = np.array([1] * 90 + [1000] * 10)
+    found = PoolImages(3, None, None, sizes, np.ones((100, 2), np.int32))
+    assert found.bytes_for(20, at_random=at_random) >= 20_000  # ten at the end of one pass, ten as the next begins
+
+
+@pytest.mark.parametrize(("full", "batch"), [(10_000, 256), (100, 256), (96, 32)])
+def test_a_pool_of_as_many_samples_as_the_set_keeps_it(full, batch):
+    images = PoolImages(3, (8, 8, 3), (192, 24, 3, 1), np.full(full, 192), None)
+    settings = {"subset": 0, "images": images, "batch_size": batch, "world_size": 1, "shuffle": True}
+    shape, notes = planned_pool(full, 0.25, full=full, **settings)
+    assert shape.keeps_all and len(notes) == 1 and f"all {full:,} samples" in notes[0]
+
+
+@pytest.mark.parametrize("options", [{"swap": 0, "pool": 64}, {"swap": 0.0, "refill": 0.3}, {"refill": 1e-6}])
+def test_settings_of_a_pool_that_would_do_nothing_are_refused(few_cifar, options):
+    with pytest.raises(UsageError, match=r"swap=0 begins with the full set|refill=1e-06; it is 0"):
+        TwoPhaseLoader(few_cifar, batch_size=32, steps=10, augment=PAPER, device="cpu", **options)
