@@ -188,9 +188,10 @@ def test_rivals_get_the_files_own_bytes(tmp_path):
 
 def test_rivals_say_in_which_benches_they_run_without_being_imported(tmp_path):
     known = install.peers()
-    assert known["ffcv"].cases == ("resident", "stream", "encoded", "recipe")
+    assert known["ffcv"].cases == ("resident", "stream", "encoded", "recipe", "rolling")
     assert all(known[name].cases == ("stream",) for name in ("webdataset", "streaming", "litdata"))
-    assert known["airbench"].cases == known["dataloader"].cases == ("resident",)
+    assert known["airbench"].cases == ("resident",)
+    assert known["dataloader"].cases == ("resident", "rolling")
     (tmp_path / "adapter.py").write_text("import nowhere\nCASES = ('stream', 'encoded')\n", "utf-8")
     assert Peer("stub", tmp_path).cases == ("stream", "encoded")
 
