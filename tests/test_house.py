@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -221,3 +222,9 @@ def test_a_long_file_and_a_long_class_are_found(tree):
     (tree / "fastload/packed/file.py").write_text("class File:\n" + "    x = 1\n" * 250 + "\n" * 150)
     assert long_files(tree) == ["fastload/packed/file.py: 401 lines"]
     assert long_classes(tree) == ["File: 251 lines in fastload/packed/file.py"]
+
+
+def test_no_two_files_of_tests_share_a_name():
+    """Of two, pytest imports the first, and reports the other as an error after all tests have run."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
