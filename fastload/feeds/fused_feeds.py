@@ -23,15 +23,15 @@ from fastload.packed.guarded_map import GuardedMap
 
 def fused_engines(inputs: FeedInputs, augment: Augment) -> list[FusedEngine]:
     """Return an engine for each view."""
-    order, output = inputs.order, inputs.output
+    order, output, layout, sides = inputs.order, inputs.output, inputs.layout, inputs.sides
     return [
         FusedEngine(
             augment,
             seed=order.seed,
             phase=order.phase,
             view=view,
-            layout=inputs.layout,
-            sides=inputs.sides,
+            layout=layout,
+            sides=sides,
             dtype=output.dtype,
             channels_last=output.channels_last,
             batch_size=output.batch_size,

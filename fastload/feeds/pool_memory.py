@@ -16,7 +16,7 @@ from fastload.feeds.resident_set import image_views, whole_words
 from fastload.kernels.image_layout import Layout, ragged_layout, uniform_layout
 
 _UNLIKELY = math.log(1e12)
-"""No ring of bytes is too small in a trillion runs of a pool."""
+"""Of a trillion windows of arrivals, one may be larger than its ring of bytes."""
 
 
 @dataclass(frozen=True)

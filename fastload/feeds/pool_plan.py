@@ -11,8 +11,6 @@ from fastload.feeds.pool_memory import PoolImages
 from fastload.feeds.rolling_order import PoolShape, lanes_of
 from fastload.order import Shuffle
 
-PoolSize = int | str
-
 
 def ring_rounds(pool: int, share: int) -> int:
     """Return how many rounds a pool's ring holds: its own, and slack for what arrives while batches are in the making.

@@ -178,9 +178,8 @@ class Prefetcher:
         shared.stop()
         ended = self._threads.join(_PATIENCE)
         shared.ready.clear()
-        shared.make = (
-            _closed  # the threads' objects stay for a while, and the memory that batches are drawn from must not
-        )
+        # The threads' objects stay for a while, and the memory that batches are drawn from must not.
+        shared.make = _closed
         return ended
 
 

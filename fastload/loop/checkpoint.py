@@ -26,7 +26,7 @@ class Snapshot(NamedTuple):
         swap: the step of the swap as it was agreed, or None.
         callbacks: how many on_swap callbacks had returned, at the step of the swap.
         policy: what decides the swap, with what it had seen.
-        rolling: the state of the run's pool, or None; see `RollingRun.state`.
+        rolling: the state of the run's pool, or None; see `renewal_state`.
     """
 
     step: int

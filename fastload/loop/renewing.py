@@ -42,17 +42,18 @@ class Renewing:
         """Return what renews the pool of a run that goes on from `step`."""
         return Renewing(*self._made_of, None if self._refilling is None else self._refilling.restarted(step))
 
-    def renewed(self, state: RunState, counted: RunState, phase: Phase) -> RunState:
+    def renewed(self, state: RunState, asked: float, left: bool, phase: Phase) -> RunState:
         """Return the state, with the rate that was set now; the phase's feed follows it.
 
         Arguments:
             state: of the run, before its next batch.
-            counted: the same, with what the last step has cost.
+            asked: when that was asked for, by `time.perf_counter`.
+            left: as for `RunState.last_step`.
             phase: that draws from the pool.
         """
         assert state.renewal is not None
         if self._refilling is not None and len(state.renewal.rates) == 1:
-            rate = self._refilling.decide(counted)
+            rate = self._refilling.decide(state.with_last_step(asked, left))
             if rate is not None:
                 state = state.with_rate(rate)
         assert state.renewal is not None

@@ -186,9 +186,9 @@ class Run:
         steps = self.settings.steps
         if state.swapped_at is None:
             if self.renewing is not None:
-                self.state = state = self.renewing.renewed(state, state.with_last_step(asked, left), self.fast)
-            seconds = state.seconds + state.last_step(asked, left)
-            if not self.fine.is_ahead and self.files.full and swapping.is_near(state, seconds, self.fine.depth):
+                self.state = state = self.renewing.renewed(state, asked, left, self.fast)
+            may_start = not self.fine.is_ahead and self.files.full is not None
+            if may_start and swapping.is_near(state, state.seconds + state.last_step(asked, left), self.fine.depth):
                 self.fine.start_ahead()
             batch = self.fast.get(state.step, steps if swap_step == math.inf else int(swap_step))
         else:
