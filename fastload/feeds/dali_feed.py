@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,14 +10,14 @@ import torch
 from fastload.augment import Augment
 from fastload.augment.parameters import SampleKeys, stream_number
 from fastload.common.processors import default_threads
-from fastload.feeds.batch import Batch, Feed, Make, labels_of_rows, one_or_all
+from fastload.feeds.batch import Batch, labels_of_rows, one_or_all
 from fastload.feeds.dali_decoding import FileDecoder
 from fastload.feeds.dali_engine import DaliEngine, cuda_number
 from fastload.feeds.dali_errors import SampleError
+from fastload.feeds.held_feed import HeldFeed
 from fastload.feeds.inputs import FeedInputs
 from fastload.feeds.jpeg_cuts import read_batch
 from fastload.feeds.resident_set import Turn
-from fastload.feeds.rolling_pool import RollingPool
 
 View = tuple[SampleKeys, torch.Tensor]
 
@@ -36,7 +35,7 @@ def _engine(inputs: FeedInputs, augment: Augment, decoder: FileDecoder | None) -
     )
 
 
-class DaliFeed(Feed):
+class DaliFeed(HeldFeed):
     """Batches by a DALI pipeline, resident or streamed; a pipeline is not thread-safe: one worker."""
 
     immediate = False
@@ -58,18 +57,6 @@ class DaliFeed(Feed):
         self._makers = inputs.augments.map(
             lambda one: (one, _engine(inputs, one, self._decoder), inputs.buffer_ring(one), inputs.image_shape(one))
         )
-
-    def begin(self, start: int) -> Make:
-        held = self._held
-        return partial(self._draw, held.begin(start)) if isinstance(held, RollingPool) else self.make
-
-    def end(self) -> None:
-        if self._held is not None:
-            self._held.end()
-
-    def make(self, start: int, count: int) -> Batch:
-        held = self._held
-        return self._stream(start, count) if held is None else self._draw(held.begin(start), start, count)
 
     def _draw(self, turn: Turn, start: int, count: int) -> Batch:
         """Make a batch of images that are held."""
@@ -126,6 +113,4 @@ class DaliFeed(Feed):
         if self._decoder is not None:
             self._decoder.close()
         self._reader.close()
-        if self._held is not None:
-            self._held.close()
-        self._held = None
+        self._let_go()

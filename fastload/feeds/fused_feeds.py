@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-from functools import partial
 
 import numpy as np
 import torch
@@ -11,12 +10,12 @@ import torch
 from fastload.augment import Augment
 from fastload.common.memory import check_pinned, pinned_bytes
 from fastload.errors import ClosedError
-from fastload.feeds.batch import Batch, Feed, Make, labels_of_rows, one_or_all
+from fastload.feeds.batch import Batch, Feed, labels_of_rows, one_or_all
 from fastload.feeds.fused_engine import FusedEngine
+from fastload.feeds.held_feed import HeldFeed
 from fastload.feeds.image_sizes import batch_bytes, layout_of
 from fastload.feeds.inputs import FeedInputs
 from fastload.feeds.resident_set import ResidentSet, Turn, whole_words
-from fastload.feeds.rolling_pool import RollingPool
 from fastload.order import Order
 from fastload.packed.guarded_map import GuardedMap
 
@@ -40,7 +39,7 @@ def fused_engines(inputs: FeedInputs, augment: Augment) -> list[FusedEngine]:
     ]
 
 
-class FusedCpuFeed(Feed):
+class FusedCpuFeed(HeldFeed):
     """CPU twin: of images that are held in memory, a whole set's or a rolling pool's, or of a file, as a stream.
 
     A file is read out of a guarded map, or image by image where there is none. Blocks from a disk too: in a cold pass
@@ -65,18 +64,6 @@ class FusedCpuFeed(Feed):
                 engines[0].compile_on_cpu(ring.take(1)[1])
             else:
                 self.make(first, 1)  # compiles the kernels
-
-    def begin(self, start: int) -> Make:
-        held = self._held
-        return partial(self._draw, held.begin(start)) if isinstance(held, RollingPool) else self.make
-
-    def end(self) -> None:
-        if self._held is not None:
-            self._held.end()
-
-    def make(self, start: int, count: int) -> Batch:
-        held = self._held
-        return self._stream(start, count) if held is None else self._draw(held.begin(start), start, count)
 
     def _draw(self, turn: Turn, start: int, count: int) -> Batch:
         """Make a batch of images that are held."""
@@ -110,9 +97,8 @@ class FusedCpuFeed(Feed):
 
     def close(self) -> None:
         self._reader.close()
-        held, self._held, self._mapped = self._held, None, None
-        if held is not None:
-            held.close()
+        self._mapped = None
+        self._let_go()
 
 
 class FusedResidentFeed(Feed):

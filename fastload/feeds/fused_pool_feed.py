@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import torch
 
 from fastload.errors import ClosedError
-from fastload.feeds.batch import Batch, Feed, Make, labels_of_rows, one_or_all
+from fastload.feeds.batch import Batch, labels_of_rows, one_or_all
 from fastload.feeds.fused_feeds import fused_engines
+from fastload.feeds.held_feed import HeldFeed
 from fastload.feeds.inputs import FeedInputs
 from fastload.feeds.resident_set import Turn, whole_words
 
 
-class FusedPoolFeed(Feed):
+class FusedPoolFeed(HeldFeed):
     """CUDA: threads queue batches on streams of their own, once their samples have arrived in the pool."""
 
     immediate = False
@@ -23,23 +22,12 @@ class FusedPoolFeed(Feed):
     def __init__(self, inputs: FeedInputs) -> None:
         assert inputs.pool is not None
         self.workers = min(2, inputs.workers)  # a launch is all that a batch costs
-        self._order, self._output, self._pool = inputs.order, inputs.output, inputs.pool
+        self._order, self._output, self._held = inputs.order, inputs.output, inputs.pool
+        self._memory = inputs.pool.memory
         self._makers = inputs.augments.map(lambda one: (fused_engines(inputs, one), inputs.image_shape(one)))
         self._labels, self._ids = inputs.labels, inputs.ids
-        self._closed = False
-
-    def begin(self, start: int) -> Make:
-        return partial(self._draw, self._pool.begin(start))
-
-    def end(self) -> None:
-        self._pool.end()
-
-    def make(self, start: int, count: int) -> Batch:
-        return self.begin(start)(start, count)
 
     def _draw(self, turn: Turn, start: int, count: int) -> Batch:
-        if self._closed:
-            raise ClosedError()
         engines, image_shape = self._makers.at(start)
         views = [self._output.empty(count, image_shape) for _ in engines]
         with turn.drawing(self._order, start, count) as drawn:
@@ -52,9 +40,12 @@ class FusedPoolFeed(Feed):
             labels = labels.pin_memory().to(self._output.device, non_blocking=True)
         return Batch(one_or_all(views), labels, ids)
 
+    def _stream(self, start: int, count: int) -> Batch:
+        raise ClosedError()  # nothing is held
+
     def _places(self, slots: np.ndarray) -> torch.Tensor:
         """Return what the engine takes: the images, gathered; or where each lies, with its height and width."""
-        memory = self._pool.memory
+        memory = self._memory
         if memory.is_ring:
             begins = memory.data.data_ptr() + memory.begins(slots)
             return self._to_device(np.column_stack([begins, memory.layout.shapes[slots]]))
@@ -68,5 +59,4 @@ class FusedPoolFeed(Feed):
         return torch.from_numpy(values).pin_memory().to(self._output.device, non_blocking=True)
 
     def close(self) -> None:
-        self._closed = True
-        self._pool.close()
+        self._let_go()
