@@ -10,7 +10,7 @@ import torch
 from fastload.feeds.batch import Batch, Output
 from fastload.feeds.feed import open_feed
 from fastload.feeds.pool_plan import planned_pool
-from fastload.feeds.rolling_feed import PoolFiles, pool_images
+from fastload.feeds.rolling_feed import PoolFiles
 from fastload.feeds.rolling_order import FRESH, PoolShape, RollingOrder, rate_of
 from fastload.order import ARRIVALS, ROLLING, Order
 
@@ -31,8 +31,7 @@ class Given:
 
 
 def pool_files(full, subset=None) -> PoolFiles:
-    labels = [file.labels for file in (subset, full) if file is not None]
-    return PoolFiles(full, subset, None if full.labels is None else np.concatenate(labels))
+    return PoolFiles(full, subset)
 
 
 def order_of(full, subset=None, *, pool=None, refill=0.25, batch=32, seed=7, shuffle=True, rates=None) -> RollingOrder:
@@ -42,7 +41,7 @@ def order_of(full, subset=None, *, pool=None, refill=0.25, batch=32, seed=7, shu
         refill,
         full=len(full),
         subset=0 if subset is None else len(subset),
-        images=pool_images(files.files),
+        images=files.images,
         batch_size=batch,
         world_size=1,
         shuffle=shuffle,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -45,22 +45,31 @@ class PoolFiles:
     Arguments:
         full: the full set.
         subset: the first that arrive, or None.
-        labels: of the subset's samples and then the full set's, [N, ...]; None of unlabelled sets.
     """
 
     full: Packed
-    subset: Packed | None
-    labels: np.ndarray | None
+    subset: Packed | None = None
 
     @property
     def files(self) -> list[Packed]:
         """The subset, if there is one, and the full set."""
         return [self.full] if self.subset is None else [self.subset, self.full]
 
-    @property
+    @cached_property
     def ids(self) -> np.ndarray:
-        """Of all samples, int64 [N]."""
+        """Of the subset's samples and then the full set's, int64 [N]."""
         return np.concatenate([file.ids for file in self.files])
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Likewise, [N, ...], as the files number them; None of unlabelled sets."""
+        found = [file.labels for file in self.files if file.labels is not None]
+        return np.concatenate(found) if found else None
+
+    @cached_property
+    def images(self) -> PoolImages:
+        """What the images are like that a pool holds; see `pool_images`."""
+        return pool_images(self.files)
 
 
 def pool_images(files: Sequence[Packed]) -> PoolImages:
@@ -102,6 +111,7 @@ def open_rolling_feed(
     world_size: int = 1,
     engine: str = "auto",
     workers: int | None = None,
+    labels: np.ndarray | None = None,
     views: int = 1,
     meter: ArrivalMeter | None = None,
 ) -> Feed:
@@ -116,6 +126,7 @@ def open_rolling_feed(
         world_size: how many ranks there are.
         engine: "auto", "fused" or "dali".
         workers: threads that make batches, and as many that fetch what arrives; the processors, at most 8, by default.
+        labels: of the subset's samples and then the full set's, [N, ...], in place of the files' own.
         views: how many images are made of each sample.
         meter: notes how fast samples arrive.
 
@@ -126,7 +137,7 @@ def open_rolling_feed(
     shape, on_cuda = order.shape, output.device.type == "cuda"
     check_ranks(shape.batch_size, world_size)
     engines = [_checked(engine, file, augments, on_cuda=on_cuda) for file in files.files]
-    images = pool_images(files.files)
+    images, found = files.images, files.labels if labels is None else labels
     lanes, ring = shape.lanes // world_size, ring_rounds(shape.pool, shape.share)
     size = pool_bytes(images, shape.pool, shape.batch_size, world_size, order.shuffle)
     if on_cuda:
@@ -163,7 +174,7 @@ def open_rolling_feed(
         views,
         order,
         output,
-        labels=None if files.labels is None else label_tensor(files.labels),
+        labels=None if found is None else label_tensor(found),
         reader=readers[-1],
         read_ahead=None,
         resident=False,

@@ -20,7 +20,7 @@ from fastload.loop.phase import Phase
 from fastload.loop.rolling_run import RollingRun
 from fastload.loop.settings import LoaderSettings
 from fastload.loop.transform_hook import TransformHook
-from fastload.order import FAST, FINE_TUNE, Order
+from fastload.order import FAST, FINE_TUNE, Order, RowOrder
 from fastload.packed.set import Packed, open_packed
 
 PHASES = PHASE_NAMES
@@ -144,32 +144,29 @@ class RunFiles:
                 found = file.labels if labels is None else labels
                 classes = class_count(settings.mix, found, len(self.class_names), file.path)
 
-        def rolled() -> Feed:
-            assert rolling is not None and augments is not None
-            feed = rolling.open_feed(augments, labels)
-            if settings.mix is None:
-                return feed
-            return MixedFeed(feed, settings.mix, rolling.order, rolling.ids, classes)
-
         def opened() -> Feed:
             assert file is not None and augments is not None
-            order = Order(len(file), settings.seed, number, shuffle)
-            feed = open_feed(
-                file,
-                augments,
-                order,
-                settings.output,
-                engine=settings.engine,
-                resident=resident,
-                labels=labels,
-                views=settings.views,
-                scaled_decoding=settings.scaled_decoding and file.storage == "encoded",
-            )
-            return feed if settings.mix is None else MixedFeed(feed, settings.mix, order, file.ids, classes)
+            order: RowOrder
+            if rolling is not None:
+                order, ids, feed = rolling.order, rolling.ids, rolling.open_feed(augments, labels)
+            else:
+                order, ids = Order(len(file), settings.seed, number, shuffle), file.ids
+                feed = open_feed(
+                    file,
+                    augments,
+                    order,
+                    settings.output,
+                    engine=settings.engine,
+                    resident=resident,
+                    labels=labels,
+                    views=settings.views,
+                    scaled_decoding=settings.scaled_decoding and file.storage == "encoded",
+                )
+            return feed if settings.mix is None else MixedFeed(feed, settings.mix, order, ids, classes)
 
         return Phase(
             PHASES[number],
-            opened if rolling is None else rolled,
+            opened,
             locate,
             finish=None if self._transform is None else partial(self._transform, number),
             depth=settings.prefetch_depth,

@@ -18,7 +18,7 @@ from fastload.errors import UsageError
 from fastload.feeds.arrival_meter import ArrivalMeter
 from fastload.feeds.batch import Feed
 from fastload.feeds.pool_plan import planned_pool, pool_bytes
-from fastload.feeds.rolling_feed import PoolFiles, open_rolling_feed, pool_images
+from fastload.feeds.rolling_feed import PoolFiles, open_rolling_feed
 from fastload.feeds.rolling_order import Rate, Renewal, RollingOrder, rate_of
 from fastload.loop.advice import too_many_uses
 from fastload.loop.phase import Phase
@@ -47,8 +47,7 @@ class RollingRun:
     """
 
     def __init__(self, settings: LoaderSettings, full: Packed, subset: Packed | None) -> None:
-        self._settings, self.full, self._subset = settings, full, subset
-        self._images = pool_images([full] if subset is None else [subset, full])
+        self._settings, self._files = settings, PoolFiles(full, subset)
         self.meter = ArrivalMeter()
         pool: Any = settings.pool
         if pool is None and (subset is None or settings.feed == "auto"):
@@ -58,7 +57,7 @@ class RollingRun:
             settings.refill,
             full=len(full),
             subset=0 if subset is None else len(subset),
-            images=self._images,
+            images=self._files.images,
             batch_size=settings.global_batch_size,
             world_size=settings.world_size,
             shuffle=settings.shuffle,
@@ -85,13 +84,14 @@ class RollingRun:
     @property
     def ids(self) -> np.ndarray:
         """Of the subset's samples and then the full set's, int64 [N]."""
-        return PoolFiles(self.full, self._subset, None).ids
+        return self._files.ids
 
     @property
     def nbytes(self) -> int:
         """What the pool takes of a device's memory."""
-        shape = self.order.shape
-        return pool_bytes(self._images, shape.pool, shape.batch_size, self._settings.world_size, self._settings.shuffle)
+        shape, settings = self.order.shape, self._settings
+        images = self._files.images
+        return pool_bytes(images, shape.pool, shape.batch_size, settings.world_size, settings.shuffle)
 
     def follow(self, renewal: Renewal, phase: Phase, step: int) -> None:
         """Have the pool renewed so, from the batch of `step` on; what was made ahead otherwise is dropped.
@@ -133,13 +133,14 @@ class RollingRun:
         """
         settings = self._settings
         return open_rolling_feed(
-            PoolFiles(self.full, self._subset, labels),
+            self._files,
             augments,
             self.order,
             settings.output,
             rank=settings.rank,
             world_size=settings.world_size,
             engine=settings.engine,
+            labels=labels,
             views=settings.views,
             meter=self.meter,
         )
