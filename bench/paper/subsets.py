@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from fastload.bench.paper.scale import SIZE
-from fastload.bench.paper.state import key_of
 from fastload.bench.paper.workplace import OutOfTime, Workplace
+from fastload.bench.state import key_of
 from fastload.embedding.autoencoder import Autoencoder, load_model, save_model
 from fastload.embedding.embed import embed
 from fastload.embedding.encoder import autoencoder_encoder

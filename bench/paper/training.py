@@ -14,10 +14,10 @@ import torch
 from fastload.bench.measure import synchronize
 from fastload.bench.paper.fresh_subsets import FreshFeed, FreshSubsets
 from fastload.bench.paper.scale import SIZE
-from fastload.bench.paper.state import key_of
 from fastload.bench.paper.subsets import Subset
 from fastload.bench.paper.trainee import Trainee, learning_rate, rehearse
 from fastload.bench.paper.workplace import AUGMENT, OutOfTime, Workplace
+from fastload.bench.state import key_of
 from fastload.feeds.batch import Output, as_tuple
 from fastload.feeds.feed import run_feed
 from fastload.loop.loader import TwoPhaseLoader

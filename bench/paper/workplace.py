@@ -16,7 +16,7 @@ from fastload import __version__
 from fastload.augment import Augment
 from fastload.bench.measure import Deadline, describe, machine
 from fastload.bench.paper.scale import Scale
-from fastload.bench.paper.state import State
+from fastload.bench.state import State
 from fastload.classifier import SIDE
 from fastload.errors import DataError
 from fastload.feeds.evaluation import EvaluationLoader

@@ -21,13 +21,13 @@ from fastload.bench.paper.findings import Accuracies, Noise, all_of, better, com
 from fastload.bench.paper.fresh_subsets import FreshFeed, FreshSubsets
 from fastload.bench.paper.infobatch import InfoBatch
 from fastload.bench.paper.scale import Scale
-from fastload.bench.paper.state import State
 from fastload.bench.paper.subsets import choose
 from fastload.bench.paper.throttle import Throttle
 from fastload.bench.paper.timed_training import INFOBATCH, RESIDENT, RS2, TWO_PHASE, TimedRun, train_for
 from fastload.bench.paper.trainee import Trainee, learning_rate
 from fastload.bench.paper.training import Run, train
 from fastload.bench.paper.workplace import Options, OutOfTime, Workplace
+from fastload.bench.state import State
 from fastload.errors import DataError, UsageError
 from fastload.feeds.batch import Output
 from fastload.order import FINE_TUNE, Order
