@@ -116,9 +116,12 @@ class Order:
         return rows, epochs
 
 
-def permutation(n: int, seed: int) -> np.ndarray:
-    """Return the keyed permutation of 0…n-1, int64 [n], that `pack(order="shuffled")` and `random` use."""
-    return Order(n, seed, ONCE).rows(0, n)[0]
+def permutation(n: int, seed: int, number: int = 0) -> np.ndarray:
+    """Return a keyed permutation of 0…n-1, int64 [n]: of a seed's endless many, the one of this number.
+
+    `pack(order="shuffled")` and `random` use number 0.
+    """
+    return Order(n, seed, ONCE).rows(number * n, n)[0]
 
 
 def sorted_by_label(labels: np.ndarray) -> bool:

@@ -155,6 +155,12 @@ def test_permutation_is_the_once_phase():
     assert np.array_equal(permutation(100, 9), Order(100, 9, ONCE).rows(0, 100)[0])
 
 
+def test_permutations_of_other_numbers_are_the_once_phase_s_other_epochs():
+    rows, epochs = Order(100, 9, ONCE).rows(300, 100)
+    assert np.array_equal(permutation(100, 9, 3), rows) and set(epochs.tolist()) == {3}
+    assert sorted(rows.tolist()) == list(range(100)) and not np.array_equal(rows, permutation(100, 9))
+
+
 def test_sorted_labels_are_recognized():
     assert sorted_by_label(np.array([0, 0, 1, 1]))
     assert not sorted_by_label(np.array([0, 1, 0]))

@@ -227,8 +227,8 @@ def _selection_problems(file: PackedFile) -> list[str]:
         (rank[dimension >= 0] >= most).any() or int((dimension < 0).sum()) > _included(settings)
     ):
         found.append(f"'selection' holds samples that are not among the {most:,} strongest of a dimension")
-    if table.attributes.get("strategy") in STRATEGIES:
-        found += _list_problems(file, bool(settings.get("balance_classes")))
+    if (strategy := STRATEGIES.get(str(table.attributes.get("strategy")))) is not None:
+        found += _list_problems(file, bool(settings.get("balance_classes")), falling=strategy.per_dimension)
     return found
 
 
@@ -245,8 +245,8 @@ def _settings(text: Any) -> dict[str, Any] | None:
     return settings if isinstance(settings, dict) else None
 
 
-def _list_problems(file: PackedFile, balanced: bool) -> list[str]:
-    """A list (a dimension's, of a class where classes are balanced) has one sample a rank, and falling scores."""
+def _list_problems(file: PackedFile, balanced: bool, falling: bool) -> list[str]:
+    """A list (a dimension's, of a class where classes are balanced) has one sample a rank, and `falling` scores."""
     table = file.selection
     assert table is not None
     if table.attributes["strategy"] == "random" and (table.dimension >= 0).any():
@@ -264,7 +264,7 @@ def _list_problems(file: PackedFile, balanced: bool) -> list[str]:
             f"{plural(len(twice), 'rank')} given twice within one dimension of 'selection' (ids {_some(ids[twice])})"
         )
     rising = np.flatnonzero(same & (score[1:] > score[:-1])) + 1
-    if len(rising):
+    if falling and len(rising):
         found.append(f"scores that rise with the rank within one dimension of 'selection' (ids {_some(ids[rising])})")
     return found
 

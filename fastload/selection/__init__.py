@@ -22,10 +22,13 @@ from fastload.selection.base import (
     StreamingStrategy,
 )
 from fastload.selection.combinations import combinations
+from fastload.selection.given_scores import Scores
 from fastload.selection.kmeans import kmeans
 from fastload.selection.pca import pca
 from fastload.selection.penalized import penalized
 from fastload.selection.random import random
+from fastload.selection.scores import scores as by_scores
+from fastload.selection.stratified import stratified
 from fastload.selection.top_activations import ListsPass, top_activations
 
 
@@ -37,13 +40,15 @@ class StrategyRow:
         rank: ranks samples, see `Strategy`.
         needs_embeddings: whether it looks at embeddings; without, none are made, and `rank` gets None or zeros.
         streams: begins its first pass, for one that needs one look at the embeddings, which are then not stored.
-        per_dimension: whether it serves `per_dimension` beside `size`.
+        per_dimension: whether it serves `per_dimension` beside `size`: from lists of a dimension's best, best first.
+        needs_scores: whether it chooses by scores that the caller brings, which all others refuse.
     """
 
     rank: Strategy
     needs_embeddings: bool = True
     streams: StreamingStrategy | None = None
     per_dimension: bool = True
+    needs_scores: bool = False
 
 
 STRATEGIES: dict[str, StrategyRow] = {
@@ -53,6 +58,8 @@ STRATEGIES: dict[str, StrategyRow] = {
     "kmeans": StrategyRow(kmeans),
     "pca": StrategyRow(pca),
     "penalized": StrategyRow(penalized),
+    "stratified": StrategyRow(stratified, per_dimension=False),
+    "scores": StrategyRow(by_scores, needs_embeddings=False, per_dimension=False, needs_scores=True),
 }
 _OURS = frozenset(STRATEGIES)
 
@@ -64,6 +71,7 @@ def register(
     needs_embeddings: bool = True,
     streams: StreamingStrategy | None = None,
     per_dimension: bool = False,
+    needs_scores: bool = False,
 ) -> None:
     """Make a strategy of your own known to `select` and `build_subset`, under `name` (docs/strategies.md).
 
@@ -73,6 +81,7 @@ def register(
         needs_embeddings: see StrategyRow.
         streams: see StrategyRow.
         per_dimension: see StrategyRow.
+        needs_scores: see StrategyRow; they are `request.scores`.
 
     Raises UsageError for a name that is no such text or one of fastload's own, and for what cannot be called.
     """
@@ -83,7 +92,11 @@ def register(
     if not callable(rank) or not (streams is None or callable(streams)):
         raise UsageError(f"rank={rank!r}, streams={streams!r}; they are called with (embeddings, samples, request)")
     STRATEGIES[name] = StrategyRow(
-        rank, flag("needs_embeddings", needs_embeddings), streams, flag("per_dimension", per_dimension)
+        rank,
+        flag("needs_embeddings", needs_embeddings),
+        streams,
+        flag("per_dimension", per_dimension),
+        flag("needs_scores", needs_scores),
     )
 
 
@@ -128,12 +141,13 @@ def select(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     overlap: bool = False,
+    scores: Scores | None = None,
 ) -> Selection:
     """Choose samples; the same answer whatever the chunks, device, threads or order of rows.
 
     Arguments:
         strategy: a name in STRATEGIES.
-        embeddings: real numbers [n, dims], anything that `as_embeddings` takes; random does without (None).
+        embeddings: real numbers [n, dims], anything that `as_embeddings` takes; random and scores do without (None).
         ids: distinct integers [n], each row's sample.
         size: exactly so many samples; or per_dimension: the best so many of each dimension, fewer as they overlap.
         labels: [n], each row's class, to give each class its share of `size` (with `per_dimension`, the best so many of
@@ -143,12 +157,13 @@ def select(
         device: "cpu" or "cuda".
         threads: for the CPU, all cores by default.
         progress: called with (rows done, rows in all); a repeated pass starts over.
+        scores: for the strategy `scores`, each row's score and which of them are the hardest samples'.
         overlap: tell in the report's "lists" how much the dimensions' lists of their strongest samples share.
 
-    Raises UsageError for amounts that cannot be served, DataError for embeddings or ids that are not what they
+    Raises UsageError for amounts that cannot be served, DataError for embeddings, scores or ids that are not what they
     should be (shapes, NaN, infinity, repeated ids).
     """
-    request = Request(size, per_dimension, seed, str(device), threads, progress, equal, overlap)
+    request = Request(size, per_dimension, seed, str(device), threads, progress, equal, overlap, scores)
     row = strategy_row(strategy)
     if per_dimension is not None and not row.per_dimension:
         raise UsageError(f"{strategy} has no dimensions: say size instead of per_dimension")
@@ -156,6 +171,10 @@ def select(
     samples = Samples.of(ids, labels)
     if source is not None and source.shape[0] != len(samples):
         raise DataError(f"embeddings have {source.shape[0]:,} rows but there are {len(samples):,} ids")
+    if row.needs_scores != (scores is not None):
+        mend = "say scores=Scores(…)" if row.needs_scores else "leave scores= out"
+        what = "ranks samples by scores that one brings" if row.needs_scores else "has no use for scores"
+        raise UsageError(f"{strategy} {what}; {mend}")
     resolve_device(request.device)
     request.check(len(samples))
     return _checked(row.rank(source, samples, request), strategy, samples, request)
@@ -167,6 +186,7 @@ __all__ = [
     "Pass",
     "Request",
     "Samples",
+    "Scores",
     "Selection",
     "Strategy",
     "StrategyRow",

@@ -13,6 +13,7 @@ from fastload.embedding.chunks import Embeddings
 from fastload.errors import DataError, UsageError
 from fastload.kernels.compiling import njit
 from fastload.order import permutation
+from fastload.selection.given_scores import Scores
 from fastload.selection.topk_state import TopKState
 
 
@@ -96,23 +97,28 @@ class Samples:
     def __len__(self) -> int:
         return len(self.sorted_ids)
 
+    def by_position(self, of_row: np.ndarray) -> np.ndarray:
+        """Return each row's values [n] in the order of positions."""
+        found = np.empty_like(of_row)
+        found[self.positions] = of_row
+        return found
+
     def permuted(self, seed: int) -> list[np.ndarray]:
         """Return each group's positions, int64, in the permuted order of all samples."""
-        order = permutation(len(self), seed)
+        return self.by_group(permutation(len(self), seed))
+
+    def by_group(self, order: np.ndarray) -> list[np.ndarray]:
+        """Return each group's positions, int64, as they come in an order of all positions."""
         if len(self.group_sizes) == 1:
             return [order]
-        group_of_position = np.empty(len(self), np.int64)
-        group_of_position[self.positions] = self.group_of_row
-        by_group = np.argsort(group_of_position[order], kind="stable")
+        by_group = np.argsort(self.by_position(self.group_of_row)[order], kind="stable")
         return np.split(order[by_group], np.cumsum(self.group_sizes)[:-1])
 
     def counts_by_class(self, ids: np.ndarray) -> dict[str, int]:
         """Return how many of `ids` each class has, by the label as text; empty when nothing is balanced."""
         if self.classes is None:
             return {}
-        group_of_position = np.empty(len(self), np.int64)
-        group_of_position[self.positions] = self.group_of_row
-        chosen = group_of_position[np.searchsorted(self.sorted_ids, ids)]
+        chosen = self.by_position(self.group_of_row)[np.searchsorted(self.sorted_ids, ids)]
         counts = np.bincount(chosen, minlength=len(self.classes))
         return {str(label): int(count) for label, count in zip(self.classes, counts, strict=True)}
 
@@ -153,6 +159,7 @@ class Request:
 
     equal: each class gives as many as the others, not its share of the samples.
     overlap: the report tells how much the dimensions' lists share.
+    scores: each row's, for a strategy that chooses by scores that were brought.
     progress: called with (rows done, rows in all) as a pass over the embeddings goes on; a second pass starts over.
     """
 
@@ -164,6 +171,7 @@ class Request:
     progress: Callable[[int, int], None] | None = None
     equal: bool = False
     overlap: bool = False
+    scores: Scores | None = None
 
     def __post_init__(self) -> None:
         for name in ("size", "per_dimension", "threads"):
@@ -172,11 +180,15 @@ class Request:
         object.__setattr__(self, "seed", seed64(self.seed))
         for name in ("equal", "overlap"):
             object.__setattr__(self, name, flag(name, getattr(self, name)))
+        if self.scores is not None and not isinstance(self.scores, Scores):
+            raise UsageError(f"scores={type(self.scores).__name__}(…); give Scores(values, hardest=…)")
         if self.progress is not None and not callable(self.progress):
             raise UsageError(f"progress={self.progress!r}; it is called with (rows done, rows in all)")
 
     def check(self, samples: int) -> None:
-        """Raise UsageError for amounts that `samples` samples cannot give."""
+        """Raise UsageError for amounts that `samples` samples cannot give, DataError for scores of others."""
+        if self.scores is not None and len(self.scores.values) != samples:
+            raise DataError(f"there are {len(self.scores.values):,} scores for {samples:,} samples; give one for each")
         if (self.size is None) == (self.per_dimension is None):
             raise UsageError("say how much to select: either size or per_dimension")
         for name, value in (("size", self.size), ("per_dimension", self.per_dimension)):
@@ -252,6 +264,31 @@ def take_turns(sizes, count):
 def places_of_groups(samples: Samples, request: Request) -> np.ndarray:
     """Return which class gives each of `request.size` places: by shares of the samples, or all alike."""
     return (take_turns if request.equal else interleave)(samples.group_sizes, request.size)
+
+
+def first_of_groups(order: np.ndarray, samples: Samples, request: Request) -> np.ndarray:
+    """Return the `request.size` positions that come first in an order of all, int64: of each class, its share."""
+    group_of_place = places_of_groups(samples, request)
+    quotas = np.bincount(group_of_place, minlength=len(samples.group_sizes))
+    found = np.empty(len(group_of_place), np.int64)
+    found[np.argsort(group_of_place, kind="stable")] = np.concatenate(
+        [positions[:quota] for positions, quota in zip(samples.by_group(order), quotas, strict=True)]
+    )
+    return found
+
+
+def facts_of_draw(name: str, samples: Samples, request: Request, ids: np.ndarray, passes: int = 0) -> dict[str, Any]:
+    """Return what a strategy that draws at random reports, whatever it draws from."""
+    return {
+        "strategy": name,
+        "size": request.size,
+        "seed": request.seed,
+        "samples": len(samples),
+        "distinct": len(ids),
+        "balanced": samples.classes is not None,
+        "per_class_counts": samples.counts_by_class(ids),
+        "passes": passes,
+    }
 
 
 @njit(nogil=True)

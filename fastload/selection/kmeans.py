@@ -55,11 +55,22 @@ class Clusters:
         return nearest, 1.0 / (1.0 + np.sqrt(squared) / self.grid.levels)
 
 
-def fit(embeddings: Embeddings | None, samples: Samples, request: Request) -> Clusters:
-    """Find the clusters of all samples, by `request.seed` alone. Raises as `kmeans` does."""
-    grid = measure_grid(embeddings, samples, request, "kmeans", shared=True)
+def fit(
+    embeddings: Embeddings | None,
+    samples: Samples,
+    request: Request,
+    count: int | None = None,
+    name: str = "kmeans",
+) -> Clusters:
+    """Find the clusters of all samples, by `request.seed` alone. Raises as `kmeans` does.
+
+    Arguments:
+        count: how many, at most as many as samples; by default as many as embedding dimensions.
+        name: the strategy's, for messages.
+    """
+    grid = measure_grid(embeddings, samples, request, name, shared=True)
     assert embeddings is not None
-    centres = _drawn(embeddings, samples, request, grid)
+    centres = _drawn(embeddings, samples, request, grid, min(count or embeddings.shape[1], len(samples)))
     iterations, moving = 0, True
     while moving and iterations < ITERATIONS:
         totals, counts = _sums(embeddings, samples, request, grid, centres)
@@ -69,13 +80,11 @@ def fit(embeddings: Embeddings | None, samples: Samples, request: Request) -> Cl
     return Clusters(grid, centres, int((counts == 0).sum()), iterations)
 
 
-def _drawn(embeddings: Embeddings, samples: Samples, request: Request, grid: Grid) -> np.ndarray:
+def _drawn(embeddings: Embeddings, samples: Samples, request: Request, grid: Grid, clusters: int) -> np.ndarray:
     """Return the first centres, integers [clusters, dims]: the samples first in the seed's permuted order."""
-    dims = embeddings.shape[1]
-    clusters = min(dims, len(samples))
     place = np.full(len(samples), -1)
     place[permutation(len(samples), request.seed)[:clusters]] = np.arange(clusters)
-    centres = np.empty((clusters, dims))
+    centres = np.empty((clusters, embeddings.shape[1]))
     for start, rows in pieces(embeddings, samples, request):
         places = place[samples.positions[start : start + len(rows)]]
         centres[places[places >= 0]] = grid.quantized(rows[places >= 0])

@@ -16,6 +16,7 @@ from fastload.embedding.matrix_file import BUFFERS, CHUNK_BYTES
 from fastload.errors import DataError, UsageError
 from fastload.selection.exact import piece_rows
 from fastload.selection.kmeans import ITERATIONS
+from fastload.selection.stratified import strata_of
 
 _SPARE_DISK = 8 << 20  # HDF5's own structures, JSON, and what file systems round up
 ENTRY_BYTES = 12  # a list's entry: float32 value, int64 position
@@ -103,9 +104,9 @@ def estimate_strategy(strategy: str, rows: int, dims: int, entries: int, threads
     """Return the seconds and the bytes of memory of a strategy that looks at stored embeddings more than once.
 
     An estimate: counted work at the rate that a product of matrices reaches now, which other work on the machine can
-    make wrong several times over. 24·dims³ operations stand for the eigenvectors. For kmeans it is the most, all of its
-    passes: it ends when no centre moves. Announced and taken for 2,000 × 1,024 on two busy cores: pca 23 s and 15 to
-    27 s, kmeans 115 s and 3 s. Memory counts pieces of rows six times over.
+    make wrong several times over. 24·dims³ operations stand for the eigenvectors. For clusters it is the most, all of
+    their passes: they end when no centre moves. Announced and taken for 2,000 × 1,024 on two busy cores: pca 23 s and
+    15 to 27 s, kmeans 115 s and 3 s. Memory counts pieces of rows six times over.
 
     Arguments:
         strategy: its name.
@@ -119,10 +120,11 @@ def estimate_strategy(strategy: str, rows: int, dims: int, entries: int, threads
     flops = 0.0
     if strategy == "pca":
         flops, memory = 4.0 * rows * dims**2 + 24.0 * dims**3, memory + 7 * square
-    elif strategy == "kmeans":
-        clusters = min(rows, dims)
-        flops, memory = 4.0 * ITERATIONS * rows * clusters * dims, memory + 4 * 8 * clusters * dims
-    passes = ITERATIONS + 2 if strategy == "kmeans" else 3
+    clusters = {"kmeans": min(rows, dims), "stratified": strata_of(rows)}.get(strategy, 0)
+    if clusters:
+        flops = 4.0 * ITERATIONS * rows * clusters * dims
+        memory += 8 * clusters * (4 * dims + 3 * piece_rows(dims))
+    passes = ITERATIONS + 3 if clusters else 3
     return flops / _flops_per_second() + passes * rows * dims * _ELEMENT_SECONDS, memory
 
 

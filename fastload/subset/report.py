@@ -24,7 +24,7 @@ STEP_TITLES = {
     "filter": "filter",
     "write": "write",
 }
-UNITS = {"combinations": "pair", "kmeans": "cluster", "pca": "direction"}
+UNITS = {"combinations": "pair", "kmeans": "cluster", "pca": "direction", "stratified": "stratum", "scores": "stratum"}
 """What a strategy's selection calls `dimension`, where that is none of the embedding's."""
 
 HINT = "Trained on alone, such subsets of CIFAR-10 were worse than random ones (docs/results.md): compare."
@@ -211,8 +211,13 @@ class SubsetReport:
             text = f"{lap.share:.1%}: {strongest} of each {unit} are {lap.distinct:,} samples; one is in {lists}"
             facts.append(("overlap", text))
         dead = ", ".join(map(str, self.dead[:8])) + (", …" if len(self.dead) > 8 else "")
-        facts.append((f"dead {unit}s", f"{len(self.dead):,}" + (f" ({dead})" if self.dead else "")))
-        facts.append(("filled at random", f"{self.filled:,}"))
+        dead = f"{len(self.dead):,}" + (f" ({dead})" if self.dead else "")
+        if unit == "stratum":
+            facts.append(("empty strata", dead))
+        else:
+            facts += [(f"dead {unit}s", dead), ("filled at random", f"{self.filled:,}")]
+        if self.strategy == "scores":
+            facts.append(("of the hardest", f"{self.filled:,}, which were left out until all others were taken"))
         return facts
 
     def _class_lines(self) -> str:

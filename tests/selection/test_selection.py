@@ -15,7 +15,7 @@ from selection_reference import dimension_lists, largest_deficit, ranked, round_
 
 from fastload.errors import DataError, UsageError
 from fastload.order import permutation
-from fastload.selection import STRATEGIES, Request, Samples, as_embeddings, select
+from fastload.selection import STRATEGIES, Request, Samples, Scores, as_embeddings, select
 from fastload.selection.base import interleave
 from fastload.selection.top_activations import choose, list_length
 from fastload.selection.topk import TopK
@@ -75,7 +75,12 @@ def test_every_strategy_gives_distinct_ids_prefixes_and_the_same_answer_twice(st
     labels = labels if balanced else None
     size = data.draw(st.integers(1, len(x)))
     seed = data.draw(st.integers(0, 2**64 - 1))
-    chosen = select(strategy, x, ids, size=size, labels=labels, seed=seed)
+
+    def scores(rows):
+        return Scores(x[rows, 0], leave_out=0.3) if STRATEGIES[strategy].needs_scores else None
+
+    all_rows = np.arange(len(x))
+    chosen = select(strategy, x, ids, size=size, labels=labels, seed=seed, scores=scores(all_rows))
     assert len(chosen) == size == len(set(chosen.ids.tolist()))
     assert set(chosen.ids.tolist()) <= set(ids.tolist())
     assert [getattr(chosen, a).dtype for a in ("ids", "dimension", "rank", "score")] == [
@@ -96,10 +101,12 @@ def test_every_strategy_gives_distinct_ids_prefixes_and_the_same_answer_twice(st
         seed=seed,
         threads=3,
         labels=None if labels is None else labels[order],
+        scores=scores(order),
     )
     assert_same(chosen, again)
     smaller = data.draw(st.integers(1, size))
-    assert_same(select(strategy, x, ids, size=smaller, labels=labels, seed=seed), chosen, smaller)
+    less = select(strategy, x, ids, size=smaller, labels=labels, seed=seed, scores=scores(all_rows))
+    assert_same(less, chosen, smaller)
     if balanced:
         _, group, sizes = np.unique(labels, return_inverse=True, return_counts=True)
         group_of_id = dict(zip(ids.tolist(), group.tolist(), strict=True))
