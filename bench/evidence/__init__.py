@@ -1,1 +1,4 @@
-"""Evidence for what the feeds and the selections are worth, on several sets of data."""
+"""Evidence for rolling pools and for selections, with rivals tuned alike: `python -m fastload.bench evidence`.
+
+scale, sets, arms → training of a cell (an arm in a setting) → runner → statistics, hypotheses → report, plots.
+"""

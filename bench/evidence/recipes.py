@@ -1,0 +1,125 @@
+"""What is trained: nets with their augmentation, optimizer and schedule, each behind the same few names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from fastload.augment import Augment
+from fastload.classifier import SIDE, averaged, paper_classifier, paper_optimizer
+
+
+class Trainee(Protocol):
+    """A net in training."""
+
+    def step(self, images: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Take a step, at a share 0…1 of the run; return logits [B, classes] and losses [B], on the device."""
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the logits [B, classes] that count, of images that were not augmented."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a net is trained.
+
+    Arguments:
+        name: for the tables.
+        augment: of its training images.
+        begin: makes a trainee, given classes, channels, a device, the highest learning rate, and a seed, after which
+            its weights are drawn.
+    """
+
+    name: str
+    augment: Augment
+    begin: Callable[[int, int, torch.device, float, int], Trainee]
+
+
+class _Plain:
+    """A net, SGD with Nesterov's momentum, a rate that rises over a twentieth of the run and falls to 0."""
+
+    def __init__(self, net: nn.Module, rate: float, decay: float) -> None:
+        self._net, self._rate = net, rate
+        self._optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=0.9, weight_decay=decay, nesterov=True)
+
+    def step(self, images: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rate * (1 - share) * min(1.0, (share + 1e-3) / 0.05)
+        logits = self._net(images)
+        losses = cross_entropy(logits, labels, reduction="none")
+        self._optimizer.zero_grad()
+        losses.mean().backward()
+        self._optimizer.step()
+        return logits.detach(), losses.detach()
+
+    def logits(self, images: Tensor) -> Tensor:
+        self._net.eval()
+        return self._net(images)
+
+
+def _small(classes: int, channels: int, device: torch.device, rate: float, seed: int) -> Trainee:
+    """Three convolutions of 16, 32 and 64 channels: what two processors can train several hundred times."""
+
+    def block(inputs: int, outputs: int, kernel: int, stride: int) -> list[nn.Module]:
+        convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=1, bias=False)
+        pool = [] if stride > 1 else [nn.MaxPool2d(2)]
+        return [convolution, *pool, nn.BatchNorm2d(outputs), nn.ReLU()]
+
+    with _seeded(seed):
+        layers = [*block(channels, 16, 4, 2), *block(16, 32, 3, 1), *block(32, 64, 3, 1)]
+        net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * (SIDE // 8) ** 2, classes))
+    return _Plain(net.to(device, memory_format=torch.channels_last), rate, 5e-4)  # type: ignore[call-overload]
+
+
+class _Papers:
+    """The paper's classifier and optimizer, its averaged weights tested; its rate falls in a straight line to 0."""
+
+    def __init__(self, net: nn.Module, rate: float) -> None:
+        self._net, self._rate = net, rate
+        self._optimizer, self._average = paper_optimizer(net, rate), averaged(net)
+
+    def step(self, images: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rate * (1 - share)
+        logits = self._net(images)
+        losses = cross_entropy(logits, labels, reduction="none")
+        self._optimizer.zero_grad()
+        losses.mean().backward()
+        self._optimizer.step()
+        self._average.update_parameters(self._net)
+        return logits.detach(), losses.detach()
+
+    def logits(self, images: Tensor) -> Tensor:
+        self._average.eval()
+        return self._average(images)
+
+
+def _papers(classes: int, channels: int, device: torch.device, rate: float, seed: int) -> Trainee:
+    with _seeded(seed):
+        net = paper_classifier(classes, channels)
+    return _Papers(net.to(device), rate)
+
+
+class _seeded:
+    """Draw weights from a seed; what is drawn elsewhere does not change."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed, self._fork = seed, torch.random.fork_rng(devices=[])
+
+    def __enter__(self) -> None:
+        self._fork.__enter__()
+        torch.default_generator.manual_seed(self._seed)
+
+    def __exit__(self, *exception: object) -> None:
+        self._fork.__exit__(*exception)
+
+
+RECIPES = {
+    "small": Recipe("a net of three convolutions", Augment.paper(SIDE), _small),
+    "paper": Recipe("the paper's classifier", Augment.paper(SIDE), _papers),
+}
