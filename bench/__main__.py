@@ -3,9 +3,10 @@
     python -m fastload.bench [resident|stream|recipe|select|all] [--quick] [--json [FILE]] [--plot FILE.png]
                              [--peers all|none|NAME,…] [--device cpu|cuda] [--data FILE.h5] [--debug]
     python -m fastload.bench recipe --encoded [--data FILE.h5 [--originals FOLDER]] …
-    python -m fastload.bench rolling [--only PART,…] [--data TRAIN.h5 --test TEST.h5] …
+    python -m fastload.bench rolling [--only PART,…] …
     python -m fastload.bench peers [install [NAME…]]
     python -m fastload.bench paper --full FULL.h5 --test TEST.h5 [--scale S] [--only NAME,…] …
+    python -m fastload.bench evidence --full TRAIN.h5 --test TEST.h5 [--scale NAME] [--only PART,…] …
     python -m fastload.bench advise --full FULL.h5 --step-ms T [--split S] …
     python -m fastload.bench differences [--data PHOTOGRAPHS]
 
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 
 from fastload.bench import advise, differences, parts, plot, recipe, rivals, rolling, select_grid, streams
+from fastload.bench.evidence import command as evidence
 from fastload.bench.measure import Deadline, describe, machine, print_table, versions
 from fastload.bench.paper import command
 from fastload.bench.peers import install
@@ -109,6 +111,8 @@ def main(arguments: list[str] | None = None) -> int:
             return install.main(arguments[1:])
         if arguments[:1] == ["paper"]:
             return command.main(arguments[1:])
+        if arguments[:1] == ["evidence"]:
+            return evidence.main(arguments[1:])
         if arguments[:1] == ["advise"]:
             return advise.main(arguments[1:])
         if arguments[:1] == ["differences"]:
@@ -125,7 +129,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         nargs="?",
         default="all",
         choices=[*WHAT, "rolling", "all"],
-        help="or peers, paper, advise, differences (each with --help)",
+        help="or peers, paper, evidence, advise, differences (each with --help)",
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that all runs, measures nothing")
     parser.add_argument(
@@ -153,9 +157,6 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     )
     renewed = parser.add_argument_group("rolling")
     renewed.add_argument("--only", metavar="PARTS", help=f"some of {','.join(rolling.PARTS)}; all by default")
-    renewed.add_argument(
-        "--test", type=Path, metavar="TEST.h5", help="CIFAR-10's test images, beside --data's training"
-    )
     only = parser.add_argument_group("select", "restrict the grid: lists with commas")
     only.add_argument("--sizes", help="ROWSxDIMS or ROWSxDIMS:disk")
     only.add_argument("--orders", help="random, ascending, descending")
@@ -182,8 +183,8 @@ def _grid(options: argparse.Namespace) -> select_grid.Grid:
 def _measure(options: argparse.Namespace) -> int:
     if (options.encoded or options.originals is not None) and options.what not in ("recipe", "all"):
         raise UsageError(f"{options.what}: --encoded and --originals are of recipe")
-    if (options.only is not None or options.test is not None) and options.what != "rolling":
-        raise UsageError(f"{options.what}: --only and --test are of rolling")
+    if options.only is not None and options.what != "rolling":
+        raise UsageError(f"{options.what}: --only is of rolling")
     device = resolve_device(options.device)
     grid = _grid(options)
     install.chosen(options.peers)
@@ -221,7 +222,7 @@ def _rolling(options: argparse.Namespace, setting: parts.Setting) -> Outcome:
         raise UsageError(f"--only {options.only}: {unknown[0]} is none of {', '.join(rolling.PARTS)}")
     engines = ("fused", "dali") if parts.has_dali() else ("fused",)
     peers = [peer for peer in install.chosen(options.peers) if "rolling" in peer.cases]
-    return rolling.rolling(setting, engines, peers, chosen, options.test)
+    return rolling.rolling(setting, engines, peers, chosen)
 
 
 def _default_path(options: argparse.Namespace, found: dict[str, Any]) -> Path:

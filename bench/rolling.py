@@ -1,8 +1,7 @@
 """`python -m fastload.bench rolling`: a pool that is renewed while training draws from it, beside streams.
 
-Four parts: photographs in JPEG files, at e = 1, 2, 4, 8 uses of a sample, beside our own stream and the rivals; what
-the pool costs beside a set that stays as it is; and in `fastload.bench.rolling_throttled` a trainer that must not wait,
-and a training on CIFAR-10.
+Three parts: photographs in JPEG files, at e = 1, 2, 4, 8 uses of a sample, beside our own stream and the rivals; what
+the pool costs beside a set that stays as it is; and in `fastload.bench.rolling_throttled` a trainer that must not wait.
 """
 
 from __future__ import annotations
@@ -42,26 +41,21 @@ SLOW_REFILL = 1 / 16
 TRAINER = 4
 """A trainer that takes so many times what our stream gives: the one whose waiting is told beside each figure."""
 
-PARTS = ("encoded", "writer", "stalls", "cifar10")
+PARTS = ("encoded", "writer", "stalls")
 LONGEST = 500
 """Pixels that the photographs' longest side is brought to."""
 
 
 def rolling(
-    setting: parts.Setting,
-    engines: Sequence[str],
-    peers: Sequence[Peer],
-    chosen: Sequence[str] = PARTS,
-    test: Path | None = None,
+    setting: parts.Setting, engines: Sequence[str], peers: Sequence[Peer], chosen: Sequence[str] = PARTS
 ) -> Outcome:
     """Measure the chosen parts.
 
     Arguments:
-        setting: where and how long; its file, CIFAR-10's training images, is for the last part.
+        setting: where and how long.
         engines: "fused", and "dali" where DALI is installed.
         peers: the rivals that are asked for.
         chosen: of PARTS.
-        test: CIFAR-10's test images, packed.
     """
     # Of more than eight uses, which is what is measured here.
     warnings.filterwarnings("ignore", message=".*each sample serves", category=UserWarning)
@@ -78,11 +72,6 @@ def rolling(
             outcome += rolling_throttled.stalls(setting)
     finally:
         torch.set_num_threads(threads)
-    if "cifar10" in chosen:
-        if setting.file is None or test is None:
-            outcome.notes.append("cifar10: left out; it needs --data TRAIN.h5 and --test TEST.h5")
-        else:
-            outcome += rolling_throttled.cifar10(setting, setting.file, test)
     return outcome
 
 

@@ -6,6 +6,7 @@ import io
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from fastload.embedding.embed import embed
 from fastload.embedding.encoder import autoencoder_encoder
 from fastload.embedding.training import TrainingSettings, train
 from fastload.order import permutation
-from fastload.selection import select
+from fastload.selection import Scores, select
 
 _AUTOENCODER_BATCH = 128
 
@@ -49,27 +50,44 @@ def choose(place: SetPlace, strategy: str, pool: float, tuning: bool, seed: int)
     rows, size = place.rows(tuning), place.pool_size(pool, tuning)
     if strategy == "random":
         return Choice(rows[permutation(len(rows), seed)[:size]], 0.0)
-    found, spent = scores_of(place) if strategy == "scores" else embeddings_of(place)
-    settings = {**place.identity, "strategy": strategy, "size": size, "tuning": tuning, "by": found.name}
-    path = place.state.file(f"chosen-{strategy}-{key_of(settings)}.npy")
-    known = place.state.find("choice", settings)
-    if known is None or not path.exists():
+    path, known = _known(place, strategy, pool, tuning)
+    if known is None:
+        found, spent = scores_of(place) if strategy == "scores" else embeddings_of(place)
         began = time.perf_counter()
         if strategy == "scores":
-            from fastload.selection import Scores
-
             with np.load(found) as stored:
-                scores = Scores(stored["score"][rows])
-            chosen = select(strategy, None, rows, size=size, scores=scores)
+                chosen = select(strategy, None, rows, size=size, scores=Scores(stored["score"][rows]))
         else:
             vectors = np.load(found, mmap_mode="r")[rows]
             chosen = select(strategy, vectors, rows, size=size, device=place.device.type)
         stored_rows = io.BytesIO()
         np.save(stored_rows, chosen.ids)
         replace_file(path, stored_rows.getvalue())
-        known = {"seconds": time.perf_counter() - began}
-        place.state.record("choice", settings, known)
-    return Choice(np.load(path), spent + known["seconds"])
+        known = {"seconds": spent + time.perf_counter() - began}
+        place.state.record("choice", _settings(place, strategy, pool, tuning), known)
+    return Choice(np.load(path), known["seconds"])
+
+
+def is_chosen(place: SetPlace, strategy: str, pool: float, tuning: bool) -> bool:
+    """Whether a strategy's choice is known already."""
+    return _known(place, strategy, pool, tuning)[1] is not None
+
+
+def _settings(place: SetPlace, strategy: str, pool: float, tuning: bool) -> dict[str, Any]:
+    scale = place.scale
+    return {
+        **place.identity,
+        "strategy": strategy,
+        "size": place.pool_size(pool, tuning),
+        "held out": scale.held_out if tuning else 0,
+        "trained for": scale.scores_epochs if strategy == "scores" else scale.autoencoder,
+    }
+
+
+def _known(place: SetPlace, strategy: str, pool: float, tuning: bool) -> tuple[Path, dict[str, Any] | None]:
+    settings = _settings(place, strategy, pool, tuning)
+    path = place.state.file(f"chosen-{place.images.name}-{strategy}-{key_of(settings)}.npy")
+    return path, place.state.find("choice", settings) if path.exists() else None
 
 
 def embeddings_of(place: SetPlace) -> tuple[Path, float]:

@@ -3,53 +3,69 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
+from datetime import date
 from pathlib import Path
 
 import torch
 
-from fastload.bench.evidence.parts import PARTS
-from fastload.bench.evidence.runner import OutOfTime, Runner
-from fastload.bench.evidence.scale import SCALES, scale_named
+from fastload.bench import plot
+from fastload.bench.evidence import plots, report
+from fastload.bench.evidence.feed import Delivered, deliver_all
+from fastload.bench.evidence.findings import Results, tables
+from fastload.bench.evidence.parts import PARTS, STRATEGIES
+from fastload.bench.evidence.runner import Found, Runner
+from fastload.bench.evidence.scale import SCALES, SHARES, scale_named
 from fastload.bench.evidence.sets import NAMES, Sources, fashion_folder, make_set
 from fastload.bench.evidence.statistics import require_scipy
-from fastload.bench.measure import Deadline
-from fastload.common.arguments import positive
+from fastload.bench.measure import Deadline, describe, machine, versions
+from fastload.common.arguments import integer, positive
 from fastload.common.device import resolve_device
 from fastload.common.processors import processors
+from fastload.common.replacing import replace_file
+from fastload.errors import UsageError
 
 TIME_IS_UP = 4
+"""The exit code where --minutes ended before the trainings did: the same command goes on."""
+
+FEED = "feed"
+"""The part that is timed: leave the machine alone while it runs."""
 
 
 def main(arguments: list[str]) -> int:
     """Run the command; return its exit code: 0 when all is done, 4 when the time was up before."""
     options = _parser().parse_args(arguments)
     scale, device = scale_named(options.scale), resolve_device(options.device)
-    names = options.only.split(",") if options.only else list(PARTS)
-    workers = options.workers or (processors() if device.type == "cpu" else 1)
+    names = _names(options.only)
+    workers = integer("--workers", options.workers or (processors() if device.type == "cpu" else 1), 1)
     require_scipy()
+    if options.plot is not None:
+        plot.require_matplotlib()
     fashion = options.fashion or fashion_folder()
     sources = Sources(options.full, options.test, fashion, scale.limit)
     chosen = [name for name in NAMES if name != "fashion-mnist" or fashion is not None]
-    sets = {name: make_set(name, sources, options.folder / "sets") for name in chosen}
+    _say(f"{describe(machine(device))}; scale {scale.name}, {workers} processes")
+    if fashion is None:
+        _say("fashion-mnist: left out; install Debian's dataset-fashion-mnist, or give --fashion FOLDER")
     deadline = Deadline(60 * positive("--minutes", options.minutes))
-    runner = Runner(sets, scale, device, options.folder, workers, deadline, lambda text: print(text, flush=True))
+    sets = {name: make_set(name, sources, options.folder / "sets") for name in chosen}
+    runner = Runner(sets, scale, device, options.folder, workers, deadline, _say)
+    found, delivered = list[Found](), list[Delivered]()
     try:
         for name in names:
-            print(f"{name} …", flush=True)
-            for found in runner.cells(PARTS[name](scale, list(sets))):
-                print(
-                    found.cell,
-                    found.rate,
-                    {r: round(v, 4) for r, v in found.held_out.items()},
-                    [round(100 * run.accuracy, 2) for run in found.runs],
-                    [run.memorized for run in found.runs][:3],
-                    flush=True,
-                )
-    except OutOfTime:
-        return TIME_IS_UP
+            _say(f"{name} …")
+            if name == FEED:
+                delivered = deliver_all(runner.place("cifar10"), deadline)
+                runner.unfinished |= len(delivered) < len(SHARES) - 1
+            else:
+                found += runner.cells(PARTS[name](scale, chosen))
+        _tell(runner, found, delivered, options, arguments)
     finally:
         runner.close()
-    return 0
+    if runner.unfinished:
+        _say("the time was up before all was trained; the same command goes on from here")
+    return TIME_IS_UP if runner.unfinished else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,9 +74,59 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--test", type=Path, required=True, metavar="TEST.h5", help="its test set, packed raw")
     parser.add_argument("--fashion", type=Path, metavar="FOLDER", help="Fashion-MNIST's four IDX files")
     parser.add_argument("--scale", default="reduced", help=f"one of {', '.join(SCALES)}")
-    parser.add_argument("--only", metavar="PART,…", help=f"some of {', '.join(PARTS)}")
+    parser.add_argument("--only", metavar="PART,…", help=f"some of {', '.join([*PARTS, FEED])}")
     parser.add_argument("--folder", type=Path, default=Path("evidence"), help="what is done already, and the results")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--workers", type=int, help="processes that train; by default one a processor, one on a GPU")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this time; exit code 4")
+    parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw the results there, with matplotlib")
     return parser
+
+
+def _names(only: str | None) -> list[str]:
+    known = [*PARTS, FEED]
+    names = known if only is None else only.split(",")
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UsageError(f"--only {only}: {unknown[0]} is none of {', '.join(known)}")
+    return names
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _tell(
+    runner: Runner,
+    found: list[Found],
+    delivered: list[Delivered],
+    options: argparse.Namespace,
+    arguments: list[str],
+) -> None:
+    """Write results.md, results.json and the plots, and print the text."""
+    results = Results(found, runner.seconds_of_selection(STRATEGIES))
+    made = tables(results, runner.scale.pools)
+    if delivered:
+        made.append(report.feed_table(delivered))
+    # Files by their names: the folders of this machine say nothing elsewhere.
+    words = [Path(word).name if "/" in word and not word.startswith("-") else word for word in arguments]
+    command = shlex.join(["python", "-m", "fastload.bench", "evidence", *words])
+    scale, versioned = runner.scale, versions()
+    told = describe(machine(runner.device))
+    head = [
+        f"`{command}`: scale {scale.name}, {scale.steps:,} steps of {scale.batch:,} images.",
+        f"{date.today().isoformat()}, {told}, torch {versioned.get('torch', torch.__version__)}, load "
+        f"{os.getloadavg()[0]:.1f} at the end.",
+    ]
+    if runner.unfinished:
+        head.append("Not finished: the time was up.")
+    pictures = {}
+    if options.plot is not None:
+        written = plots.draw(results, options.plot, f"scale {scale.name}, {told}")
+        pictures = {name: Path(options.plot.name) / path.name for name, path in written.items()}
+    text = report.markdown(head, made, pictures)
+    replace_file(options.folder / "results.md", text.encode())
+    facts = {"command": command, "date": date.today().isoformat(), "machine": told, "versions": versioned}
+    report.write_json(options.folder / "results.json", results, delivered, made, facts | {"scale": vars(scale)})
+    _say("\n" + text)
+    _say(f"written to {options.folder / 'results.md'} and {options.folder / 'results.json'}")

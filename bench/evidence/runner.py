@@ -6,27 +6,24 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import torch
 
-from fastload.bench.evidence.choices import choose
-from fastload.bench.evidence.scale import Scale
+from fastload.bench.evidence.choices import choose, is_chosen
+from fastload.bench.evidence.scale import PAPERS_POOL, Scale
 from fastload.bench.evidence.sets import ImageSet
-from fastload.bench.evidence.training import Cell, Run, Trained, train
+from fastload.bench.evidence.training import Cell, Run, Trained, known, train
 from fastload.bench.evidence.workplace import SetPlace
 from fastload.bench.measure import Deadline
 from fastload.common.processors import processors
 
 _TUNING_SEED = 1000
 """Added to the seeds on which rates are chosen: no training that counts has one of them."""
-
-
-class OutOfTime(Exception):
-    """The time was up; what is done is kept, and the same command goes on."""
 
 
 @dataclass(frozen=True)
@@ -77,83 +74,111 @@ class Runner:
         deadline: Deadline,
         say: Callable[[str], None],
     ) -> None:
-        self.scale, self._deadline, self._say = scale, deadline, say
+        self.scale, self.device, self._deadline, self._say = scale, device, deadline, say
         self._places = _Places(sets, scale, device, folder)
         threads = max(1, processors() // workers)
         self._pool = None
         if workers > 1:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(workers, context, _begin, (self._places, threads))
-        self._done = self._new = 0
+        self._at_once, self.unfinished = 2 * workers - 1, False
 
     def place(self, name: str) -> SetPlace:
         """Return this process's own view of a set."""
         return self._places.of(name)
 
-    def cells(self, works: Iterable[Work]) -> list[Found]:
-        """Return what came of cells, in their order. Raises OutOfTime."""
-        works = list(works)
+    def cells(self, works: Sequence[Work]) -> list[Found]:
+        """Return what came of cells, in their order: of all seeds, or of the first of them where the time was up.
+
+        A cell of which nothing is known is left out, and so `unfinished` is True from then on.
+        """
         rates, tuning = self.scale.rates, self.scale.tuning_seeds
         for cell in sorted({(work.cell.set, work.cell.chooser or "random", work.cell.pool) for work in works}):
             self._choose(*cell)
+        ready = [work for work in works if self._is_chosen(work.cell)]
         tunings = [
             Run(work.cell, rate, _TUNING_SEED + seed, tuning=True)
-            for work in works
+            for work in ready
             for rate in rates
             for seed in range(tuning)
         ]
         results = iter(self._trained(tunings))
-        found = [{rate: _mean([next(results) for _ in range(tuning)]) for rate in rates} for _ in works]
-        best = [max(rates, key=held_out.__getitem__) for held_out in found]
+        held_out = [{rate: _mean([next(results) for _ in range(tuning)]) for rate in rates} for _ in ready]
+        best = [
+            None if None in by_rate.values() else max(rates, key=lambda rate: by_rate[rate] or 0.0)
+            for by_rate in held_out
+        ]
         finals = [
-            Run(work.cell, rate, seed) for work, rate in zip(works, best, strict=True) for seed in range(work.seeds)
+            Run(work.cell, rate, seed)
+            for work, rate in zip(ready, best, strict=True)
+            if rate is not None
+            for seed in range(work.seeds)
         ]
         results = iter(self._trained(finals))
-        return [
-            Found(work.cell, rate, held_out, tuple(next(results) for _ in range(work.seeds)))
-            for work, rate, held_out in zip(works, best, found, strict=True)
-        ]
+        found = []
+        for work, rate, by_rate in zip(ready, best, held_out, strict=True):
+            if rate is not None:
+                runs = _first_known([next(results) for _ in range(work.seeds)])
+                if runs:
+                    found.append(Found(work.cell, rate, {one: by_rate[one] or 0.0 for one in rates}, runs))
+        return found
 
     def _choose(self, name: str, strategy: str, pool: float) -> None:
         """Have a strategy choose before processes ask for it, each by itself."""
         for tuning in (True, False) if strategy != "random" else ():
-            if self._deadline.left == 0:
-                raise OutOfTime
-            choose(self.place(name), strategy, pool, tuning, 0)
+            place = self.place(name)
+            if not is_chosen(place, strategy, pool, tuning):
+                if self._deadline.left == 0:
+                    self.unfinished = True
+                    return
+                choose(place, strategy, pool, tuning, 0)
 
-    def _trained(self, runs: Sequence[Run]) -> list[Trained]:
-        """Return what came of trainings, in their order."""
-        results: dict[int, Trained] = {}
-        began = time.monotonic()
-        if self._pool is None:
-            for number, run in enumerate(runs):
-                if self._deadline.left == 0:
-                    raise OutOfTime
-                results[number] = train(self.place(run.cell.set), run)
-            return list(results.values())
-        waiting = iter(enumerate(runs))
+    def _is_chosen(self, cell: Cell) -> bool:
+        strategy = cell.chooser
+        if strategy is None or strategy == "random":
+            return True
+        return all(is_chosen(self.place(cell.set), strategy, cell.pool, tuning) for tuning in (True, False))
+
+    def _trained(self, runs: Sequence[Run]) -> list[Trained | None]:
+        """Return what came of trainings, in their order; None for those that the time was not enough for."""
+        results: list[Trained | None] = [None] * len(runs)
         running: dict[Future[Trained], int] = {}
-        ended = False
-        while True:
-            while not ended and len(running) < 2 * self._pool._max_workers:
-                if self._deadline.left == 0:
-                    ended = True
-                    break
-                following = next(waiting, None)
-                if following is None:
-                    ended = True
-                    break
-                running[self._pool.submit(_train_here, following[1])] = following[0]
-            if not running:
-                break
+        began, new = time.monotonic(), 0
+
+        def collect() -> None:
+            nonlocal new
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 results[running.pop(future)] = future.result()
-                if len(results) % 50 == 0:
-                    self._say(f"  {len(results)} of {len(runs)} trainings, {time.monotonic() - began:,.0f} s")
-        if len(results) < len(runs):
-            raise OutOfTime
-        return [results[number] for number in range(len(runs))]
+                new += 1
+                if new % 50 == 0:
+                    self._say(f"  {new} new of {len(runs)} trainings, {time.monotonic() - began:,.0f} s")
+
+        for number, run in enumerate(runs):
+            results[number] = known(self.place(run.cell.set), run)
+            if results[number] is not None:
+                continue
+            if self._deadline.left == 0:
+                self.unfinished = True
+            elif self._pool is None:
+                results[number] = train(self.place(run.cell.set), run)
+            else:
+                running[self._pool.submit(_train_here, run)] = number
+                while len(running) > self._at_once:  # one waits for each process that is at work, and no more
+                    collect()
+        while running:
+            collect()
+        return results
+
+    def seconds_of_selection(self, strategies: Sequence[str]) -> dict[tuple[str, str], float]:
+        """Return the seconds that choosing a pool of the paper's size took, by set and strategy, where it is known."""
+        places = [self.place(name) for name in self._places.names]
+        return {
+            (place.images.name, strategy): choose(place, strategy, PAPERS_POOL, False, 0).seconds
+            for place in places
+            for strategy in strategies
+            if strategy == "random" or is_chosen(place, strategy, PAPERS_POOL, tuning=False)
+        }
 
     def close(self) -> None:
         """Let the processes go, after what they are at."""
@@ -162,21 +187,31 @@ class Runner:
         self._places.close()
 
 
-def _mean(runs: Sequence[Trained]) -> float:
-    return sum(run.accuracy for run in runs) / len(runs)
+def _first_known(runs: Sequence[Trained | None]) -> tuple[Trained, ...]:
+    """Return the results before the first that is lacking."""
+    return tuple(run for run in takewhile(lambda run: run is not None, runs) if run is not None)
+
+
+def _mean(runs: Sequence[Trained | None]) -> float | None:
+    found = _first_known(runs)
+    return sum(run.accuracy for run in found) / len(found) if len(found) == len(runs) else None
 
 
 class _Places:
     """Views of sets, opened when they are first asked for; what is pickled is how to open them."""
 
     def __init__(self, sets: dict[str, ImageSet], scale: Scale, device: torch.device, folder: Path) -> None:
-        self._how = sets, scale, device, folder
+        self._sets, self._scale, self._device, self._folder = sets, scale, device, folder
         self._open: dict[str, SetPlace] = {}
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the sets."""
+        return list(self._sets)
+
     def of(self, name: str) -> SetPlace:
-        sets, *rest = self._how
         if name not in self._open:
-            self._open[name] = SetPlace(sets[name], *rest)
+            self._open[name] = SetPlace(self._sets[name], self._scale, self._device, self._folder)
         return self._open[name]
 
     def close(self) -> None:
@@ -185,7 +220,7 @@ class _Places:
         self._open.clear()
 
     def __getstate__(self) -> dict[str, object]:
-        return {"_how": self._how, "_open": {}}
+        return {**vars(self), "_open": {}}
 
 
 _here: _Places | None = None

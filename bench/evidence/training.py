@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -104,29 +105,35 @@ def plan_of(place: SetPlace, cell: Cell, seed: int, tuning: bool) -> Plan:
     )
 
 
-def settings_of(place: SetPlace, run: Run, plan: Plan) -> dict[str, Any]:
-    """Return all that decides a training's result: two cells that show the same are one training."""
-    return {
-        **place.identity,
-        "shown": plan.digest(),
-        "rate": run.rate,
-        "seed": run.seed,
-        "tested on": "held out" if run.tuning else "test",
-    }
+def known(place: SetPlace, run: Run) -> Trained | None:
+    """Return the result of a training that was done before; None for another."""
+    read, settings = _shown(place, run.cell.canonical(), run.seed, run.tuning)
+    found = place.state.find("training", _settings(place, run, settings))
+    return None if found is None else dataclasses.replace(Trained(**found), read=read)
 
 
 def train(place: SetPlace, run: Run) -> Trained:
     """Return the result of a training, trained now where it is not known yet."""
-    cell = run.cell.canonical()
-    plan = plan_of(place, cell, run.seed, run.tuning)
-    settings = settings_of(place, run, plan)
-    found = place.state.find("training", settings)
+    found = known(place, run)
     if found is None:
-        result = _train(place, run, plan)
-        place.state.record("training", settings, dataclasses.asdict(result))
-    else:
-        result = Trained(**found)
-    return dataclasses.replace(result, read=int(plan.read))
+        cell = run.cell.canonical()
+        found = _train(place, run, plan_of(place, cell, run.seed, run.tuning))
+        shown = _shown(place, cell, run.seed, run.tuning)[1]
+        place.state.record("training", _settings(place, run, shown), dataclasses.asdict(found))
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _shown(place: SetPlace, cell: Cell, seed: int, tuning: bool) -> tuple[int, str]:
+    """Return how many samples a cell reads, and what two cells share that show the same."""
+    plan = plan_of(place, cell, seed, tuning)
+    return plan.read, plan.digest()
+
+
+def _settings(place: SetPlace, run: Run, shown: str) -> dict[str, Any]:
+    """Return all that decides a training's result: two cells that show the same are one training."""
+    tested = "held out" if run.tuning else "test"
+    return {**place.identity, "shown": shown, "rate": run.rate, "seed": run.seed, "tested on": tested}
 
 
 def train_on(place: SetPlace, batches: Iterator[Batch], steps: int, rate: float, seed: int) -> tuple[Trainee, float]:
