@@ -42,7 +42,7 @@ class Difference:
     Arguments:
         mean: of the differences, seed by seed.
         half: half the width of the mean's 95 % interval, NaN of fewer than two seeds.
-        p: of a one-sided paired t test that the mean is above 0; NaN likewise.
+        p: of a one-sided paired t test that the mean is above 0; NaN likewise, and where all differences are equal.
         least: lower end of the mean's one-sided 95 % interval; NaN likewise.
         seeds: how many.
     """
@@ -64,7 +64,7 @@ class Difference:
             return cls(mean, math.nan, math.nan, math.nan, len(found))
         error = _standard_error(found)
         if error == 0:
-            return cls(mean, 0.0, float(mean <= 0), mean, len(found))
+            return cls(mean, 0.0, math.nan, mean, len(found))  # no test: as far as is known, seeds differ in nothing
         return cls(
             mean,
             interval(found),
