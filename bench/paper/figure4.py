@@ -17,34 +17,47 @@ from fastload.bench.paper.findings import (
     Noise,
     Verdict,
     better,
+    by_schedule,
     compare,
     seconds_text,
 )
 from fastload.bench.paper.scale import SIZE, SWAPS, split_name
 from fastload.bench.paper.subsets import Subset, choose
+from fastload.bench.paper.trainee import SCHEDULES
 from fastload.bench.paper.training import Run, Trained, train
 from fastload.bench.paper.workplace import Workplace
 
 SUGGESTIONS = ("combinations", "kmeans", "pca", "penalized")
-COLUMNS = ("samples", "split", "runs", "test accuracy", "the paper", "distinct samples seen", "selection", "training")
-FULL, FITTED, RS2 = "full only", "full only, decaying rate", "RS2"
+COLUMNS = (
+    "samples",
+    "split",
+    "rate",
+    "runs",
+    "test accuracy",
+    "the paper",
+    "distinct samples seen",
+    "selection",
+    "training",
+)
+FULL, RS2 = "full only", "RS2"
 _NEAR = 0.02
 
-PAPER = {
+PAPER: dict[tuple[str, float | None], str] = {
     (FULL, 0.0): "83.3 %",
     ("top-activations", 1.0): "63.9 %",
     ("random", 1.0): "57.6 %",
     **{("top-activations", share): "nearly as full only" for share in (0.25, 0.5, 0.75)},
 }
-"""What the paper reports, means of two runs, for a sample's name and split."""
+"""What the paper reports, means of two runs at its constant rate, for a sample's name and split."""
 
 
 @dataclass
 class Row:
-    """Runs that differ by their seed only."""
+    """Runs that differ by their seed only; `share`: of the steps on the subset, None where there is no split."""
 
     name: str
     share: float | None
+    schedule: str
     results: list[Trained] = field(default_factory=list)
     selection: float = 0.0
 
@@ -55,12 +68,13 @@ class Row:
     def texts(self) -> tuple[str, ...]:
         """Return the table's row."""
         split = "–" if self.share is None else split_name(self.share)
-        paper = PAPER.get((self.name, self.share if self.share is not None else -1.0), "–")
+        paper = PAPER.get((self.name, self.share), "–") if self.schedule == "constant" else "–"
         if not self.results:
-            return (self.name, split, "0", "not yet", paper, *["not yet"] * 3)
+            return (self.name, split, self.schedule, "0", "not yet", paper, *["not yet"] * 3)
         return (
             self.name,
             split,
+            self.schedule,
             str(len(self.results)),
             self.accuracies.text(),
             paper,
@@ -74,26 +88,18 @@ class Row:
         return {
             "name": self.name,
             "share": self.share,
+            "schedule": self.schedule,
             "selection_seconds": self.selection,
             "runs": [vars(one) for one in self.results],
         }
 
 
-def full_only(place: Workplace, seeds: Sequence[int], schedule: str = "constant") -> Row:
-    """Train on the full set only."""
-    row = Row(FULL if schedule == "constant" else FITTED, 0.0)
-    for seed in seeds:
-        result = place.attempt(row.name, partial(train, place, Run(seed, schedule=schedule)))
-        if result is not None:
-            row.results.append(result)
-    return row
-
-
-def fresh(place: Workplace, seeds: Sequence[int], schedule: str = "constant") -> Row:
-    """Train on a fresh random subset every epoch."""
-    row = Row(RS2 if schedule == "constant" else f"{RS2}, decaying rate", None)
-    for seed in seeds:
-        result = place.attempt(row.name, partial(train, place, Run(seed, schedule=schedule, fresh=True)))
+def without_subset(place: Workplace, name: str, schedule: str) -> Row:
+    """Train on the full set only, or (RS2) on a fresh random subset every epoch."""
+    row = Row(name, 0.0 if name == FULL else None, schedule)
+    for seed in place.seeds:
+        run = Run(seed, schedule=schedule, fresh=name == RS2)
+        result = place.attempt(f"{name}, {schedule} rate", partial(train, place, run))
         if result is not None:
             row.results.append(result)
     return row
@@ -103,10 +109,10 @@ def splits(
     place: Workplace,
     strategy: str,
     shares: Sequence[float],
-    seeds: Sequence[int],
+    schedule: str,
     *,
+    seeds: Sequence[int] | None = None,
     size: str = SIZE,
-    schedule: str = "constant",
     length: str | None = None,
     name: str | None = None,
 ) -> list[Row]:
@@ -114,7 +120,7 @@ def splits(
 
     The run with the longest fast phase comes first, and the others go on from its states.
     """
-    rows = {share: Row(name or strategy, share) for share in shares}
+    rows = {share: Row(name or strategy, share, schedule) for share in shares}
     keep = tuple(place.scale.swap(share) for share in shares)
 
     def run(seed: int, share: float) -> tuple[Trained, Subset]:
@@ -122,9 +128,9 @@ def splits(
         subset = choose(place, strategy, size=size, seed=drawn, length=length)
         return train(place, Run(seed, subset, place.scale.swap(share), schedule), keep), subset
 
-    for seed in seeds:
+    for seed in place.seeds if seeds is None else seeds:
         for share in sorted(shares, reverse=True):
-            what = f"{name or strategy}, {split_name(share)}"
+            what = f"{name or strategy}, {split_name(share)}, {schedule} rate"
             found = place.attempt(what, partial(run, seed, share))
             if found is not None:
                 rows[share].results.append(found[0])
@@ -132,55 +138,45 @@ def splits(
     return list(rows.values())
 
 
+def tell_rows(found: Findings, tables: dict[str, list[Row]]) -> None:
+    """Enter the same rows of each schedule into the table and the data, side by side."""
+    rows = [row for side_by_side in zip(*tables.values(), strict=True) for row in side_by_side]
+    found.rows = [row.texts() for row in rows]
+    found.data["rows"] = [row.data() for row in rows]
+
+
+def noise_of(place: Workplace, rows: Sequence[Row]) -> Noise:
+    """Return the noise to judge rows by: of one schedule, since another may spread more or less."""
+    return Noise.of((row.accuracies for row in rows), len(place.test))
+
+
 def figure4(place: Workplace) -> Findings:
-    """Train at every split, and the rivals."""
-    shares = SWAPS[1:]
-    full, fitted = full_only(place, place.seeds), full_only(place, place.seeds, "decaying")
-    chosen = splits(place, "top-activations", shares, place.seeds)
-    drawn = splits(place, "random", shares, place.seeds)
-    rs2 = fresh(place, place.seeds)
-    suggested = [row for name in SUGGESTIONS for row in splits(place, name, (0.5, 1.0), place.few)]
-    rows = [full, *chosen, *drawn, rs2, fitted, *suggested]
-    noise = measure_noise(place, rows, main=True)
-    found = Findings("figure4", "Figure 4: accuracy over splits", COLUMNS, [row.texts() for row in rows])
-    found.data = {"rows": [row.data() for row in rows], "spread_between_runs": noise.spread}
+    """Train at every split, and the rivals, with each schedule."""
+    tables = {schedule: _rows(place, schedule) for schedule in SCHEDULES}
+    found = Findings("figure4", "Figure 4: accuracy over splits", COLUMNS)
+    tell_rows(found, tables)
     found.verdicts = [
-        _full(place, full),
-        _subset_only(chosen[-1], drawn[-1], noise),
-        _nearly_equal(full, chosen, noise),
-        *(
-            better(
-                f"the suggestion {row.name} chooses better than top activations (100/0)",
-                "suggested, without figures",
-                row.accuracies,
-                chosen[-1].accuracies,
-                noise,
-                own=True,
-            )
-            for row in suggested
-            if row.share == 1.0
-        ),
+        _full(place, tables["constant"][0]),
+        *by_schedule({schedule: _verdicts(rows, noise_of(place, rows)) for schedule, rows in tables.items()}),
     ]
     found.notes = [
         "Selection: seconds of everything that choosing the subset took, the autoencoder's training included.",
         "Every split has the same number of steps. RS2 draws a fresh random subset of the same size every epoch.",
-        f"The decaying rate falls in a straight line to 0; all else is at the paper's constant 0.1. Rule: {RULE}.",
+        "The constant rate is the paper's 0.1; the decaying one falls from there in a straight line to 0 at the last "
+        f"step. Rule: {RULE}; runs of each rate have their own spread, and “depends” is where the two rates disagree.",
     ]
     return found
 
 
-def measure_noise(place: Workplace, rows: Sequence[Row], main: bool = False) -> Noise:
-    """Return the noise to judge rows by: their own spread between runs, or the main table's where that is larger.
-
-    Side tables have few runs, often one, and could not tell their own. `main`: keep this spread for them.
-    """
-    settings = {**place.identity, "scale": place.scale.value, "seeds": len(place.seeds)}
-    own = Noise.of((row.accuracies for row in rows), len(place.test))
-    if main:
-        place.state.record("spread", settings, {"spread": own.spread})
-        return own
-    known = place.state.find("spread", settings)
-    return own if known is None else Noise(max(own.spread, known["spread"]), own.test)
+def _rows(place: Workplace, schedule: str) -> list[Row]:
+    """Return the full set only, both subsets at every split, RS2, and the suggestions at two splits."""
+    return [
+        without_subset(place, FULL, schedule),
+        *splits(place, "top-activations", SWAPS[1:], schedule),
+        *splits(place, "random", SWAPS[1:], schedule),
+        without_subset(place, RS2, schedule),
+        *(row for name in SUGGESTIONS for row in splits(place, name, (0.5, 1.0), schedule)),
+    ]
 
 
 def _full(place: Workplace, full: Row) -> Verdict:
@@ -191,27 +187,48 @@ def _full(place: Workplace, full: Row) -> Verdict:
     return Verdict(claim, paper, full.accuracies.text(), REPEATED if near else NOT_REPEATED, rule)
 
 
-def _subset_only(chosen: Row, drawn: Row, noise: Noise) -> Verdict:
-    return better(
-        "trained on the subset alone (100/0), embeddings choose better than at random",
-        "63.9 % against 57.6 %",
-        chosen.accuracies,
-        drawn.accuracies,
-        noise,
+def _verdicts(rows: Sequence[Row], noise: Noise) -> list[Verdict]:
+    by_name = {(row.name, row.share): row for row in rows}
+    chosen = by_name["top-activations", 1.0].accuracies
+    return [
+        better(
+            "trained on the subset alone (100/0), embeddings choose better than at random",
+            "63.9 % against 57.6 %",
+            chosen,
+            by_name["random", 1.0].accuracies,
+            noise,
+        ),
+        _nearly_equal(by_name[FULL, 0.0], [by_name["top-activations", share] for share in (0.25, 0.5, 0.75)], noise),
+        *(
+            better(
+                f"the suggestion {name} chooses better than top activations (100/0)",
+                "suggested, without figures",
+                by_name[name, 1.0].accuracies,
+                chosen,
+                noise,
+                own=True,
+            )
+            for name in SUGGESTIONS
+        ),
+    ]
+
+
+def _nearly_equal(full: Row, early: Sequence[Row], noise: Noise) -> Verdict:
+    """Whether splits up to 75/25 are no worse than the full set only."""
+    rule = f"no split up to 75/25 is worse than full only by 2 points and more than chance ({RULE})"
+    return no_worse(
+        "splits up to 75/25 are nearly equal to the full set only", "nearly equal", full, early, noise, rule
     )
 
 
-def _nearly_equal(full: Row, chosen: Sequence[Row], noise: Noise) -> Verdict:
-    """Whether splits up to 75/25 are no worse than the full set only."""
-    claim = "splits up to 75/25 are nearly equal to the full set only"
-    rule = f"no split up to 75/25 is worse than full only by 2 points and more than chance ({RULE})"
-    early = [row for row in chosen if row.share is not None and row.share <= 0.75]
-    if not full.results or not all(row.results for row in early):
-        return Verdict(claim, "nearly equal", "not yet", UNTESTED, rule)
-    ours = ", ".join(f"{split_name(row.share or 0)}: {row.accuracies.text()}" for row in [full, *early])
+def no_worse(claim: str, paper: str, full: Row, rows: Sequence[Row], noise: Noise, rule: str) -> Verdict:
+    """Return the verdict on a claim that no row is worse than the full set only by 2 points and more than chance."""
+    if not full.results or not all(row.results for row in rows):
+        return Verdict(claim, paper, "not yet", UNTESTED, rule)
     worse = [
         row
-        for row in early
+        for row in rows
         if full.accuracies.mean - row.accuracies.mean > _NEAR and compare(full.accuracies, row.accuracies, noise) > 0
     ]
-    return Verdict(claim, "nearly equal", ours, NOT_REPEATED if worse else REPEATED, rule)
+    ours = ", ".join(f"{row.name} {split_name(row.share or 0)}: {row.accuracies.text()}" for row in [full, *rows])
+    return Verdict(claim, paper, ours, NOT_REPEATED if worse else REPEATED, rule)

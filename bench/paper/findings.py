@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 REPEATED, NOT_REPEATED, DEPENDS, UNTESTED = "repeated", "not repeated", "depends", "not tested"
@@ -118,6 +118,16 @@ def all_of(verdicts: Sequence[str]) -> str:
     """Return the verdict on what was tested in several settings: "depends" where they disagree."""
     tested = {one for one in verdicts if one != UNTESTED}
     return UNTESTED if not tested else tested.pop() if len(tested) == 1 else DEPENDS
+
+
+def by_schedule(verdicts: Mapping[str, Sequence[Verdict]]) -> list[Verdict]:
+    """Return one verdict for each claim, from those that were found with each schedule, claims in the same order."""
+    found = []
+    for one_claim in zip(*verdicts.values(), strict=True):
+        each = zip(verdicts, one_claim, strict=True)
+        ours = "; ".join(f"{schedule} rate: {one.ours}, {one.verdict}" for schedule, one in each)
+        found.append(replace(one_claim[0], ours=ours, verdict=all_of([one.verdict for one in one_claim])))
+    return found
 
 
 def seconds_text(seconds: float) -> str:

@@ -18,7 +18,7 @@ from fastload.bench.paper.infobatch import InfoBatch
 from fastload.bench.paper.scale import SIZE
 from fastload.bench.paper.subsets import Subset
 from fastload.bench.paper.throttle import Throttle
-from fastload.bench.paper.trainee import LEARNING_RATE, Trainee, rehearse
+from fastload.bench.paper.trainee import Trainee, learning_rate, rehearse
 from fastload.bench.paper.workplace import AUGMENT, Workplace
 from fastload.errors import UsageError
 from fastload.feeds.batch import Batch, Output
@@ -43,7 +43,8 @@ class TimedRun:
 
     `rival`: FULL, RESIDENT, RS2, INFOBATCH or TWO_PHASE, which trains `swap` steps on `subset` first. `rate`: images/s
     that the stream of the full set delivers at most, None where data is cheap. `marks`: seconds of training after
-    which it is tested, rising, the last one the budget itself.
+    which it is tested, rising, the last one the budget itself. `schedule`: of the rate; a decaying one is 0 when the
+    budget ends, by the clock, so that a rival whose steps are slower ends at 0 too.
     """
 
     rival: str
@@ -53,6 +54,7 @@ class TimedRun:
     marks: tuple[float, ...] = ()
     subset: Subset | None = None
     swap: int = 0
+    schedule: str = "constant"
 
     def settings(self, place: Workplace) -> dict[str, Any]:
         """Return all that decides the result."""
@@ -66,6 +68,7 @@ class TimedRun:
             "marks": list(self.marks),
             "subset": None if self.subset is None else self.subset.fingerprint,
             "swap": self.swap,
+            "schedule": self.schedule,
         }
 
 
@@ -159,7 +162,9 @@ def _train_for(place: Workplace, run: TimedRun) -> Timed:
                     accuracies.append(clock.without(trainee.accuracy))
                 if now >= run.budget:
                     break
-            losses = trainee.step(batch.images, batch.labels, LEARNING_RATE, batch.weights)
+            losses = trainee.step(
+                batch.images, batch.labels, learning_rate(run.schedule, now / run.budget), batch.weights
+            )
             pending.append((losses.mean(), batch.ids))
             steps += 1
             if batch.learn is not None:

@@ -17,9 +17,13 @@ LEARNING_RATE = 0.1
 SCHEDULES = ("constant", "decaying")
 
 
-def learning_rate(schedule: str, step: int, steps: int) -> float:
-    """Return the rate of a step (from 0): the paper's constant one, or one that falls in a straight line to 0."""
-    return LEARNING_RATE if schedule == "constant" else LEARNING_RATE * (1 - step / steps)
+def learning_rate(schedule: str, progress: float) -> float:
+    """Return the rate of a step: the paper's constant one, or one that falls in a straight line to 0.
+
+    Arguments:
+        progress: the share of the training that is behind, of its steps or of its seconds, 0 to 1.
+    """
+    return LEARNING_RATE if schedule == "constant" else LEARNING_RATE * (1 - progress)
 
 
 def rehearse(place: Workplace) -> None:

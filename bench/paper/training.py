@@ -101,7 +101,7 @@ def _train(place: Workplace, run: Run, keep: tuple[int, ...]) -> Trained:
         synchronize(place.device)
         began = saved = time.perf_counter()
         for step, (images, labels) in enumerate(batches, first):
-            each = trainee.step(images, labels, learning_rate(run.schedule, step, steps))
+            each = trainee.step(images, labels, learning_rate(run.schedule, step / steps))
             losses[step] = each.mean()
             done, now = step + 1, time.perf_counter()
             branch = done in keep and done <= run.swap

@@ -89,14 +89,9 @@ class Workplace:
         }
 
     @property
-    def few(self) -> tuple[int, ...]:
-        """Half of the seeds, for what is beside the main table."""
-        return self.seeds[: math.ceil(len(self.seeds) / 2)]
-
-    @property
     def many(self) -> tuple[int, ...]:
         """Half as many seeds again, for the variance between runs."""
-        return tuple(range(len(self.seeds) + len(self.few)))
+        return tuple(range(math.ceil(1.5 * len(self.seeds))))
 
     def evaluation(self) -> EvaluationLoader:
         """Return a loader of the whole test set."""

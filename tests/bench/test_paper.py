@@ -15,9 +15,9 @@ from packs import noise_images, write_raw
 from fastload.augment import Augment
 from fastload.bench.__main__ import main
 from fastload.bench.measure import Deadline
-from fastload.bench.paper import command, timed_training, training
+from fastload.bench.paper import budget, command, timed_training, trainee, training
 from fastload.bench.paper.chosen_rows_feed import ChosenRowsFeed
-from fastload.bench.paper.findings import Accuracies, Noise, all_of, better, compare
+from fastload.bench.paper.findings import Accuracies, Noise, Verdict, all_of, better, by_schedule, compare
 from fastload.bench.paper.fresh_subsets import FreshFeed, FreshSubsets
 from fastload.bench.paper.infobatch import InfoBatch
 from fastload.bench.paper.scale import Scale
@@ -50,6 +50,17 @@ def test_set(few_cifar, tmp_path_factory) -> Path:
 def workplace(full: Path, test: Path, folder: Path, deadline: Deadline | None = None) -> Workplace:
     options = Options(full, test, folder, CPU, TINY, 2, float("inf"), deadline or Deadline(1e9))
     return Workplace(options, say=lambda text: None)
+
+
+@pytest.fixture
+def quick(monkeypatch) -> None:
+    """A small classifier in place of the paper's, whose steps would take nearly all the time of a whole command."""
+
+    def small_classifier(classes: int) -> torch.nn.Module:
+        layers = torch.nn.AvgPool2d(8), torch.nn.Flatten(), torch.nn.BatchNorm1d(27), torch.nn.Linear(27, classes)
+        return torch.nn.Sequential(*layers)
+
+    monkeypatch.setattr(trainee, "paper_classifier", small_classifier)
 
 
 class StopsAfter:
@@ -187,11 +198,11 @@ def test_a_run_that_was_stopped_and_one_that_begins_at_anothers_state_end_like_o
 ):
     with workplace(few_cifar, test_set, tmp_path / "a") as place:
         subset = choose(place, "random", seed=1)
-        plain = train(place, Run(3, subset, swap=10))
-        rs2 = train(place, Run(3, fresh=True, schedule="decaying"))
+        plain = train(place, Run(3, subset, swap=10, schedule="decaying"))
+        rs2 = train(place, Run(3, fresh=True))
     # Stopped again and again, every few steps.
     stops = 0
-    for run in (lambda subset: Run(3, subset, swap=10), lambda subset: Run(3, fresh=True, schedule="decaying")):
+    for run in (lambda subset: Run(3, subset, swap=10, schedule="decaying"), lambda subset: Run(3, fresh=True)):
         while True:
             with workplace(few_cifar, test_set, tmp_path / "b", StopsAfter(9)) as place:
                 try:
@@ -204,16 +215,19 @@ def test_a_run_that_was_stopped_and_one_that_begins_at_anothers_state_end_like_o
     assert stops >= 2
     # As a branch of the run that stays on the subset.
     with workplace(few_cifar, test_set, tmp_path / "c") as place:
-        train(place, Run(3, choose(place, "random", seed=1), swap=20), keep=(10, 20))
+        subset = choose(place, "random", seed=1)
+        train(place, Run(3, subset, swap=20, schedule="decaying"), keep=(10, 20))
         assert len(list((tmp_path / "c" / "checkpoints").iterdir())) == 2
+        other = Run(3, subset, swap=20).beginning(place, 10)
+        assert place.state.load(other) is None, "a constant rate begins otherwise"
         steps = []
         place.deadline = type("Counting", (), {"left": property(lambda self: steps.append(1) or 1.0)})()
-        branch = train(place, Run(3, choose(place, "random", seed=1), swap=10), keep=(10, 20))
+        branch = train(place, Run(3, subset, swap=10, schedule="decaying"), keep=(10, 20))
         assert len(steps) < 15, "the first ten steps were not taken again"
     assert (branch.accuracy, branch.loss, branch.distinct) == (plain.accuracy, plain.loss, plain.distinct)
 
 
-def test_distinct_samples_are_counted_over_both_phases(few_cifar, test_set, tmp_path):
+def test_distinct_samples_are_counted_over_both_phases(few_cifar, test_set, tmp_path, quick):
     with workplace(few_cifar, test_set, tmp_path) as place:
         subset = choose(place, "random")
         assert train(place, Run(0, subset, swap=20)).distinct == 35, "8.64 % of 400"
@@ -248,14 +262,14 @@ def test_results_are_found_by_exactly_their_settings_and_damage_is_done_again(tm
 class Ticking(timed_training._Clock):
     """A clock on which every step takes 20 ms, whatever the machine does meanwhile."""
 
-    ticks = 0
+    ticks, tick = 0, 0.02
 
     def read(self) -> float:
         self.ticks += 1
-        return 0.02 * self.ticks
+        return self.tick * self.ticks
 
 
-def test_infobatch_leaves_samples_out_once_it_has_seen_them_all(few_cifar, test_set, tmp_path, monkeypatch):
+def test_infobatch_leaves_samples_out_once_it_has_seen_them_all(few_cifar, test_set, tmp_path, monkeypatch, quick):
     monkeypatch.setattr(timed_training, "_Clock", Ticking)
     with workplace(few_cifar, test_set, tmp_path) as place:
         found = train_for(place, TimedRun(INFOBATCH, 0, 3.0, marks=(1.0, 3.0)))
@@ -264,8 +278,45 @@ def test_infobatch_leaves_samples_out_once_it_has_seen_them_all(few_cifar, test_
         assert train_for(place, TimedRun(INFOBATCH, 0, 3.0, marks=(1.0, 3.0))) == found, "not found again"
 
 
+@pytest.mark.parametrize("tick", [0.02, 0.05])
+def test_a_decaying_rate_is_0_when_the_budget_ends_however_slow_the_steps_are(
+    tick, few_cifar, test_set, tmp_path, monkeypatch, quick
+):
+    rates: dict[str, list[float]] = {}
+    step = Trainee.step
+
+    def noted(self, images, labels, rate, weights=None):
+        rates[schedule].append(rate)
+        return step(self, images, labels, rate, weights)
+
+    monkeypatch.setattr(timed_training, "_Clock", Ticking)
+    monkeypatch.setattr(Ticking, "tick", tick)
+    with workplace(few_cifar, test_set, tmp_path) as place:
+        trainee.rehearse(place)
+        monkeypatch.setattr(Trainee, "step", noted)
+        for schedule in trainee.SCHEDULES:
+            rates[schedule] = []
+            train_for(place, TimedRun(RS2, 0, 1.0, marks=(1.0,), schedule=schedule))
+    times = [tick * count for count in range(1, round(1 / tick))]
+    assert rates["decaying"] == pytest.approx([0.1 * (1 - time) for time in times], abs=1e-9)
+    assert rates["constant"] == [0.1] * len(times)
+
+
+def test_the_selections_seconds_are_taken_from_the_budget_and_a_decaying_rate_ends_in_what_is_left():
+    left = budget._time_left(16.0, 144.0)
+    assert left == pytest.approx({"R = 1": 0.0, "R = 10": 1.6, "R = 100": 14.56, "free": 16.0})
+    assert set(budget._time_left(16.0, 0.05).values()) == {16.0}, "less than half a per cent is no run of its own"
+    constant = budget._runs(TimedRun(TWO_PHASE, 1, 16.0, swap=7), left)
+    assert [(run.budget, run.marks) for run in constant] == [(16.0, (left["R = 10"], left["R = 100"], 16.0))]
+    decaying = budget._runs(TimedRun(TWO_PHASE, 1, 16.0, swap=7, schedule="decaying"), left)
+    assert [(run.budget, run.marks) for run in decaying] == [(at, (at,)) for at in constant[0].marks]
+    assert all((run.seed, run.swap) == (1, 7) for run in constant + decaying)
+
+
 @pytest.mark.parametrize("rival", [timed_training.FULL, RESIDENT, RS2, INFOBATCH, TWO_PHASE])
-def test_every_rival_ends_in_time_and_dear_data_comes_no_faster_than_the_rate(rival, few_cifar, test_set, tmp_path):
+def test_every_rival_ends_in_time_and_dear_data_comes_no_faster_than_the_rate(
+    rival, few_cifar, test_set, tmp_path, quick
+):
     with workplace(few_cifar, test_set, tmp_path) as place:
         subset = choose(place, "random") if rival == TWO_PHASE else None
         dear = train_for(place, TimedRun(rival, 0, 1.0, 64.0, (1.0,), subset, 0))
@@ -281,9 +332,9 @@ def test_every_rival_ends_in_time_and_dear_data_comes_no_faster_than_the_rate(ri
         assert times == sorted(times) and len(times) <= 200
 
 
-def test_everything_resident_streams_its_first_epoch_only(few_cifar, test_set, tmp_path):
+def test_everything_resident_streams_its_first_epoch_only(few_cifar, test_set, tmp_path, quick):
     with workplace(few_cifar, test_set, tmp_path) as place:
-        found = train_for(place, TimedRun(RESIDENT, 0, 3.0, 1600.0, (3.0,)))
+        found = train_for(place, TimedRun(RESIDENT, 0, 2.0, 1600.0, (2.0,)))
     assert found.distinct == 400 and found.steps * 16 > 400 + 3 * 16, "0.25 s for the stream, then as fast as it goes"
 
 
@@ -311,6 +362,15 @@ def test_a_difference_counts_when_it_is_more_than_two_standard_errors():
     assert all_of(["repeated", "not repeated"]) == "depends" and all_of(["repeated", "not tested"]) == "repeated"
 
 
+def test_a_claim_has_one_verdict_over_both_rates_which_depends_where_they_disagree():
+    constant = [Verdict("a", "p", "1 against 2", "repeated", "r"), Verdict("b", "q", "same", "holds", "s")]
+    decaying = [Verdict("a", "p", "3 against 2", "not repeated", "r"), Verdict("b", "q", "other", "holds", "s")]
+    found = by_schedule({"constant": constant, "decaying": decaying})
+    text = "constant rate: 1 against 2, repeated; decaying rate: 3 against 2, not repeated"
+    assert found[0] == Verdict("a", "p", text, "depends", "r")
+    assert (found[1].claim, found[1].verdict) == ("b", "holds")
+
+
 def test_scale_1_is_the_papers_and_smaller_ones_have_fewer_images_in_proportion():
     paper = Scale.of(1, 50_000)
     assert (paper.steps, paper.batch) == (10_000, 1024)
@@ -321,24 +381,26 @@ def test_scale_1_is_the_papers_and_smaller_ones_have_fewer_images_in_proportion(
     for wrong in (0, -1, 2, float("nan")):
         with pytest.raises(UsageError, match="--scale"):
             Scale.of(wrong, 50_000)
-    assert [learning_rate("constant", step, 10) for step in (0, 9)] == [0.1, 0.1]
-    assert [learning_rate("decaying", step, 10) for step in (0, 5, 9)] == pytest.approx([0.1, 0.05, 0.01])
+    assert [learning_rate("constant", progress) for progress in (0, 0.9)] == [0.1, 0.1]
+    assert [learning_rate("decaying", progress) for progress in (0, 0.5, 0.9)] == pytest.approx([0.1, 0.05, 0.01])
 
 
 # -- the command ---------------------------------------------------------------------------------------------------
 
 
-def test_every_experiment_runs_resumes_and_tells_at_a_tiny_scale(few_cifar, test_set, tmp_path, monkeypatch, capsys):
+def test_every_experiment_runs_resumes_and_tells_at_a_tiny_scale(
+    few_cifar, test_set, tmp_path, monkeypatch, capsys, quick
+):
     folder = tmp_path / "state"
     arguments = ["paper", "--full", str(few_cifar), "--test", str(test_set), "--scale", str(TINY), "--device", "cpu"]
-    arguments += ["--folder", str(folder)]
+    arguments += ["--folder", str(folder), "--seeds", "2"]
     # Stopped in the middle of the autoencoder, in the middle of Figure 4, and then left to end.
     for asked in (20, 500):
-        monkeypatch.setattr(command, "Deadline", lambda seconds, asked=asked: StopsAfter(asked))
-        assert main(arguments) == command.TIME_IS_UP
+        with monkeypatch.context() as patch:
+            patch.setattr(command, "Deadline", lambda seconds, asked=asked: StopsAfter(asked))
+            assert main(arguments) == command.TIME_IS_UP
         assert "the same command goes on" in capsys.readouterr().out
         assert "not yet" in (folder / "results.md").read_text()
-    monkeypatch.undo()
     assert main(arguments) == 0
     text = (folder / "results.md").read_text()
     report = json.loads((folder / "results.json").read_text())
@@ -346,17 +408,26 @@ def test_every_experiment_runs_resumes_and_tells_at_a_tiny_scale(few_cifar, test
     assert "not yet" not in text and str(tmp_path) not in text
     for words in ("combinations", "kmeans", "pca", "penalized", "RS2", "InfoBatch", "everything resident", "86.4%"):
         assert words in text
-    figure4 = next(one for one in report["experiments"] if one["name"] == "figure4")["data"]["rows"]
-    assert {(row["name"], row["share"]) for row in figure4} >= {
-        (name, share) for name in ("top-activations", "random") for share in (0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
-    }
-    assert {len(row["runs"]) for row in figure4 if row["name"] in ("top-activations", "RS2", "full only")} == {2}
-    contests = next(one for one in report["experiments"] if one["name"] == "budget")["data"]["contests"]
-    assert len(contests) == 12 and all(one["runs"] and "R = 1" in one["accuracy_by_sharing"] for one in contests)
+    by_name = {one["name"]: one for one in report["experiments"]}
+    expected = {(name, share) for name in ("top-activations", "random") for share in (0.25, 0.5, 0.75, 0.9, 0.95, 1.0)}
+    expected |= {(name, share) for name in ("combinations", "kmeans", "pca", "penalized") for share in (0.5, 1.0)}
+    expected |= {("full only", 0.0), ("RS2", None)}
+    rows = by_name["figure4"]["data"]["rows"]
+    for schedule in ("constant", "decaying"):
+        assert {(row["name"], row["share"]) for row in rows if row["schedule"] == schedule} == expected
+    contests = by_name["budget"]["data"]["contests"]
+    assert len(contests) == 24 and all(len(one["accuracy_by_sharing"]["R = 1"]) == 2 for one in contests)
+    for name in ("figure4", "autoencoder", "smaller"):
+        arms = {}
+        for row in by_name[name]["data"]["rows"]:
+            arms.setdefault((row["name"], row["share"]), []).append((row["schedule"], len(row["runs"]) >= 2))
+        assert all(arm == [("constant", True), ("decaying", True)] for arm in arms.values()), name
+    assert {len(one["runs"]) for one in contests} == {2}
     assert all(one["verdicts"] for one in report["experiments"] if one["name"] != "figure3")
-    verdicts = next(one for one in report["experiments"] if one["name"] == "budget")["verdicts"]
+    claims = [one["claim"] for each in report["experiments"] for one in each["verdicts"]]
+    assert len(claims) == len(set(claims)), "one claim, one place"
     pruned = any(run["pruned"] for one in contests if one["setting"] == "dear" for run in one["runs"])
-    (on_infobatch,) = (one for one in verdicts if "InfoBatch" in one["claim"])
+    (on_infobatch,) = (one for one in by_name["budget"]["verdicts"] if "InfoBatch" in one["claim"])
     assert (on_infobatch["verdict"] == "not tested") == (not pruned), "a rival that pruned nothing was not a rival"
     assert (folder / "figure3.png").stat().st_size > 1000
     assert not list((folder / "checkpoints").iterdir()), "nothing is left to do, so no state is kept"
@@ -372,9 +443,9 @@ def test_every_experiment_runs_resumes_and_tells_at_a_tiny_scale(few_cifar, test
     assert [one["rows"] for one in again["experiments"]] == [one["rows"] for one in report["experiments"]]
 
 
-def test_plots_are_drawn_where_matplotlib_is(few_cifar, test_set, tmp_path):
+def test_plots_are_drawn_where_matplotlib_is(few_cifar, test_set, tmp_path, quick):
     arguments = ["paper", "--full", str(few_cifar), "--test", str(test_set), "--scale", str(TINY), "--device", "cpu"]
-    arguments += ["--folder", str(tmp_path), "--only", "recipe", "--seeds", "1", "--plot", str(tmp_path / "img")]
+    arguments += ["--folder", str(tmp_path), "--only", "autoencoder", "--plot", str(tmp_path / "img")]
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -382,8 +453,10 @@ def test_plots_are_drawn_where_matplotlib_is(few_cifar, test_set, tmp_path):
         assert not list(tmp_path.iterdir()), "it must say so before the training, not after it"
         return
     assert main(arguments) == 0
-    assert (tmp_path / "img" / "paper-recipe.png").stat().st_size > 1000
-    assert "](img/paper-recipe.png)" in (tmp_path / "results.md").read_text()
+    assert (tmp_path / "img" / "paper-autoencoder.png").stat().st_size > 1000
+    assert "](img/paper-autoencoder.png)" in (tmp_path / "results.md").read_text()
+    report = json.loads((tmp_path / "results.json").read_text())
+    assert report["seeds"] == [0, 1, 2], "each side of a claim has three runs unless said otherwise"
 
 
 def test_what_cannot_be_served_is_one_line(few_cifar, test_set, tmp_path, capsys):
