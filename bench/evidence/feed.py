@@ -99,7 +99,7 @@ def deliver(place: SetPlace, share: float, pool: float, rate: float, seed: int) 
             refill=MARGIN * share,
             batch_size=scale.batch,
             steps=steps,
-            augment=place.recipe.augment,
+            augment=place.augment,
             device=place.device,
             memory_format=torch.channels_last,
             seed=seed,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fastload.augment import Augment
+from fastload.bench.evidence import airbench94
 from fastload.classifier import SIDE, averaged, paper_classifier, paper_optimizer
 
 
@@ -31,13 +32,13 @@ class Recipe:
 
     Arguments:
         name: for the tables.
-        augment: of its training images.
+        augment_for: gives the augmentation of its training images, by their shorter side and channels.
         begin: makes a trainee, given classes, channels, a device, the highest learning rate, and a seed, after which
             its weights are drawn.
     """
 
     name: str
-    augment: Augment
+    augment_for: Callable[[int, int], Augment]
     begin: Callable[[int, int, torch.device, float, int], Trainee]
 
 
@@ -114,7 +115,17 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
+def _airbench94(classes: int, channels: int, device: torch.device, rate: float, seed: int) -> Trainee:
+    with _seeded(seed):
+        return airbench94.Airbench94(classes, channels, device, rate)
+
+
+def _papers_augment(side: int, channels: int) -> Augment:
+    return Augment.paper(SIDE)
+
+
 RECIPES = {
-    "small": Recipe("a net of three convolutions", Augment.paper(SIDE), _small),
-    "paper": Recipe("the paper's classifier", Augment.paper(SIDE), _papers),
+    "small": Recipe("a net of three convolutions", _papers_augment, _small),
+    "paper": Recipe("the paper's classifier", _papers_augment, _papers),
+    "airbench94": Recipe("airbench94's net and recipe", airbench94.augment_for, _airbench94),
 }

@@ -47,6 +47,8 @@ class SetPlace:
         self.labels = np.asarray(self.full.labels, np.int64)
         self.classes = len(self.full.classes) or int(self.labels.max()) + 1
         self.channels = self.full.channels
+        assert self.full.shape is not None
+        self.augment = self.recipe.augment_for(min(self.full.shape[:2]), self.channels)
         self.pool_images = pool_images([self.full])
         self.identity: dict[str, Any] = {
             "edition": EDITION,
@@ -98,7 +100,7 @@ class SetPlace:
         """Return rows of a file as evaluation shows them, images and labels on the device."""
         output = Output(_EVALUATION_BATCH, self.device, memory_format=torch.channels_last)
         order = _Rows(rows, len(file))
-        feed = open_feed(file, self.recipe.augment.evaluation(), order, output)
+        feed = open_feed(file, self.augment.evaluation(), order, output)
         try:
             found = []
             for start in range(0, len(rows), _EVALUATION_BATCH):
@@ -114,7 +116,7 @@ class SetPlace:
         output = Output(plan.batch, self.device, memory_format=torch.channels_last)
         for order, steps in plan.pieces:
             if steps:
-                feed = open_feed(self.full, self.recipe.augment, order, output)
+                feed = open_feed(self.full, self.augment, order, output)
                 yield from run_feed(feed, lambda step: (step * plan.batch, plan.batch), 0, steps, self.device)
 
     def close(self) -> None:
