@@ -38,7 +38,8 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     scale, device = scale_named(options.scale), resolve_device(options.device)
     names = _names(options.only)
-    workers = integer("--workers", options.workers or (processors() if device.type == "cpu" else 1), 1)
+    several = processors() if device.type == "cpu" else 1
+    workers = integer("--workers", several if options.workers is None else options.workers, 1)
     require_scipy()
     if options.plot is not None:
         plot.require_matplotlib()
