@@ -146,7 +146,16 @@ def arms_table(results: Results, name: str) -> Table | None:
     )
     seeds = len(results.runs(cells[arms.ROLLING]))
     title = f"{name}: S/T = {share_text(SHARE)}, a pool of {100 * POOL:g} %, {seeds} seeds"
-    return Table(title, columns, rows, name=f"arms-{name}")
+    return Table(title, columns, rows, _same_trainings(results, cells), f"arms-{name}")
+
+
+def _same_trainings(results: Results, cells: Mapping[str, Cell]) -> list[str]:
+    """Say where a cache is of no use: in the time no sample comes twice."""
+    if not {arms.CACHED, arms.SHORTENED} <= cells.keys():
+        return []
+    if results.accuracies(cells[arms.CACHED]) != results.accuracies(cells[arms.SHORTENED]):
+        return []
+    return [f"In this time no sample comes twice, so the {arms.CACHED} shows what the {arms.SHORTENED} does."]
 
 
 def grid_table(results: Results, pool: float) -> Table | None:

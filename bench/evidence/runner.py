@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -92,35 +91,38 @@ class Runner:
 
         A cell of which nothing is known is left out, and so `unfinished` is True from then on.
         """
-        rates, tuning = self.scale.rates, self.scale.tuning_seeds
         for cell in sorted({(work.cell.set, work.cell.chooser or "random", work.cell.pool) for work in works}):
             self._choose(*cell)
         ready = [work for work in works if self._is_chosen(work.cell)]
-        tunings = [
-            Run(work.cell, rate, _TUNING_SEED + seed, tuning=True)
-            for work in ready
-            for rate in rates
-            for seed in range(tuning)
+        tuned = [
+            (work, held_out, max(held_out, key=held_out.__getitem__))
+            for work, held_out in zip(ready, self._held_out(ready), strict=True)
+            if held_out
         ]
-        results = iter(self._trained(tunings))
-        held_out = [{rate: _mean([next(results) for _ in range(tuning)]) for rate in rates} for _ in ready]
-        best = [
-            None if None in by_rate.values() else max(rates, key=lambda rate: by_rate[rate] or 0.0)
-            for by_rate in held_out
-        ]
-        finals = [
-            Run(work.cell, rate, seed)
-            for work, rate in zip(ready, best, strict=True)
-            if rate is not None
-            for seed in range(work.seeds)
-        ]
+        finals = [Run(work.cell, rate, seed) for work, _, rate in tuned for seed in range(work.seeds)]
         results = iter(self._trained(finals))
+        found = [
+            Found(work.cell, rate, held_out, _first_known([next(results) for _ in range(work.seeds)]))
+            for work, held_out, rate in tuned
+        ]
+        return [one for one in found if one.runs]
+
+    def _held_out(self, works: Sequence[Work]) -> list[dict[float, float]]:
+        """Return each cell's accuracy on what is held out, by rate; nothing where the time was up."""
+        rates, seeds = self.scale.rates, self.scale.tuning_seeds
+        runs = [
+            Run(work.cell, rate, _TUNING_SEED + seed, tuning=True)
+            for work in works
+            for rate in rates
+            for seed in range(seeds)
+        ]
+        results = iter(self._trained(runs))
         found = []
-        for work, rate, by_rate in zip(ready, best, held_out, strict=True):
-            if rate is not None:
-                runs = _first_known([next(results) for _ in range(work.seeds)])
-                if runs:
-                    found.append(Found(work.cell, rate, {one: by_rate[one] or 0.0 for one in rates}, runs))
+        for _ in works:
+            by_rate = {rate: _first_known([next(results) for _ in range(seeds)]) for rate in rates}
+            whole = all(len(some) == seeds for some in by_rate.values())
+            means = {rate: sum(one.accuracy for one in some) / seeds for rate, some in by_rate.items()}
+            found.append(means if whole else {})
         return found
 
     def _choose(self, name: str, strategy: str, pool: float) -> None:
@@ -192,11 +194,6 @@ def _first_known(runs: Sequence[Trained | None]) -> tuple[Trained, ...]:
     return tuple(run for run in takewhile(lambda run: run is not None, runs) if run is not None)
 
 
-def _mean(runs: Sequence[Trained | None]) -> float | None:
-    found = _first_known(runs)
-    return sum(run.accuracy for run in found) / len(found) if len(found) == len(runs) else None
-
-
 class _Places:
     """Views of sets, opened when they are first asked for; what is pickled is how to open them."""
 
@@ -230,7 +227,6 @@ _here: _Places | None = None
 def _begin(places: _Places, threads: int) -> None:
     global _here
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
-    os.environ["NUMBA_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
     _here = places
 

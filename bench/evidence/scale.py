@@ -21,7 +21,7 @@ class Scale:
         selection_seeds: of pools that strategies choose.
         side_seeds: of all others.
         tuning_seeds: of each rate, when an arm's is chosen.
-        held_out: training images on which it is chosen; they are trained on afterwards.
+        held_out: training images on which it is chosen, at most a tenth of a set; they are trained on afterwards.
         pools: sizes of pools, as shares of the set.
         autoencoder: steps of its training.
         scores_epochs: of the training that leaves scores.
@@ -57,7 +57,7 @@ SCALES = {
     for one in (
         Scale("tiny", "small", 16, 16, (0.02, 0.06), 2, 1, 1, 1, 100, (PAPERS_POOL,), 4, 2, limit=1000),
         Scale("reduced", "small", 400, 128, (0.02, 0.06, 0.18), 10, 5, 3, 1, 5000, POOLS, 782, 4),
-        Scale("gpu", "airbench94", 484, 1024, (0.5, 1.0, 2.0), 20, 20, 20, 2, 5000, POOLS, 3910, 10),
+        Scale("gpu", "airbench94", 484, 1024, (0.5, 1.0, 2.0), 20, 5, 20, 1, 5000, (PAPERS_POOL,), 3910, 10),
         Scale("paper", "paper", 10_000, 1024, (0.03, 0.1, 0.3), 10, 5, 3, 1, 5000, POOLS, 40_000, 20),
     )
 }

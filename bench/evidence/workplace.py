@@ -64,7 +64,7 @@ class SetPlace:
         """Rows that rates are chosen on, int64, rising: all copies of an image, or none."""
         pictures = self.full.ids // self.images.copies
         names, of = np.unique(pictures, return_inverse=True)
-        count = self.scale.held_out // self.images.copies
+        count = min(self.scale.held_out, len(self.full) // 10) // self.images.copies
         return np.flatnonzero(np.isin(of, permutation(len(names), _HELD_OUT_SEED)[:count]))
 
     @cached_property

@@ -154,14 +154,14 @@ def place_of(image_set: ImageSet, folder: Path) -> SetPlace:
 def test_rates_are_chosen_on_images_of_which_no_copy_is_trained_on(sources, folder, name):
     place = place_of(make_set(name, sources, folder / "sets"), folder)
     held_out = set(place.held_out.tolist())
-    assert len(held_out) == 100
+    assert len(held_out) == len(place.full) // 10 == 40
     pictures = place.full.ids // place.images.copies
     assert not set(pictures[place.held_out].tolist()) & set(pictures[place.remaining].tolist())
     for arm in ARMS:
         if ARMS[arm].pool != "top-activations":
             found = plan_of(place, Cell(name, arm, 1 / 4, 0.0864).canonical(), 5, tuning=True)
             assert not held_out & set(shown(found)[0].ravel().tolist())
-    assert sum(len(labels) for _, labels in place.held_out_images) == 100
+    assert sum(len(labels) for _, labels in place.held_out_images) == 40
     place.close()
 
 
