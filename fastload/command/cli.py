@@ -65,8 +65,8 @@ def build_subset(
         str,
         typer.Option(
             metavar="NAME",
-            help="top-activations, combinations, kmeans, pca, penalized, or random: compare with it, "
-            "which was better than the default when CIFAR-10's subsets were trained on alone.",
+            help="top-activations, combinations, kmeans, pca, penalized, stratified, scores (see --scores-from), or "
+            "random: compare with it, which was better than the default when CIFAR-10's subsets were trained on alone.",
         ),
     ] = "top-activations",
     size: Annotated[str | None, typer.Option(help="How many: 4320, a share (8.64% by default), or 10GB.")] = None,
@@ -86,6 +86,17 @@ def build_subset(
     keep_duplicates: Annotated[
         bool, typer.Option("--keep-duplicates", help="Choose exact copies of a sample too.")
     ] = False,
+    scores_from: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What --strategy scores chooses by: .npz (ids, score), .npy or .csv."),
+    ] = None,
+    hardest: Annotated[
+        str | None,
+        typer.Option(metavar="lowest|highest", help="Of --scores-from: the hard samples'; lowest by default."),
+    ] = None,
+    leave_out: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Of the hardest samples, for --scores-from; 0.1 by default.")
+    ] = None,
     embedding_size: Annotated[int | None, typer.Option(help="Elements of the embedding; 216 by default.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Of training the autoencoder; 5 by default.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="In training; 128 by default.")] = None,
@@ -122,7 +133,7 @@ def build_subset(
     ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, whatever OUT.h5.work/ holds.")] = False,
     scores: Annotated[
-        Path | None, typer.Option(metavar="FILE.npz", help="Write ids, score and dimension of all samples too.")
+        Path | None, typer.Option(metavar="FILE.npz", help="Write the strategy's own scores of all samples too.")
     ] = None,
     images: Images = None,
     labels: Labels = None,

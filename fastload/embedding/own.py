@@ -123,7 +123,7 @@ def _open_h5(path: Path, name: str | None) -> tuple[Embeddings, str, np.ndarray 
         beside = _ids_beside(name)
         ids = None
         if beside in file:
-            ids = _checked_ids(checked_dataset(path, file, beside), f"{path}:{beside}")
+            ids = checked_ids(checked_dataset(path, file, beside), f"{path}:{beside}")
         shape = (dataset.shape[0], int(np.prod(dataset.shape[1:], dtype=object)))
         offset = dataset.id.get_offset() if dataset.chunks is None else None
         opened = UnchangedFile(where, os.dup(file.id.get_vfd_handle()))
@@ -188,7 +188,7 @@ def _read_ids(spec: str) -> tuple[np.ndarray, str]:
         raise DataError(f"{path}: no such file; embedding_ids= takes FILE.npy, FILE.h5:dataset or FILE.txt, or 'rows'")
     if _is_h5(path):
         with open_hdf5(path) as file:
-            return _checked_ids(checked_dataset(path, file, dataset or "ids"), f"{path}:{dataset or 'ids'}"), (
+            return checked_ids(checked_dataset(path, file, dataset or "ids"), f"{path}:{dataset or 'ids'}"), (
                 f"{path}:{dataset or 'ids'}"
             )
     if dataset is not None:
@@ -201,7 +201,7 @@ def read_list(path: Path) -> np.ndarray:
     try:
         with open(path, "rb") as file:
             if file.read(6) == b"\x93NUMPY":
-                return _checked_ids(np.load(path, allow_pickle=False), str(path))
+                return checked_ids(np.load(path, allow_pickle=False), str(path))
             file.seek(0)
             lines = [line for line in file.read().decode("utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError, EOFError) as error:
@@ -219,7 +219,7 @@ def ids_of(entries: list[str]) -> np.ndarray:
     return np.array([entry.strip() for entry in entries], np.str_)
 
 
-def _checked_ids(source: Any, where: str) -> np.ndarray:
+def checked_ids(source: Any, where: str) -> np.ndarray:
     """Return an array or dataset as ids (int64) or names [N]."""
     if len(source.shape) != 1:
         raise DataError(f"{where}: has shape {source.shape}; ids are one a row, [N]")

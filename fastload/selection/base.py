@@ -140,17 +140,27 @@ def _plain(values: Any, what: str) -> np.ndarray:
 
 
 class NotFinite(DataError):
-    """Embeddings that a strategy was shown hold NaN or infinity."""
+    """Samples whose embeddings or scores hold NaN or infinity.
+
+    Arguments:
+        found: what was found.
+        where: in how many samples, and in which.
+        mend: what to do about it, if not to leave them out.
+    """
+
+    def __init__(self, found: str, where: str, mend: str) -> None:
+        super().__init__(f"{found} in {where}; {mend}, or leave them out")
+        self.found, self.mend = found, mend
 
 
-def not_finite(count: int, samples: Samples, positions: np.ndarray) -> NotFinite:
+def not_finite(count: int, samples: Samples, positions: np.ndarray, *, scores: bool = False) -> NotFinite:
     """Return the error for `count` samples with NaN or infinity, the first of them at `positions`."""
     first = ", ".join(str(samples.sorted_ids[position]) for position in positions[:_FIRST_IDS])
     more = f" and {count - _FIRST_IDS:,} more" if count > _FIRST_IDS else ""
-    return NotFinite(
-        f"embeddings hold NaN or infinity in {count:,} of {len(samples):,} samples, of ids {first}{more}; embed these "
-        "again, or leave them out"
-    )
+    where = f"{count:,} of {len(samples):,} samples, of ids {first}{more}"
+    if scores:
+        return NotFinite("scores are missing, NaN, infinite or beyond float32", where, "give these a score")
+    return NotFinite("embeddings hold NaN or infinity", where, "embed these again")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -63,6 +63,10 @@ class Scores:
         """Return the rows, int64, whose score is NaN, infinite or beyond what float32 holds."""
         with np.errstate(over="ignore"):
             return np.flatnonzero(~np.isfinite(self.values.astype(np.float32)))
+
+    def of_rows(self, rows: np.ndarray) -> Scores:
+        """Return those of some rows, int64."""
+        return replace(self, values=self.values[rows])
 
     def settings(self) -> dict[str, Any]:
         """Return how they are read, as JSON-able plain values."""

@@ -7,15 +7,13 @@ from dataclasses import replace
 import numpy as np
 
 from fastload.embedding.chunks import Embeddings
-from fastload.errors import DataError, UsageError
+from fastload.errors import UsageError
 from fastload.order import permutation
-from fastload.selection.base import Request, Samples, Selection
+from fastload.selection.base import Request, Samples, Selection, not_finite
 from fastload.selection.strata import Strata
 
 STRATA = 50
 """The paper's."""
-
-_FIRST_IDS = 10
 
 
 def scores(embeddings: Embeddings | None, samples: Samples, request: Request) -> Selection:
@@ -42,7 +40,9 @@ def scores(embeddings: Embeddings | None, samples: Samples, request: Request) ->
     given = request.scores
     if given is None:
         raise UsageError("scores ranks samples by scores that one brings, and none were given; say scores=Scores(…)")
-    _check_finite(given.unusable(), samples)
+    unusable = given.unusable()
+    if len(unusable):
+        raise not_finite(len(unusable), samples, np.sort(samples.positions[unusable]), scores=True)
     values, hardness = samples.by_position(given.values), samples.by_position(given.hardness())
     drawn = np.empty(len(samples), np.int64)
     drawn[permutation(len(samples), request.seed)] = np.arange(len(samples))
@@ -63,14 +63,3 @@ def cut(values: np.ndarray) -> np.ndarray:
     low, high = values.min(), values.max()
     width = high - low if high > low else 1.0
     return np.minimum(STRATA - 1, (values - low) / width * STRATA).astype(np.int64)
-
-
-def _check_finite(rows: np.ndarray, samples: Samples) -> None:
-    if len(rows):
-        ids = np.sort(samples.sorted_ids[samples.positions[rows]])
-        first = ", ".join(map(str, ids[:_FIRST_IDS].tolist()))
-        more = f" and {len(ids) - _FIRST_IDS:,} more" if len(ids) > _FIRST_IDS else ""
-        raise DataError(
-            f"scores hold NaN, infinity or what is beyond float32 for {len(ids):,} of {len(samples):,} samples, of ids "
-            f"{first}{more}; give these a score, or leave them out"
-        )

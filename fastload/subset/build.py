@@ -65,8 +65,8 @@ def build_subset(*arguments: Any, **named: Any) -> SubsetReport:
             file.
         out: the subset to write, raw or ragged; replaced only when complete.
 
-        strategy: "top-activations"; "random" for comparison, which needs no embeddings; or one of the paper's
-            suggestions, "combinations", "kmeans", "pca" and "penalized" (docs/strategies.md).
+        strategy: "top-activations"; "random" for comparison, which needs no embeddings; "stratified"; "scores"; or one
+            of the paper's suggestions, "combinations", "kmeans", "pca" and "penalized" (docs/strategies.md).
         size: how many samples: a number, a share like "8.64%", or a float in (0, 1). The default is "8.64%".
         per_dimension: instead of `size`, this many for each dimension: the plain union, of at most
             per_dimension × dimensions samples.
@@ -78,6 +78,11 @@ def build_subset(*arguments: Any, **named: Any) -> SubsetReport:
         exclude: ids or names that are never chosen, in the same forms.
         keep_duplicates: choose also samples whose stored bytes are those of another. By default the lowest id of them
             is chosen alone, unless there are too few others.
+        scores_from: for the strategy "scores", a file of what to choose by, one score for each sample that may be
+            chosen: FILE.npz with `score` and `ids` [n], FILE.npy [N] in the order of rows, or text, "id,score" a line.
+        hardest: "lowest", the default, where low scores are of hard samples, as the area under the margin; "highest"
+            where high ones are, as losses, EL2N and counts of forgetting.
+        leave_out: the share of samples that are left out as the hardest, from 0 to below 1; 0.1 by default.
 
         embeddings: FILE.npy or FILE.h5:dataset, [N, D], one for each sample, in place of the first two steps.
         embedding_ids: FILE[:dataset] of the ids (or names) of the samples that the rows of `embeddings` are of. By
@@ -107,9 +112,9 @@ def build_subset(*arguments: Any, **named: Any) -> SubsetReport:
         keep: store the embeddings and leave the work folder, so that another call, of another size say, reuses its
             weights and embeddings. Without it the embeddings of `top-activations` pass by once and need no space.
         fresh: begin anew whatever the work folder holds.
-        scores: FILE.npz for `ids` (int64), `score` (float32) and `dimension` (int32), each [N], of all samples in the
-            order of rows, chosen or not (docs/strategies.md). Not for "random" and strategies of one's own;
-            top-activations needs `keep` or `embeddings` for it.
+        scores: FILE.npz to write: `ids` (int64), `score` (float32) and `dimension` (int32), each [N], of all samples in
+            the order of rows, chosen or not (docs/strategies.md). Not for "random", "stratified", "scores" and
+            strategies of one's own; top-activations needs `keep` or `embeddings` for it.
         alone: do it in this process, though a launcher started several or torch.distributed has several. Otherwise
             all ranks call this with the same arguments, share the encoder's pass, and rank 0 does and tells the rest
             (docs/ranks.md); the file is the one that a single process writes.
@@ -166,6 +171,7 @@ def _report(run: Run, losses: list[float], hashed: str, chosen: Chosen, rows: np
         ids=columns["ids"].tolist(),
         names=None if file.names is None else [file.names[row] for row in rows.tolist()],
         embedding_order="" if run.own_embeddings is None else run.own_embeddings.rule,
+        score_order="" if run.choice.own_scores is None else run.choice.own_scores.told(),
         left_out={
             "included": len(run.candidates.included),
             "excluded": len(run.candidates.excluded),

@@ -113,13 +113,15 @@ class CandidateRows:
 
     Arguments:
         kept: bool [N], which rows of the embeddings may be chosen.
-        ids: int64 [n], of the samples at those rows.
+        of_full: int64 [n], the full set's rows of the samples there.
+        ids: int64 [n], theirs.
         labels: their labels, [n]; None where classes are not balanced.
         samples: what a strategy is told of them.
         hashes: what identifies them, by name, hex.
     """
 
     kept: np.ndarray
+    of_full: np.ndarray
     ids: np.ndarray
     labels: np.ndarray | None
     samples: Samples
@@ -144,13 +146,14 @@ class CandidateRows:
         if balance:
             of_all = labels_of(file, "balancing classes")
             labels = of_all[row_of]
-            hashes["labels"] = _hash(of_all)
+            hashes["labels"] = array_hash(of_all)
         if own is not None:
-            hashes["embedding_ids"] = _hash(ids)
+            hashes["embedding_ids"] = array_hash(ids)
         if not kept.all():
-            hashes["candidates"] = _hash(np.concatenate([ids, file.ids[candidates.included]]))
-        return cls(kept, ids, labels, Samples.of(ids, labels), hashes)
+            hashes["candidates"] = array_hash(np.concatenate([ids, file.ids[candidates.included]]))
+        return cls(kept, row_of, ids, labels, Samples.of(ids, labels), hashes)
 
 
-def _hash(array: np.ndarray) -> str:
+def array_hash(array: np.ndarray) -> str:
+    """Return the xxh3-128 of an array's values, hex."""
     return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).data)

@@ -1,4 +1,4 @@
-"""Samples whose embeddings hold NaN or infinity: the first by name, and all of them as a list for `exclude`."""
+"""Samples whose embeddings or scores are NaN or infinite: the first by name, all of them as a list for `exclude`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAME_LENGTH = 60
 
 @contextlib.contextmanager
 def naming_them(
-    file: Packed, candidates: Candidates, work: WorkFolder, find: Callable[[], np.ndarray]
+    file: Packed, candidates: Candidates, work: WorkFolder, find: Callable[[], np.ndarray], where: str = ""
 ) -> Iterator[None]:
     """Turn a strategy's NotFinite into a DataError that says which samples of the full set they are, and the mend.
 
@@ -29,7 +29,8 @@ def naming_them(
         file: the full set.
         candidates: what may be chosen of it.
         work: where the list goes when it is too long for a command line.
-        find: gives the full set's rows, int64, whose embeddings hold NaN or infinity.
+        find: gives the full set's rows, int64, whose embeddings or scores hold NaN or infinity.
+        where: what the message begins with.
     """
     try:
         yield
@@ -43,8 +44,8 @@ def naming_them(
         known = np.concatenate([candidates.excluded, candidates.included])
         left_out = _exclude(file, np.concatenate([candidates.excluded, found[~np.isin(found, known)]]), work)
         raise DataError(
-            f"embeddings hold NaN or infinity in {len(rows):,} of {int(candidates.keep.sum()):,} samples: "
-            f'{named}{more}; embed these again, or leave them out: exclude="{left_out}"'
+            f"{where}{error.found} in {len(rows):,} of {int(candidates.keep.sum()):,} samples: {named}{more}; "
+            f'{error.mend}, or leave them out: exclude="{left_out}"'
         ) from error
 
 

@@ -92,11 +92,12 @@ class SubsetReport:
         classes: (name, chosen, total) of each; empty where labels are no classes.
         per_dimension: int64 [D], how many samples each dimension (the strategy's own: pair, cluster, direction) gave.
         dead: dimensions that never vary.
-        filled: samples that no dimension gave.
+        filled: samples that no dimension gave; of the strategy `scores`, those that it had left out as the hardest.
         overlap: None where the strategy keeps no lists.
         ids: of the chosen, in order of choice.
         names: of the chosen, where the full set holds them.
         embedding_order: how it is known whose embeddings are whose, where they were brought.
+        score_order: likewise whose scores are whose.
         left_out: how many were included by name, excluded, and left out as exact duplicates.
     """
 
@@ -119,6 +120,7 @@ class SubsetReport:
     ids: list[int] = dataclasses.field(default_factory=list)
     names: list[str] | None = None
     embedding_order: str = ""
+    score_order: str = ""
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def state(self) -> dict[str, Any]:
@@ -171,6 +173,10 @@ class SubsetReport:
             facts.append(("", HINT))
         if self.embedding_order:
             facts.append(("embeddings", printable(self.embedding_order)))
+        if self.score_order:
+            facts.append(("scores", printable(self.score_order)))
+            hard = f"those of the {self.settings['hardest']} scores, {100 * self.settings['leave_out']:g}% left out"
+            facts.append(("hardest", hard))
         named = [f"{count:,} {what}" for what, count in self.left_out.items() if count]
         if named:
             facts.append(("lists", ", ".join(named)))

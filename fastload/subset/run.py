@@ -105,6 +105,7 @@ class Run:
     def request(self, device: str = "cpu") -> Request:
         """Return how much is wanted of a strategy: what the list of included samples leaves."""
         size = None if self.choice.size is None else self.choice.size - len(self.candidates.included)
+        own = self.choice.own_scores
         return Request(
             size=size,
             per_dimension=self.choice.per_dimension,
@@ -112,6 +113,7 @@ class Run:
             device=device,
             threads=self.threads,
             equal=self.choice.balance == "equal",
+            scores=None if own is None else own.scores.of_rows(self.rows.of_full),
         )
 
     def report_length(self, columns: int) -> int:

@@ -35,9 +35,7 @@ def check_scores(path: Path, full: Packed, out: Path, strategy: str, *, stored: 
     if strategy in ("random", "stratified"):
         raise UsageError(f"{strategy} has no scores for scores= to write; choose another strategy=")
     if strategy == "scores":
-        raise UsageError(
-            "strategy='scores' makes no scores for scores= to write: it takes those of another; leave it out"
-        )
+        raise UsageError('strategy="scores" makes no scores for scores= to write: it takes others\'; leave it out')
     if strategy not in (*_BY_COLUMN, "kmeans"):
         raise UsageError(
             f"{strategy!r} is a strategy of your own, of which only the chosen have scores; leave scores= out"

@@ -103,11 +103,16 @@ def _select(run: Run, embedded: Embedded) -> tuple[Selection, TopKState | None]:
     if vectors is not None and not run.rows.kept.all():
         vectors = KeptRows(vectors, run.rows.kept)
 
+    scores = run.choice.own_scores
+
     def find_not_finite() -> np.ndarray:
+        if scores is not None:
+            return scores.scores.unusable()
         found = rows_not_finite(as_embeddings(embedded.vectors))
         return found if run.own_embeddings is None else run.own_embeddings.row_of[found]
 
-    with naming_them(run.full, run.candidates, run.work, find_not_finite):
+    where = "" if scores is None else f"{scores.path}: "
+    with naming_them(run.full, run.candidates, run.work, find_not_finite, where):
         if vectors is not None and run.choice.streams:
             return _select_in_one_pass(run, vectors)
         return _select_by_strategy(run, vectors), None
@@ -138,6 +143,7 @@ def _select_by_strategy(run: Run, vectors: Embeddings | None) -> Selection:
         threads=request.threads,
         progress=_progress(run),
         overlap=vectors is not None,
+        scores=request.scores,
     )
 
 
@@ -151,7 +157,7 @@ def _facts(columns: dict[str, np.ndarray], strongest: TopKState | None, report: 
     facts = {
         "dimensions": int(report.get("dimensions", given.max() + 1 if len(given) else 0)),
         "dead": report.get("dead_dimensions", []),
-        "filled": int(report.get("filled_at_random", 0)),
+        "filled": int(report.get("filled_at_random", report.get("left_out_but_taken", 0))),
         "overlap": report.get("lists"),
     }
     if strongest is not None:

@@ -15,7 +15,8 @@ from fastload.embedding.training import TrainingSettings
 from fastload.errors import UsageError
 from fastload.packed.set import Packed, PathsLike, open_packed
 from fastload.packing.fit import fit_of
-from fastload.selection import strategy_row
+from fastload.selection import Scores, strategy_row
+from fastload.selection.given_scores import HARDEST, LEAVE_OUT
 from fastload.subset.listener import Listener
 
 DEFAULT_SIZE = "8.64%"
@@ -50,6 +51,9 @@ _OPTIONAL: dict[str, Callable[[str, Any], Any]] = {
     "resize": integer,
     "short_side": integer,
     "threads": integer,
+    "scores_from": path_of,
+    "hardest": text,
+    "leave_out": real,
     "embeddings": path_of,
     "embedding_ids": lambda name, value: str(path_of(name, value)),
     "scores": path_of,
@@ -76,6 +80,9 @@ class Settings:
     include: Any = None
     exclude: Any = None
     keep_duplicates: bool = False
+    scores_from: str | os.PathLike[str] | None = None
+    hardest: str | None = None
+    leave_out: float | None = None
     embeddings: str | os.PathLike[str] | None = None
     embedding_ids: str | os.PathLike[str] | None = None
     encoder: str | None = None
@@ -110,6 +117,7 @@ class Settings:
             raise UsageError(f"encoder={self.encoder!r}; it is a text, module:callable, for example my_models:encoder")
         fit_of(self.resize, self.short_side)
         self._check_amount()
+        self._check_scores()
         self._check_embedding()
         self._check_training()
         if self.threads is not None and self.threads < 1:
@@ -123,6 +131,26 @@ class Settings:
             raise UsageError("size= and per_dimension= exclude each other; give one of the two")
         if self.per_dimension is not None and not row.per_dimension:
             raise UsageError(f"{self.strategy} has no dimensions for per_dimension=; give size=")
+
+    def _check_scores(self) -> None:
+        given = {"scores_from=": self.scores_from, "hardest=": self.hardest, "leave_out=": self.leave_out}
+        used = [name for name, value in given.items() if value is not None]
+        if not strategy_row(self.strategy).needs_scores:
+            if used:
+                raise UsageError(f'strategy="{self.strategy}" has no use for {", ".join(used)}: strategy="scores" has')
+            return
+        Scores((), *self.reading_of_scores)
+        if self.scores_from is None:
+            beside = "; scores= is a file to write" if self.scores is not None else ""
+            raise UsageError(
+                f'strategy="{self.strategy}" chooses by scores that you bring: give scores_from="FILE" '
+                f"(.npz, .npy or .csv){beside}"
+            )
+
+    @property
+    def reading_of_scores(self) -> tuple[str, float]:
+        """Which scores are the hardest samples', and the share of these that is left out."""
+        return self.hardest or HARDEST[0], LEAVE_OUT if self.leave_out is None else self.leave_out
 
     def _check_embedding(self) -> None:
         if self.embedding_ids is not None and self.embeddings is None:

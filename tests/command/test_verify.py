@@ -15,6 +15,7 @@ from fastload import Augment, DataError, TwoPhaseLoader, UsageError, pack
 from fastload.command.cli import main
 from fastload.command.verify import verify_file
 from fastload.packed.file import PackedFile, SelectionTable
+from fastload.selection import STRATEGIES
 from fastload.subset import build as subset
 
 COUNT = 120
@@ -71,13 +72,17 @@ def refused(capsys, words, *arguments):
     return captured
 
 
-@pytest.mark.parametrize("strategy", ["top-activations", "combinations", "kmeans", "pca", "penalized", "random"])
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("amount", [{"size": 40}, {"size": COUNT}, {"size": None, "per_dimension": 6}])
 def test_whatever_a_strategy_chose_passes(made, tmp_path, strategy, balanced, amount):
-    if strategy == "random":
-        if "per_dimension" in amount:
-            pytest.skip("random has no dimensions")
+    row = STRATEGIES[strategy]
+    if "per_dimension" in amount and not row.per_dimension:
+        pytest.skip(f"{strategy} serves no per_dimension")
+    if row.needs_scores:
+        np.save(tmp_path / "scores.npy", np.load(made[1])[:, 0])
+        amount = amount | {"scores_from": tmp_path / "scores.npy"}
+    if not row.needs_embeddings:
         amount = amount | {"embeddings": None}
     out = build(made, tmp_path / "s.h5", strategy=strategy, balance_classes=balanced, **amount)
     report = verify_file(out, full=made[0], progress=False)
