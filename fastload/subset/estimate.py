@@ -21,6 +21,7 @@ from fastload.selection.stratified import strata_of
 _SPARE_DISK = 8 << 20  # HDF5's own structures, JSON, and what file systems round up
 ENTRY_BYTES = 12  # a list's entry: float32 value, int64 position
 SAMPLE_BYTES = 56  # ids, positions and classes, the permuted order and its reverse, what is chosen
+SCORE_BYTES = 64  # a sample of the strategy scores, beside those: 51 measured with 3,000,000
 CHOOSE_SECONDS = 1e-7  # a sample; 8e-8 measured: 8.64 % of 200,000 from 216 dimensions, on two busy cores
 _ELEMENT_SECONDS = 1e-8  # a value in a pass; there 4e-9 measured for its extent, 1.5e-8 for its moments
 BASE_MEMORY = 150 << 20  # an estimate: torch's and Numba's code that is loaded on the way; a tiny run grew by 204 MB

@@ -14,6 +14,7 @@ from fastload.subset.estimate import (
     BASE_MEMORY,
     CHOOSE_SECONDS,
     SAMPLE_BYTES,
+    SCORE_BYTES,
     Estimate,
     estimate_strategy,
     lists_disk,
@@ -77,6 +78,7 @@ def _add_selection(run: Run, found: Estimate, columns: int, size: int, streaming
     count = len(run.full)
     stored = 0 if streaming else count * columns * 4
     found.memory += count * SAMPLE_BYTES + (0 if streaming else reading_memory(stored))
+    found.memory += 0 if run.choice.own_scores is None else count * SCORE_BYTES
     found.seconds["analyse"] = count * CHOOSE_SECONDS + stored / 1e9
     if columns and run.choice.streams:
         length, groups = list_length(run.request(), run.rows.samples, columns), len(run.rows.samples.group_sizes)

@@ -98,7 +98,8 @@ def _read(path: Path) -> tuple[np.ndarray | None, np.ndarray]:
     except DataError:
         raise
     except (OSError, ValueError, EOFError, RuntimeError, csv.Error, zipfile.BadZipFile, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
+        no_text = "it is no text" if isinstance(error, UnicodeDecodeError) else None
+        reason = no_text or getattr(error, "strerror", None) or error
         raise DataError(f"{path}: cannot be read as scores ({reason}); scores_from= takes {_FORMS}") from error
 
 

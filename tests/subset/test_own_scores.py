@@ -206,7 +206,7 @@ WRONG = {
     "word.csv": (lambda path: path.write_text("id,score\n1003,1\n1004,high\n"), "line 3: 'high' is no number"),
     "ragged.csv": (lambda path: path.write_text("1003,1\n1004\n"), "line 2: has 1 column, and others have 2"),
     "strange.csv": (lambda path: path.write_text("name,score\nmine.png,1\n"), "has the name 'mine.png'"),
-    "image.png": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe"), "cannot be read as scores"),
+    "image.png": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe"), r"scores \(it is no text\)"),
 }
 
 
