@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -19,15 +16,13 @@ from fastload.bench.evidence.runner import Found, Runner
 from fastload.bench.evidence.scale import SCALES, SHARES, scale_named
 from fastload.bench.evidence.sets import NAMES, Sources, fashion_folder, make_set
 from fastload.bench.evidence.statistics import require_scipy
-from fastload.bench.measure import Deadline, describe, machine, versions
+from fastload.bench.measure import Deadline, describe, machine
+from fastload.bench.reporting import TIME_IS_UP, command_text, when_and_where, write_json
 from fastload.common.arguments import integer, positive
 from fastload.common.device import resolve_device
 from fastload.common.processors import processors
 from fastload.common.replacing import replace_file
 from fastload.errors import UsageError
-
-TIME_IS_UP = 4
-"""The exit code where --minutes ended before the trainings did: the same command goes on."""
 
 FEED = "feed"
 """The part that is timed: leave the machine alone while it runs."""
@@ -109,15 +104,10 @@ def _tell(
     made = tables(results, runner.scale.pools)
     if delivered:
         made.append(report.feed_table(delivered))
-    # Files by their names: the folders of this machine say nothing elsewhere.
-    words = [Path(word).name if "/" in word and not word.startswith("-") else word for word in arguments]
-    command = shlex.join(["python", "-m", "fastload.bench", "evidence", *words])
-    scale, versioned = runner.scale, versions()
-    told = describe(machine(runner.device))
+    command, told, scale = command_text("evidence", arguments), describe(machine(runner.device)), runner.scale
     head = [
         f"`{command}`: scale {scale.name}, {scale.steps:,} steps of {scale.batch:,} images.",
-        f"{date.today().isoformat()}, {told}, torch {versioned.get('torch', torch.__version__)}, load "
-        f"{os.getloadavg()[0]:.1f} at the end.",
+        when_and_where(told),
     ]
     if runner.unfinished:
         head.append("Not finished: the time was up.")
@@ -127,7 +117,7 @@ def _tell(
         pictures = {name: Path(options.plot.name) / path.name for name, path in written.items()}
     text = report.markdown(head, made, pictures)
     replace_file(options.folder / "results.md", text.encode())
-    facts = {"command": command, "date": date.today().isoformat(), "machine": told, "versions": versioned}
-    report.write_json(options.folder / "results.json", results, delivered, made, facts | {"scale": vars(scale)})
+    found_all = report.plain(results, delivered, made) | {"scale": vars(scale)}
+    write_json(options.folder / "results.json", found_all, command, told)
     _say("\n" + text)
     _say(f"written to {options.folder / 'results.md'} and {options.folder / 'results.json'}")

@@ -1,17 +1,15 @@
-"""The report: markdown for docs/evidence.md and docs/results.md, and everything as JSON."""
+"""The report: markdown for docs/evidence.md and docs/results.md, and all of it as plain values."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastload.bench.evidence.feed import Delivered
 from fastload.bench.evidence.findings import Results, Table, points, share_text
-from fastload.bench.markdown import table
-from fastload.common.replacing import replace_file
+from fastload.bench.reporting import table
 
 _PICTURES = {"rates": "grid-8.64", "arms": "arms-cifar10", "strategies": "strategies-fixed pool"}
 """Which table a plot stands below."""
@@ -66,16 +64,11 @@ def feed_table(delivered: Sequence[Delivered]) -> Table:
     return Table("The feed: a growing pool, its file throttled", columns, rows)
 
 
-def write_json(
-    path: Path, results: Results, delivered: Sequence[Delivered], tables: Sequence[Table], facts: Mapping[str, Any]
-) -> None:
-    """Write everything that was found, and what it was found with."""
-    report = {
-        **facts,
+def plain(results: Results, delivered: Sequence[Delivered], tables: Sequence[Table]) -> dict[str, Any]:
+    """Return everything that was found as plain values."""
+    return {
         "cells": [dataclasses.asdict(found) for found in results.cells.values()],
         "seconds_of_selection": [[*key, seconds] for key, seconds in results.seconds.items()],
         "delivered": [dataclasses.asdict(one) for one in delivered],
         "tables": [dataclasses.asdict(one) for one in tables],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, (json.dumps(report, indent=1) + "\n").encode())

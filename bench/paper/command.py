@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
+import dataclasses
 import shutil
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import torch
 
 from fastload.bench import plot
-from fastload.bench.measure import Deadline, versions
+from fastload.bench.measure import Deadline
 from fastload.bench.paper import plots, report
 from fastload.bench.paper.autoencoder_length import autoencoder_length
 from fastload.bench.paper.budget import budget
@@ -23,6 +21,7 @@ from fastload.bench.paper.findings import Findings
 from fastload.bench.paper.scale import DEFAULT
 from fastload.bench.paper.smaller_claims import smaller_claims
 from fastload.bench.paper.workplace import Options, Workplace
+from fastload.bench.reporting import TIME_IS_UP, command_text, when_and_where, write_json
 from fastload.common.arguments import integer, positive
 from fastload.common.device import resolve_device
 from fastload.common.replacing import replace_file
@@ -35,9 +34,6 @@ EXPERIMENTS: dict[str, Callable[[Workplace], Findings]] = {
     "autoencoder": autoencoder_length,
     "smaller": smaller_claims,
 }
-
-TIME_IS_UP = 4
-"""The exit code where --minutes ended before the experiments did: the same command goes on."""
 
 
 def main(arguments: list[str]) -> int:
@@ -113,13 +109,11 @@ def _names(only: str | None) -> list[str]:
 
 def _tell(place: Workplace, findings: list[Findings], options: argparse.Namespace, arguments: list[str]) -> None:
     """Write results.md, results.json and the plots, and print the text."""
-    found, folder = versions(), options.folder
-    command = shlex.join(["python", "-m", "fastload.bench", "paper", *_without_folders(arguments)])
+    command, folder = command_text("paper", arguments), options.folder
     head = [
         f"`{command}`: scale {options.scale:g}, {place.scale.steps:,} steps of {place.scale.batch:,} images, seeds "
         f"{', '.join(map(str, place.seeds))}, {len(place.full):,} training and {len(place.test):,} test images.",
-        f"{date.today().isoformat()}, {place.machine}, torch {found.get('torch', torch.__version__)}, load "
-        f"{os.getloadavg()[0]:.1f} at the end.",
+        when_and_where(place.machine),
     ]
     pictures = {}
     if options.plot is not None:
@@ -135,22 +129,14 @@ def _tell(place: Workplace, findings: list[Findings], options: argparse.Namespac
         head.append(f"Not finished: {', '.join(place.unfinished)}.")
     text = report.markdown(findings, head, pictures)
     replace_file(folder / "results.md", text.encode())
-    facts = {
-        "command": command,
-        "date": date.today().isoformat(),
-        "machine": place.machine,
-        "versions": found,
+    found = {
         "scale": options.scale,
         "steps": place.scale.steps,
         "batch": place.scale.batch,
         "seeds": list(place.seeds),
         "unfinished": place.unfinished,
+        "experiments": [dataclasses.asdict(one) for one in findings],
     }
-    report.write_json(folder / "results.json", findings, facts)
+    write_json(folder / "results.json", found, command, place.machine)
     place.say("\n" + text)
     place.say(f"written to {folder / 'results.md'} and {folder / 'results.json'}")
-
-
-def _without_folders(arguments: list[str]) -> list[str]:
-    """Return the arguments as they can be printed: files by their names, without the paths of this machine."""
-    return [Path(one).name if "/" in one and not one.startswith("-") else one for one in arguments]
