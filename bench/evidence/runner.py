@@ -16,7 +16,7 @@ import torch
 from fastload.bench.evidence.choices import choose, is_chosen
 from fastload.bench.evidence.scale import PAPERS_POOL, Scale
 from fastload.bench.evidence.sets import ImageSet
-from fastload.bench.evidence.training import Cell, Run, Trained, known, train
+from fastload.bench.evidence.training import Cell, Run, Trained, known, train, training_key
 from fastload.bench.evidence.workplace import SetPlace
 from fastload.bench.measure import Deadline
 from fastload.common.processors import processors
@@ -145,6 +145,7 @@ class Runner:
         """Return what came of trainings, in their order; None for those that the time was not enough for."""
         results: list[Trained | None] = [None] * len(runs)
         running: dict[Future[Trained], int] = {}
+        submitted: set[str] = set()
         began, new = time.monotonic(), 0
 
         def collect() -> None:
@@ -157,20 +158,26 @@ class Runner:
                     self._say(f"  {new} new of {len(runs)} trainings, {time.monotonic() - began:,.0f} s")
 
         for number, run in enumerate(runs):
-            results[number] = known(self.place(run.cell.set), run)
-            if results[number] is not None:
+            place = self.place(run.cell.set)
+            results[number] = known(place, run)
+            key = training_key(place, run)
+            if results[number] is not None or key in submitted:
                 continue
             if self._deadline.left == 0:
                 self.unfinished = True
             elif self._pool is None:
-                results[number] = train(self.place(run.cell.set), run)
+                results[number] = train(place, run)
             else:
+                submitted.add(key)
                 running[self._pool.submit(_train_here, run)] = number
                 while len(running) > self._at_once:  # one waits for each process that is at work, and no more
                     collect()
         while running:
             collect()
-        return results
+        # What another cell shows as well was trained once, for the first of them.
+        return [
+            known(self.place(run.cell.set), run) if one is None else one for run, one in zip(runs, results, strict=True)
+        ]
 
     def seconds_of_selection(self, strategies: Sequence[str]) -> dict[tuple[str, str], float]:
         """Return the seconds that choosing a pool of the paper's size took, by set and strategy, where it is known."""

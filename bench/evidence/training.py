@@ -18,6 +18,7 @@ from fastload.bench.evidence.choices import choose
 from fastload.bench.evidence.recipes import Trainee
 from fastload.bench.evidence.workplace import SetPlace
 from fastload.bench.measure import synchronize
+from fastload.bench.state import key_of
 from fastload.feeds.batch import Batch
 
 
@@ -105,11 +106,18 @@ def plan_of(place: SetPlace, cell: Cell, seed: int, tuning: bool) -> Plan:
     )
 
 
+def training_key(place: SetPlace, run: Run) -> str:
+    """Return what two runs share that are the same training."""
+    return key_of(_settings(place, run))
+
+
 def known(place: SetPlace, run: Run) -> Trained | None:
     """Return the result of a training that was done before; None for another."""
-    read, settings = _shown(place, run.cell.canonical(), run.seed, run.tuning)
-    found = place.state.find("training", _settings(place, run, settings))
-    return None if found is None else dataclasses.replace(Trained(**found), read=read)
+    found = place.state.find("training", _settings(place, run))
+    if found is None:
+        return None
+    read, _ = _shown(place, run.cell.canonical(), run.seed, run.tuning)
+    return dataclasses.replace(Trained(**found), read=read)
 
 
 def train(place: SetPlace, run: Run) -> Trained:
@@ -118,8 +126,7 @@ def train(place: SetPlace, run: Run) -> Trained:
     if found is None:
         cell = run.cell.canonical()
         found = _train(place, run, plan_of(place, cell, run.seed, run.tuning))
-        shown = _shown(place, cell, run.seed, run.tuning)[1]
-        place.state.record("training", _settings(place, run, shown), dataclasses.asdict(found))
+        place.state.record("training", _settings(place, run), dataclasses.asdict(found))
     return found
 
 
@@ -130,8 +137,9 @@ def _shown(place: SetPlace, cell: Cell, seed: int, tuning: bool) -> tuple[int, s
     return plan.read, plan.digest()
 
 
-def _settings(place: SetPlace, run: Run, shown: str) -> dict[str, Any]:
+def _settings(place: SetPlace, run: Run) -> dict[str, Any]:
     """Return all that decides a training's result: two cells that show the same are one training."""
+    _, shown = _shown(place, run.cell.canonical(), run.seed, run.tuning)
     tested = "held out" if run.tuning else "test"
     return {**place.identity, "shown": shown, "rate": run.rate, "seed": run.seed, "tested on": tested}
 
