@@ -256,7 +256,7 @@ MANY = np.where(np.arange(50) < 12, np.inf, 1.0)
             "2 of 50 samples, of ids 190, 450;",
         ),
         (lambda: select("scores", None, IDS, size=5, scores=Scores(MANY)), DataError, "12 of 50 .* and 2 more; give"),
-        (lambda: select("scores", None, IDS, size=5, scores=Scores(IDS + 1e300)), DataError, "beyond float32 for 50"),
+        (lambda: select("scores", None, IDS, size=5, scores=Scores(IDS + 1e300)), DataError, "float32 in 50 of 50"),
         (lambda: Scores(IDS, "hard"), UsageError, "hardest='hard'; say which scores"),
         (lambda: Scores(IDS, leave_out=1), UsageError, "leave_out=1; it is a share"),
         (lambda: Scores(IDS, leave_out=np.nan), UsageError, "leave_out=nan"),
