@@ -40,9 +40,9 @@ def main(arguments: list[str]) -> int:
         plot.require_matplotlib()
     fashion = options.fashion or fashion_folder()
     sources = Sources(options.full, options.test, fashion, scale.limit)
-    chosen = [name for name in NAMES if name != "fashion-mnist" or fashion is not None]
+    chosen = _chosen_sets(options.sets, fashion)
     _say(f"{describe(machine(device))}; scale {scale.name}, {workers} processes")
-    if fashion is None:
+    if options.sets is None and fashion is None:
         _say("fashion-mnist: left out; install Debian's dataset-fashion-mnist, or give --fashion FOLDER")
     deadline = Deadline(60 * positive("--minutes", options.minutes))
     sets = {name: make_set(name, sources, options.folder / "sets") for name in chosen}
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
         for name in names:
             _say(f"{name} …")
             if name == FEED:
-                delivered = deliver_all(runner.place("cifar10"), deadline)
+                delivered = deliver_all(runner.place(chosen[0]), deadline)
                 runner.unfinished |= len(delivered) < len(SHARES) - 1
             else:
                 found += runner.cells(PARTS[name](scale, chosen))
@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--test", type=Path, required=True, metavar="TEST.h5", help="its test set, packed raw")
     parser.add_argument("--fashion", type=Path, metavar="FOLDER", help="Fashion-MNIST's four IDX files")
     parser.add_argument("--scale", default="reduced", help=f"one of {', '.join(SCALES)}")
+    parser.add_argument("--sets", metavar="SET,…", help=f"some of {', '.join(NAMES)}")
     parser.add_argument("--only", metavar="PART,…", help=f"some of {', '.join([*PARTS, FEED])}")
     parser.add_argument("--folder", type=Path, default=Path("evidence"), help="what is done already, and the results")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
@@ -77,6 +78,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this time; exit code 4")
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw the results there, with matplotlib")
     return parser
+
+
+def _chosen_sets(asked: str | None, fashion: Path | None) -> list[str]:
+    """Return the sets that are asked for; by default all that there are files of."""
+    if asked is None:
+        return [name for name in NAMES if name != "fashion-mnist" or fashion is not None]
+    names = asked.split(",")
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        raise UsageError(f"--sets {asked}: {unknown[0]} is none of {', '.join(NAMES)}")
+    return names
 
 
 def _names(only: str | None) -> list[str]:
@@ -100,7 +112,7 @@ def _tell(
     arguments: list[str],
 ) -> None:
     """Write results.md, results.json and the plots, and print the text."""
-    results = Results(found, runner.seconds_of_selection(STRATEGIES))
+    results = Results(found, runner.seconds_of_selection(STRATEGIES), runner.scale)
     made = tables(results, runner.scale.pools)
     if delivered:
         made.append(report.feed_table(delivered))

@@ -12,7 +12,7 @@ from fastload.bench.evidence import arms
 from fastload.bench.evidence.hypotheses import POOL, SHARE, UNTESTED, Verdict, family, main_arms, registered
 from fastload.bench.evidence.parts import STRATEGIES
 from fastload.bench.evidence.runner import Found
-from fastload.bench.evidence.scale import SHARES
+from fastload.bench.evidence.scale import SHARES, Scale
 from fastload.bench.evidence.statistics import LEVEL, Difference, holm, interval, recovered
 from fastload.bench.evidence.training import Cell, Trained
 
@@ -34,15 +34,16 @@ class Results:
     Arguments:
         found: the cells.
         seconds: of selection, by set and strategy.
+        scale: of all trainings.
     """
 
-    def __init__(self, found: Sequence[Found], seconds: Mapping[tuple[str, str], float]) -> None:
+    def __init__(self, found: Sequence[Found], seconds: Mapping[tuple[str, str], float], scale: Scale) -> None:
         self.cells: dict[Cell, Found] = {}
         for one in found:  # a cell of several parts counts with the most seeds
             known = self.cells.get(one.cell)
             if known is None or len(known.runs) < len(one.runs):
                 self.cells[one.cell] = one
-        self.seconds = seconds
+        self.seconds, self.scale = seconds, scale
 
     @property
     def sets(self) -> list[str]:
@@ -65,7 +66,7 @@ class Results:
 
     def verdicts(self) -> list[Verdict]:
         """Return the verdict on every registered hypothesis."""
-        return [verdict for one in registered(self.sets) for verdict in family(one, self.runs)]
+        return [verdict for one in registered(self.sets, self.scale) for verdict in family(one, self.runs)]
 
 
 def points(value: float, sign: bool = False) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from fastload.bench.evidence import arms
-from fastload.bench.evidence.scale import PAPERS_POOL
+from fastload.bench.evidence.scale import PAPERS_POOL, Scale
 from fastload.bench.evidence.statistics import LEVEL, Difference, holm
 from fastload.bench.evidence.training import Cell, Trained
 
@@ -124,8 +124,15 @@ def of_memory() -> list[Hypothesis]:
     ]
 
 
-def registered(sets: Collection[str]) -> list[list[Hypothesis]]:
-    """Return the families of all hypotheses on sets that are at hand."""
+def of_longer_runs() -> list[Hypothesis]:
+    """Return what is said of runs in which samples come again: that a pool must be renewed."""
+    cells = main_arms("cifar10")
+    words = f"cifar10, several epochs: {arms.ROLLING} is better than a {arms.FIXED}"
+    return [Hypothesis("H14", words, cells[arms.ROLLING], cells[arms.FIXED])]
+
+
+def registered(sets: Collection[str], scale: Scale) -> list[list[Hypothesis]]:
+    """Return the families of all hypotheses on sets that are at hand, as far as they are said of a scale."""
     families = []
     for name, number in (("cifar10", 1), ("fashion-mnist", 5)):
         if name in sets:
@@ -134,4 +141,6 @@ def registered(sets: Collection[str]) -> list[list[Hypothesis]]:
         families.append(of_selection())
     if "wrong-labels" in sets:
         families.append(of_memory())
+    if "cifar10" in sets and scale.several_epochs:
+        families.append(of_longer_runs())
     return families

@@ -43,6 +43,11 @@ class Scale:
     scores_epochs: int
     limit: int | None = None
 
+    @property
+    def several_epochs(self) -> bool:
+        """Whether a trainer that never waits sees CIFAR-10 more than twice."""
+        return self.steps * self.batch > 2 * (self.limit or 50_000)
+
 
 SHARES = (1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16)
 """S/T: what the stream delivers in the time in which a trainer that never waits takes 1."""
@@ -57,11 +62,13 @@ SCALES = {
     for one in (
         Scale("tiny", "small", 16, 16, (0.02, 0.06), 2, 1, 1, 1, 100, (PAPERS_POOL,), 4, 2, limit=1000),
         Scale("reduced", "small", 400, 128, (0.02, 0.06, 0.18), 10, 5, 3, 1, 5000, POOLS, 782, 4),
+        Scale("longer", "small", 1600, 128, (0.02, 0.06, 0.18), 10, 5, 3, 1, 5000, (PAPERS_POOL,), 782, 4),
         Scale("gpu", "airbench94", 484, 1024, (0.5, 1.0, 2.0), 20, 5, 20, 1, 5000, (PAPERS_POOL,), 3910, 10),
         Scale("paper", "paper", 10_000, 1024, (0.03, 0.1, 0.3), 10, 5, 3, 1, 5000, POOLS, 40_000, 20),
     )
 }
-"""`gpu` is airbench94's 9.9 epochs, its rates multiples of its own; `paper` the paper's classifier and length."""
+"""`longer` is `reduced` four times over, in which samples come again; `gpu` is airbench94's 9.9 epochs, its rates
+multiples of its own; `paper` is the paper's classifier and length."""
 
 
 def scale_named(name: str) -> Scale:

@@ -222,11 +222,12 @@ def test_a_hypothesis_holds_where_the_difference_is_beyond_its_margin_and_chance
 
 def test_what_is_registered_is_what_the_page_says():
     page = (Path(__file__).parents[2] / "docs" / "evidence.md").read_text("utf-8")
-    families = registered(["cifar10", "fashion-mnist", "near-copies", "wrong-labels"])
+    families = registered(["cifar10", "fashion-mnist", "near-copies", "wrong-labels"], SCALES["longer"])
     names = [one.name for hypotheses in families for one in hypotheses]
-    assert names == [f"H{number}" for number in range(1, 14)]
-    assert [len(one) for one in families] == [3, 1, 3, 1, 3, 2]
-    for name in ("H1", "H2", "H3", "H4", "H8", "H9", "H10", "H11", "H12", "H13"):
+    assert names == [f"H{number}" for number in range(1, 15)]
+    assert [len(one) for one in families] == [3, 1, 3, 1, 3, 2, 1]
+    assert "H14" not in [one.name for some in registered(["cifar10"], SCALES["reduced"]) for one in some]
+    for name in ("H1", "H2", "H3", "H4", "H8", "H9", "H10", "H11", "H12", "H13", "H14"):
         assert f"| {name} |" in page
     assert (hypotheses.SHARE, hypotheses.POOL, hypotheses.NEAR) == (0.25, 0.0864, 0.015)
     assert "S/T = 1/4, a pool of 8.64 %" in page and "within 1.5 points" in page
@@ -239,7 +240,7 @@ def test_every_registered_cell_is_trained_with_all_seeds():
         for make in PARTS.values():
             for work in make(scale, sets):
                 seeds[work.cell] = max(seeds.get(work.cell, 0), work.seeds)
-        for one in itertools.chain(*registered(sets)):
+        for one in itertools.chain(*registered(sets, scale)):
             assert seeds[one.first] == seeds[one.second] == scale.seeds
 
 
@@ -251,15 +252,15 @@ def test_the_default_strategy_is_the_one_that_the_registered_rule_makes():
         return [Found(cell, 0.1, {}, some) for cell, some in zip(cells, runs, strict=True)]
 
     everywhere = found("random", 0.0) + found("top-activations", -0.05) + found("scores", 0.2)
-    assert best_default(Results(everywhere, {}))[0] == "random"
+    assert best_default(Results(everywhere, {}, TINY))[0] == "random"
     noisy = [Found(one.cell, 0.1, {}, (*one.runs[:2], trained(0.9))) for one in found("kmeans", 0.0)]
-    better = Results(everywhere + noisy + found("pca", 0.02) + found("stratified", 0.03), {})
+    better = Results(everywhere + noisy + found("pca", 0.02) + found("stratified", 0.03), {}, TINY)
     assert best_default(better)[0] == "random"  # all differences are equal: there is no test
     spread = [
         Found(one.cell, 0.1, {}, tuple(trained(run.accuracy + 0.002 * place) for place, run in enumerate(one.runs)))
         for one in found("pca", 0.02) + found("stratified", 0.03)
     ]
-    assert best_default(Results(everywhere + noisy + spread, {}))[0] == "stratified"
+    assert best_default(Results(everywhere + noisy + spread, {}, TINY))[0] == "stratified"
 
 
 def test_the_recovered_share_lies_between_what_waits_and_what_never_does():
@@ -353,9 +354,9 @@ def test_what_cannot_be_served_is_one_line(sources, tmp_path, capsys):
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 3
     assert "order is none of registered, selection, grid, beginnings, feed" in errors[0]
-    assert "choose one of tiny, reduced, gpu, paper" in errors[1]
+    assert "choose one of tiny, reduced, longer, gpu, paper" in errors[1]
     assert "--workers=0" in errors[2]
 
 
 def test_without_results_there_are_no_tables():
-    assert tables(Results([], {}), TINY.pools) == []
+    assert tables(Results([], {}, TINY), TINY.pools) == []
