@@ -455,7 +455,7 @@ def test_an_old_output_stays_until_the_new_one_is_complete(few_cifar, tmp_path, 
         (
             {"strategy": "best"},
             r"'best' is unknown; choose one of combinations, kmeans, pca, penalized, random, "
-            "top-activations",
+            "scores, stratified, top-activations",
         ),
         ({"preset": "fast"}, r"preset='fast': there is one, 'paper'"),
         ({"preset": "paper", "epochs": 2}, r'preset="paper" sets steps and batch size'),
