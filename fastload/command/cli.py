@@ -62,13 +62,14 @@ def build_subset(
     ],
     out: Annotated[Path, typer.Argument(help="The subset to write.", metavar="OUT.h5")],
     strategy: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME",
-            help="top-activations, combinations, kmeans, pca, penalized, stratified, scores (see --scores-from), or "
-            "random: compare with it, which was better than the default when CIFAR-10's subsets were trained on alone.",
+            help="top-activations by default, the paper's; combinations, kmeans, pca, penalized, stratified, scores "
+            "(see --scores-from), or random: compare with it, which was better than top-activations when CIFAR-10's "
+            "subsets were trained on alone.",
         ),
-    ] = "top-activations",
+    ] = None,
     size: Annotated[str | None, typer.Option(help="How many: 4320, a share (8.64% by default), or 10GB.")] = None,
     per_dimension: Annotated[
         int | None, typer.Option(metavar="K", help="In place of --size: the union of each dimension's K strongest.")
@@ -100,7 +101,9 @@ def build_subset(
     embedding_size: Annotated[int | None, typer.Option(help="Elements of the embedding; 216 by default.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Of training the autoencoder; 5 by default.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="In training; 128 by default.")] = None,
-    learning_rate: Annotated[float, typer.Option(help="In training, of SGD with momentum 0.9.")] = 0.1,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="In training, of SGD with momentum 0.9; 0.1 by default.")
+    ] = None,
     preset: Annotated[str | None, typer.Option(metavar="paper", help="40,000 steps of 1,024.")] = None,
     embeddings: Annotated[
         str | None, typer.Option(metavar="FILE[:dataset]", help="Your own, .npy or .h5, one for each sample.")
@@ -141,7 +144,7 @@ def build_subset(
     quiet: Quiet = False,
 ) -> None:
     """Choose a small subset, by the samples' embeddings or at random, and write it as a packed file."""
-    given = {name: value for name, value in locals().items() if name not in ("json", "quiet")}
+    given = {name: value for name, value in locals().items() if name not in ("json", "quiet") and value is not None}
     from fastload.command.subset_terminal import TerminalListener, print_report
     from fastload.subset.build import build_subset as run
 

@@ -63,6 +63,9 @@ STRATEGIES: dict[str, StrategyRow] = {
 }
 _OURS = frozenset(STRATEGIES)
 
+DEFAULT_STRATEGY = "top-activations"
+"""What `build_subset` takes where none is named. Its docstring, `--help` and docs/strategies.md say so too (tested)."""
+
 
 def register(
     name: str,
@@ -105,6 +108,11 @@ def strategy_row(name: Any) -> StrategyRow:
     if not isinstance(name, str) or name not in STRATEGIES:
         raise UsageError(f"strategy {name!r} is unknown; choose one of {', '.join(sorted(STRATEGIES))}")
     return STRATEGIES[name]
+
+
+def strategy_in_words(name: str) -> str:
+    """Return how messages of `build_subset` name its strategy: as the argument, and whether it is the default."""
+    return f'strategy="{name}"' + (", the default," if name == DEFAULT_STRATEGY else "")
 
 
 def _checked(found: Any, name: str, samples: Samples, request: Request) -> Selection:
@@ -181,6 +189,7 @@ def select(
 
 
 __all__ = [
+    "DEFAULT_STRATEGY",
     "STRATEGIES",
     "Embeddings",
     "Pass",
@@ -194,5 +203,6 @@ __all__ = [
     "as_embeddings",
     "register",
     "select",
+    "strategy_in_words",
     "strategy_row",
 ]

@@ -53,20 +53,22 @@ def _with_arguments_of(
 
 @_with_arguments_of(Settings)
 def build_subset(*arguments: Any, **named: Any) -> SubsetReport:
-    """Choose the samples of a packed full set that matter most by their embeddings, and write them as a packed file.
+    """Choose samples of a packed full set, by embeddings, by scores or at random, and write them as a packed file.
 
-    The five steps of "Faster Training by Selecting Samples Using Embeddings": train the autoencoder (Fig. 2) on
-    the augmented set, embed every sample, analyse (`top-activations` is Eq. 4: for each embedding dimension, the
-    samples that activate it most), filter, write. State is kept in `out` + ".work" and the same call goes on
-    after an interruption; with the same seed, on the same machine, it gives the same file.
+    By embeddings it takes the five steps of "Faster Training by Selecting Samples Using Embeddings": train the
+    autoencoder (Fig. 2) on the augmented set, embed every sample, analyse (`top-activations` is Eq. 4: for each
+    embedding dimension, the samples that activate it most), filter, write. State is kept in `out` + ".work" and the
+    same call goes on after an interruption; with the same seed, on the same machine, it gives the same file.
 
     Arguments:
         full: the packed full set, a pattern ("shards/*.h5") or list of files that make up one, or the user's own HDF5
             file.
         out: the subset to write, raw or ragged; replaced only when complete.
 
-        strategy: "top-activations"; "random" for comparison, which needs no embeddings; "stratified"; "scores"; or one
-            of the paper's suggestions, "combinations", "kmeans", "pca" and "penalized" (docs/strategies.md).
+        strategy: "top-activations" by default, the paper's; "random" for comparison; "stratified"; "scores"; or one of
+            the paper's suggestions, "combinations", "kmeans", "pca" and "penalized" (docs/strategies.md). "random" and
+            "scores" look at no embeddings: `embeddings`, `encoder`, what is said of these or of the autoencoder,
+            `keep` and `scores` are then refused.
         size: how many samples: a number, a share like "8.64%", or a float in (0, 1). The default is "8.64%".
         per_dimension: instead of `size`, this many for each dimension: the plain union, of at most
             per_dimension × dimensions samples.
@@ -96,7 +98,7 @@ def build_subset(*arguments: Any, **named: Any) -> SubsetReport:
         embedding_size: elements of the autoencoder's embedding, 216 by default.
         epochs: of training the autoencoder; 5 by default.
         batch_size: images in each step of it; 128 by default.
-        learning_rate: of SGD with momentum 0.9.
+        learning_rate: of SGD with momentum 0.9; 0.1 by default.
         preset: "paper" for 40,000 steps of 1,024.
 
         resize: bring the chosen images' shorter side to this many pixels and cut the centre square; needed where

@@ -183,9 +183,9 @@ def open_run(settings: Settings, ranks: Leader) -> Iterator[Run]:
             check_scores(Path(settings.scores), full, out, choice.strategy, stored=stored)
         training = settings.training(len(full))
         device = rank_device(settings.device, ranks.world_size)
-        encoder = settings.load_encoder() if choice.embeds else None
+        encoder = settings.load_encoder()
         embeddings = None
-        if settings.embeddings is not None and choice.embeds:
+        if settings.embeddings is not None:
             ids = settings.embedding_ids
             embeddings = open_embeddings(settings.embeddings, full, None if ids is None else os.fspath(ids))
         with WorkFolder(out, fresh=settings.fresh) as work:

@@ -14,7 +14,7 @@ from fastload.common.replacing import replace_file, target_of
 from fastload.errors import DataError, UsageError
 from fastload.packed.set import Packed
 from fastload.packed.writer import check_place
-from fastload.selection import Embeddings, Request, Samples, strategy_row
+from fastload.selection import Embeddings, Request, Samples, strategy_in_words, strategy_row
 from fastload.selection.exact import pieces
 from fastload.selection.kmeans import fit
 from fastload.subset.work_folder import work_path
@@ -29,13 +29,14 @@ def check_scores(path: Path, full: Packed, out: Path, strategy: str, *, stored: 
         path: the file to write.
         full: the full set.
         out: the subset.
-        strategy: a known one's name.
+        strategy: the name of one that looks at embeddings.
         stored: whether embeddings are stored or brought though the strategy needs one look only.
     """
-    if strategy in ("random", "stratified"):
-        raise UsageError(f"{strategy} has no scores for scores= to write; choose another strategy=")
-    if strategy == "scores":
-        raise UsageError('strategy="scores" makes no scores for scores= to write: it takes others\'; leave it out')
+    if strategy == "stratified":
+        raise UsageError(
+            f'{strategy_in_words(strategy)} has no scores for scores= to write; say strategy="top-activations", the '
+            "paper's, or leave it out"
+        )
     if strategy not in (*_BY_COLUMN, "kmeans"):
         raise UsageError(
             f"{strategy!r} is a strategy of your own, of which only the chosen have scores; leave scores= out"

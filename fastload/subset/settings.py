@@ -15,7 +15,7 @@ from fastload.embedding.training import TrainingSettings
 from fastload.errors import UsageError
 from fastload.packed.set import Packed, PathsLike, open_packed
 from fastload.packing.fit import fit_of
-from fastload.selection import Scores, strategy_row
+from fastload.selection import DEFAULT_STRATEGY, Scores, strategy_in_words, strategy_row
 from fastload.selection.given_scores import HARDEST, LEAVE_OUT
 from fastload.subset.listener import Listener
 
@@ -32,7 +32,6 @@ _REQUIRED: dict[str, Callable[[str, Any], Any]] = {
     "balance_classes": flag,
     "equal_classes": flag,
     "keep_duplicates": flag,
-    "learning_rate": real,
     "seed": lambda name, value: seed64(value),
     "keep": flag,
     "fresh": flag,
@@ -48,6 +47,7 @@ _OPTIONAL: dict[str, Callable[[str, Any], Any]] = {
     "input_size": integer,
     "embedding_size": integer,
     "batch_size": integer,
+    "learning_rate": real,
     "resize": integer,
     "short_side": integer,
     "threads": integer,
@@ -58,6 +58,20 @@ _OPTIONAL: dict[str, Callable[[str, Any], Any]] = {
     "embedding_ids": lambda name, value: str(path_of(name, value)),
     "scores": path_of,
 }
+_OF_EMBEDDINGS = (
+    "embeddings",
+    "embedding_ids",
+    "encoder",
+    "input_size",
+    "encoder_normalize",
+    "embedding_size",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "preset",
+    "scores",
+)
+"""What only a strategy that looks at embeddings has a use for, where it is not None; `keep` too."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,7 @@ class Settings:
     full: PathsLike
     out: str | os.PathLike[str]
     _: KW_ONLY
-    strategy: str = "top-activations"
+    strategy: str = DEFAULT_STRATEGY
     size: int | float | str | None = None
     per_dimension: int | None = None
     balance_classes: bool = False
@@ -91,7 +105,7 @@ class Settings:
     embedding_size: int | None = None
     epochs: float | None = None
     batch_size: int | None = None
-    learning_rate: float = 0.1
+    learning_rate: float | None = None
     preset: str | None = None
     resize: int | None = None
     short_side: int | None = None
@@ -118,6 +132,7 @@ class Settings:
         fit_of(self.resize, self.short_side)
         self._check_amount()
         self._check_scores()
+        self._check_use_of_embeddings()
         self._check_embedding()
         self._check_training()
         if self.threads is not None and self.threads < 1:
@@ -130,14 +145,19 @@ class Settings:
         if self.size is not None and self.per_dimension is not None:
             raise UsageError("size= and per_dimension= exclude each other; give one of the two")
         if self.per_dimension is not None and not row.per_dimension:
-            raise UsageError(f"{self.strategy} has no dimensions for per_dimension=; give size=")
+            raise UsageError(
+                f"{strategy_in_words(self.strategy)} has no dimensions for per_dimension={self.per_dimension}; give "
+                'size=, or say strategy="top-activations", the paper\'s'
+            )
 
     def _check_scores(self) -> None:
         given = {"scores_from=": self.scores_from, "hardest=": self.hardest, "leave_out=": self.leave_out}
         used = [name for name, value in given.items() if value is not None]
         if not strategy_row(self.strategy).needs_scores:
             if used:
-                raise UsageError(f'strategy="{self.strategy}" has no use for {", ".join(used)}: strategy="scores" has')
+                raise UsageError(
+                    f'{strategy_in_words(self.strategy)} has no use for {", ".join(used)}: strategy="scores" has'
+                )
             return
         Scores((), *self.reading_of_scores)
         if self.scores_from is None:
@@ -151,6 +171,18 @@ class Settings:
     def reading_of_scores(self) -> tuple[str, float]:
         """Which scores are the hardest samples', and the share of these that is left out."""
         return self.hardest or HARDEST[0], LEAVE_OUT if self.leave_out is None else self.leave_out
+
+    def _check_use_of_embeddings(self) -> None:
+        if strategy_row(self.strategy).needs_embeddings:
+            return
+        unused = [f"{name}=" for name in _OF_EMBEDDINGS if getattr(self, name) is not None]
+        unused += ["keep=True"] if self.keep else []
+        if unused:
+            raise UsageError(
+                f"{strategy_in_words(self.strategy)} looks at no embeddings, so there is no use for "
+                f'{", ".join(unused)}; say strategy="top-activations", the paper\'s, or leave '
+                f"{'it' if len(unused) == 1 else 'them'} out"
+            )
 
     def _check_embedding(self) -> None:
         if self.embedding_ids is not None and self.embeddings is None:
@@ -170,6 +202,7 @@ class Settings:
             "preset=": self.preset,
             "epochs=": self.epochs,
             "batch_size=": self.batch_size,
+            "learning_rate=": self.learning_rate,
             "embedding_size=": self.embedding_size,
         }
         unused = [name for name, value in given.items() if value is not None]
@@ -181,10 +214,6 @@ class Settings:
             raise UsageError('preset="paper" sets steps and batch size; leave out epochs= and batch_size=')
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise UsageError(f"epochs={self.epochs:g}: it must be positive")
-        if own is not None and not strategy_row(self.strategy).needs_embeddings:
-            raise UsageError(
-                f"strategy={self.strategy!r} needs no embeddings, so there is no use for embeddings= and encoder="
-            )
 
     @property
     def balance(self) -> str:
@@ -204,8 +233,9 @@ class Settings:
             batch = TrainingSettings.batch_size if self.batch_size is None else self.batch_size
             epochs = DEFAULT_EPOCHS if self.epochs is None else self.epochs
             steps = math.ceil(epochs * count / max(1, batch))
+        rate = TrainingSettings.learning_rate if self.learning_rate is None else self.learning_rate
         size = TrainingSettings.embedding_size if self.embedding_size is None else self.embedding_size
-        return TrainingSettings(steps, batch, self.learning_rate, embedding_size=size, seed=self.seed)
+        return TrainingSettings(steps, batch, rate, embedding_size=size, seed=self.seed)
 
     def open_full(self) -> Packed:
         """Open the full set."""

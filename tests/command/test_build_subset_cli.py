@@ -21,7 +21,8 @@ from fastload.subset import trials
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
 TRIAL_SECONDS = 0.05
-QUICK = ("--epochs", "1", "--batch-size", "32", "--threads", "1")
+PAPERS = ("--strategy", "top-activations")
+QUICK = (*PAPERS, "--epochs", "1", "--batch-size", "32", "--threads", "1")
 
 
 def command(*words: object, before: str = "pass") -> list[str]:
@@ -81,7 +82,7 @@ def test_it_says_what_it_needs_each_step_s_time_and_a_summary(run, few_cifar, tm
 
 
 def test_json_is_the_whole_report_and_quiet_says_nothing_else(run, few_cifar, own, tmp_path):
-    done = run(few_cifar, tmp_path / "s.h5", "--size", 20, "--embeddings", own, "--json", "--quiet")
+    done = run(few_cifar, tmp_path / "s.h5", *PAPERS, "--size", 20, "--embeddings", own, "--json", "--quiet")
     assert done.returncode == 0 and done.stderr == ""
     report = json.loads(done.stdout)
     assert report["chosen"] == 20 and report["total"] == 400 and report["strategy"] == "top-activations"
@@ -100,10 +101,14 @@ def test_json_is_the_whole_report_and_quiet_says_nothing_else(run, few_cifar, ow
         (["--size", "401"], 2, "401 samples were asked for, but the full set has 400"),
         (["--size", "10", "--per-dimension", "2"], 2, "give one of the two"),
         (["--strategy", "best"], 2, "'best' is unknown"),
-        (["--embeddings", "e.h5:nothing"], 1, "has no dataset 'nothing'; it has vectors"),
-        (["--embeddings", "short.npy"], 1, "short.npy: has 3 embeddings but the full set has 400 samples"),
-        (["--embeddings", "nan.npy", "--size", "20"], 1, "NaN or infinity in 2 of 400 samples: row 5 (id 5), row 9"),
-        (["--encoder", "nowhere:f"], 2, "'nowhere' cannot be imported"),
+        ([*PAPERS, "--embeddings", "e.h5:nothing"], 1, "has no dataset 'nothing'; it has vectors"),
+        ([*PAPERS, "--embeddings", "short.npy"], 1, "short.npy: has 3 embeddings but the full set has 400 samples"),
+        (
+            [*PAPERS, "--embeddings", "nan.npy", "--size", "20"],
+            1,
+            "NaN or infinity in 2 of 400 samples: row 5 (id 5), ",
+        ),
+        ([*PAPERS, "--encoder", "nowhere:f"], 2, "'nowhere' cannot be imported"),
         (["--no-such-option"], 2, "o such option"),
     ],
 )
@@ -139,7 +144,7 @@ def wait_for(path: Path, process: subprocess.Popen, seconds: float = 60.0) -> No
         time.sleep(0.02)
 
 
-LONG = ("--size", "50", "--epochs", "8", "--batch-size", "32", "--threads", "1")
+LONG = (*PAPERS, "--size", "50", "--epochs", "8", "--batch-size", "32", "--threads", "1")
 """Eight checkpoints, one an epoch, and half a second or more from one to the next."""
 
 
@@ -205,7 +210,7 @@ def test_a_disk_that_fills_up_is_one_line_and_what_is_done_is_kept(run, few_cifa
     out = tmp_path / "s.h5"
     # The embeddings stay only where they are stored.
     keep = ["--keep"] if place == "embeddings" else []
-    words = ("--size", "900", "--epochs", "0.02", "--threads", "1", *keep, "--quiet")
+    words = (*PAPERS, "--size", "900", "--epochs", "0.02", "--threads", "1", *keep, "--quiet")
     limited = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))"

@@ -132,8 +132,8 @@ def test_an_error_names_arguments_in_python_and_options_in_the_command(
     assert printed.startswith("--size 1.000: could be")
     told, printed = told_by_both(
         capsys,
-        lambda: build_subset(out, tmp_path / "s.h5", embeddings="e.npy", epochs=2),
-        *("build-subset", out, tmp_path / "s.h5", "--embeddings", "e.npy", "--epochs", 2),
+        lambda: build_subset(out, tmp_path / "s.h5", strategy="kmeans", embeddings="e.npy", epochs=2),
+        *("build-subset", out, tmp_path / "s.h5", "--strategy", "kmeans", "--embeddings", "e.npy", "--epochs", 2),
     )
     assert told == "embeddings= takes the autoencoder's place, so there is no use for epochs="
     assert printed == "--embeddings takes the autoencoder's place, so there is no use for --epochs"
@@ -171,7 +171,7 @@ def test_a_mend_that_is_printed_can_be_typed(
     values = np.zeros((6, 3), np.float32)
     values[[1, 4]] = np.nan
     np.save("e.npy", values)
-    words = ["build-subset", "full.h5", "s.h5", "--embeddings", "e.npy", "--size", "2", "--quiet"]
+    words = ["build-subset", "full.h5", "s.h5", "--strategy", "kmeans", "--embeddings", "e.npy", "--size", "2", "-q"]
     assert main(words) == 1
     mend = capsys.readouterr().err.rpartition("leave them out: ")[2].split()
     assert mend == ["--exclude", "1,4"] and main([*words, *mend]) == 0

@@ -32,7 +32,7 @@ def made(tmp_path_factory):
 
 
 def build(made, out, **settings):
-    settings = {"embeddings": made[1], "size": 40, "threads": 1} | settings
+    settings = {"strategy": "top-activations", "embeddings": made[1], "size": 40, "threads": 1} | settings
     subset.build_subset(settings.pop("full", made[0]), out, **settings)
     return out
 

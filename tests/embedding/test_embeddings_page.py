@@ -26,7 +26,8 @@ def test_the_page_s_embeddings_are_each_sample_s_own_in_a_shuffled_set(tmp_path,
         pooled = (images.reshape(300, 4, 2, 4, 2, 3) / 255).mean((2, 4)).transpose(0, 3, 1, 2).reshape(300, -1)
         np.testing.assert_allclose(file["vectors"][()], pooled, atol=1e-5)
         assert file["ids"][()].tolist() == ids.tolist()
-    build_subset("full.h5", "s.h5", embeddings="embeddings.h5:vectors", size=1, threads=1)
+    own = {"strategy": "top-activations", "embeddings": "embeddings.h5:vectors"}
+    build_subset("full.h5", "s.h5", **own, size=1, threads=1)
     with PackedFile("s.h5") as chosen:
         assert chosen.ids[0] == ids[pooled[:, 0].argmax()]
         assert chosen.selection.attributes["embedding_order"] == "by the ids of embeddings.h5:ids"

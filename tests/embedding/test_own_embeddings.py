@@ -182,7 +182,7 @@ def test_ids_that_do_not_match_one_to_one_are_refused_and_the_first_is_named(tmp
 def test_ids_need_embeddings_and_a_file_that_is_there(tmp_path, full, vectors):
     np.save(tmp_path / "e.npy", vectors)
     with pytest.raises(UsageError, match="embedding_ids= says whose embeddings= are"):
-        build_subset(full.path, tmp_path / "s.h5", embedding_ids="x.npy")
+        build_subset(full.path, tmp_path / "s.h5", strategy="top-activations", embedding_ids="x.npy")
     for spec, message in (
         ("x.npy", "x.npy: no such file; embedding_ids= takes"),
         ("full.h5:classes", "classes"),

@@ -54,7 +54,8 @@ class Linear(torch.nn.Module):
         os.kill(os.getppid(), signal.SIGINT)  # the launcher, which passes it on
         time.sleep(0.5)
 """
-SIZE = ("--size", "300", "--encoder", "rank_models:Linear", "--input-size", "8")
+SETTINGS = {"strategy": "top-activations", "size": 300, "encoder": "rank_models:Linear", "input_size": 8}
+SIZE = ("--strategy", "top-activations", "--size", "300", "--encoder", "rank_models:Linear", "--input-size", "8")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def place(tmp_path_factory):
     here = os.getcwd()
     os.chdir(folder)
     try:
-        subset.build_subset("full.h5", "one.h5", size=300, encoder="rank_models:Linear", input_size=8)
+        subset.build_subset("full.h5", "one.h5", **SETTINGS)
     finally:
         os.chdir(here)
         sys.modules.pop("rank_models", None)
@@ -121,13 +122,14 @@ def test_two_ranks_write_the_very_file_of_one_process_and_rank_0_alone_speaks(fe
     # 2,800 distinct ones: two chunks and a part of one.
     pixels = np.concatenate([np.roll(originals, shift, axis=2) for shift in range(7)])
     write_raw(tmp_path / "full.h5", pixels, labels, classes=names)
-    words = ("--size", "8.64%", "--epochs", "0.3", "--keep")
+    words = ("--strategy", "top-activations", "--size", "8.64%", "--epochs", "0.3", "--keep")
     done = finish(start(tmp_path, 2, "full.h5", "two.h5", *words, "--json"))
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert done.stderr.count("needs: time about") == done.stderr.count("embed: done, ") == 1
     monkeypatch.setattr(trials, "TRIAL_SECONDS", 0.05)
-    alone = subset.build_subset(tmp_path / "full.h5", tmp_path / "one.h5", size="8.64%", epochs=0.3, keep=True)
+    settings = {"strategy": "top-activations", "size": "8.64%", "epochs": 0.3, "keep": True}
+    alone = subset.build_subset(tmp_path / "full.h5", tmp_path / "one.h5", **settings)
     same = (tmp_path / "one.h5").read_bytes() == (tmp_path / "two.h5").read_bytes()
     assert same
     assert told["embeddings_hash"] == alone.embeddings_hash and told["chosen"] == 242
@@ -170,12 +172,12 @@ def test_a_rank_that_raises_ends_all_with_its_name_and_cause_though_no_launcher_
 
 
 def test_in_a_program_s_own_group_all_ranks_return_rank_0_s_report(place):
-    program = """
+    program = f"""
 import json, sys
 import torch.distributed as dist
 from fastload.subset.build import build_subset
 dist.init_process_group("gloo")
-settings = dict(size=300, encoder="rank_models:Linear", input_size=8)
+settings = {SETTINGS}
 if dist.get_rank() == 0:
     build_subset("full.h5", "alone.h5", alone=True, **settings)
 for name in ("a.h5", "b.h5"):
@@ -314,7 +316,8 @@ def test_a_rank_with_other_data_or_another_encoder_than_rank_0_refuses(
         leader.tell(ASKED | {"data": data_state(file) | changes})
 
     def settings():
-        return Settings(place / "full.h5", place / "s.h5", encoder=encoder, input_size=8 if encoder else None)
+        settings = SETTINGS | {"encoder": encoder, "input_size": 8 if encoder else None}
+        return Settings(place / "full.h5", place / "s.h5", **settings)
 
     with pytest.raises((DataError, UsageError), match=message) as refused:
         embed_shares(first, settings)

@@ -561,8 +561,9 @@ def test_a_subset_is_built_on_the_gpu_and_the_same_twice(tmp_path):
 
     images = noise_images(256)
     full = write_raw(tmp_path / "full.h5", images, np.arange(256) % 4)
+    settings = {"strategy": "top-activations", "size": 24, "epochs": 1, "batch_size": 32, "device": "cuda", "seed": 3}
     for name in ("one.h5", "two.h5"):
-        build_subset(full, tmp_path / name, size=24, epochs=1, batch_size=32, device="cuda", seed=3)
+        build_subset(full, tmp_path / name, **settings)
     with PackedFile(tmp_path / "one.h5") as one:
         assert len(one) == len(set(one.ids.tolist())) == 24
         assert np.array_equal(one.image(0), images[one.ids[0]])

@@ -217,7 +217,7 @@ def test_a_strategy_of_one_s_own_is_registered_and_served_as_the_others_are(own_
     report = build_subset(full, tmp_path / "s.h5", strategy="farthest", size=9, embeddings=tmp_path / "e.npy")
     assert report.ids == np.argsort(-np.linalg.norm(x, axis=1), kind="stable")[:9].tolist()
     assert report.filled == 0 and report.overlap is None and "at random" not in str(report)
-    with pytest.raises(UsageError, match="farthest has no dimensions for per_dimension=; give size="):
+    with pytest.raises(UsageError, match='farthest" has no dimensions for per_dimension=2; give size='):
         build_subset(full, tmp_path / "s.h5", strategy="farthest", per_dimension=2, embeddings=tmp_path / "e.npy")
 
 

@@ -47,8 +47,9 @@ def full(tmp_path):
 
 
 def chosen(full, **settings):
-    own = {} if settings.get("strategy") == "random" else {"embeddings": full.with_name("e.npy")}
-    report = build_subset(full, full.with_name("s.h5"), threads=1, **({"size": 20} | own | settings))
+    settings = {"strategy": "top-activations", "size": 20} | settings
+    own = {} if settings["strategy"] == "random" else {"embeddings": full.with_name("e.npy")}
+    report = build_subset(full, full.with_name("s.h5"), threads=1, **(own | settings))
     assert verify_file(full.with_name("s.h5"), full=full, progress=False).ok
     return report
 
@@ -147,10 +148,10 @@ def test_many_samples_with_nan_are_ten_names_and_a_list_to_exclude(full, strateg
 
 
 def test_a_kept_work_folder_does_not_answer_for_other_lists(full):
-    first = chosen(full, keep=True, strategy="random").ids
-    assert not set(chosen(full, keep=True, strategy="random", exclude=first[:5]).ids) & set(first[:5])
-    assert chosen(full, keep=True, strategy="random", include=[51, 33]).ids[:2] == [51, 33]
-    assert chosen(full, keep=True, strategy="random", include=[33, 51]).ids[:2] == [33, 51]
+    first = chosen(full, keep=True).ids
+    assert not set(chosen(full, keep=True, exclude=first[:5]).ids) & set(first[:5])
+    assert chosen(full, keep=True, include=[51, 33]).ids[:2] == [51, 33]
+    assert chosen(full, keep=True, include=[33, 51]).ids[:2] == [33, 51]
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def scores(tmp_path, full):
             tmp_path / "s.h5",
             embeddings=tmp_path / "e.npy",
             threads=1,
-            **({"size": 20, "scores": tmp_path / "a.npz"} | settings),
+            **({"strategy": "top-activations", "size": 20, "scores": tmp_path / "a.npz"} | settings),
         )
         with np.load(tmp_path / "a.npz") as found:
             return {name: found[name] for name in found.files}
@@ -124,7 +124,8 @@ def test_kmeans_gives_its_own_scores_and_clusters(scores, vectors, tmp_path):
 
 def test_scores_of_a_kept_run_are_those_of_its_stored_embeddings(tmp_path, monkeypatch):
     monkeypatch.setattr(trials, "TRIAL_SECONDS", 0.01)
-    settings = {"size": 20, "epochs": 1, "batch_size": 32, "embedding_size": 4, "threads": 1}
+    settings = {"strategy": "top-activations", "size": 20, "threads": 1}
+    settings |= {"epochs": 1, "batch_size": 32, "embedding_size": 4}
     path = write_raw(tmp_path / "large.h5", noise_images(COUNT, 28, 28), np.arange(COUNT) % 3)
     build_subset(path, tmp_path / "s.h5", keep=True, scores=tmp_path / "a.npz", **settings)
     stored = np.load(tmp_path / "s.h5.work" / "embeddings.npy")
@@ -135,17 +136,20 @@ def test_scores_of_a_kept_run_are_those_of_its_stored_embeddings(tmp_path, monke
 
 
 def test_what_has_no_scores_is_refused_before_any_work(full, tmp_path):
-    register("mine", random, needs_embeddings=False)
+    register("mine", random)
+    register("blind", random, needs_embeddings=False)
     try:
         for strategy, words in (
-            ("random", "random has no scores"),
-            ("mine", "'mine'"),
+            ("random", "no use for scores="),
+            ("blind", 'strategy="blind" looks at no embeddings, so there is no use for scores='),
+            ("stratified", 'has no scores for scores= to write; say strategy="top-activations", the paper\'s'),
+            ("mine", "'mine' is a strategy of your own"),
             ("top-activations", "keep=True"),
         ):
             with pytest.raises(UsageError, match=words):
                 build_subset(full, tmp_path / "s.h5", strategy=strategy, size=20, scores=tmp_path / "a.npz")
     finally:
-        del STRATEGIES["mine"]
+        del STRATEGIES["mine"], STRATEGIES["blind"]
     assert os.listdir(tmp_path) == ["full.h5"]
 
 
@@ -197,9 +201,10 @@ def test_earlier_scores_are_replaced_and_a_disk_that_refuses_them_leaves_them(sc
 def test_the_command_writes_them_and_says_its_refusals_in_one_line(full, vectors, tmp_path, capfd):
     np.save(tmp_path / "e.npy", vectors)
     words = ["build-subset", str(full), str(tmp_path / "s.h5"), "--size", "20", "--scores", str(tmp_path / "a.npz")]
-    assert main([*words, "--embeddings", str(tmp_path / "e.npy"), "--quiet"]) == 0
+    own = ["--strategy", "top-activations", "--embeddings", str(tmp_path / "e.npy")]
+    assert main([*words, *own, "--quiet"]) == 0
     with np.load(tmp_path / "a.npz") as found:
         assert set(found.files) == {"ids", "score", "dimension"} and len(found["ids"]) == COUNT
     capfd.readouterr()
     assert main([*words, "--strategy", "random"]) == 2
-    assert "random has no scores" in capfd.readouterr().err
+    assert "looks at no embeddings, so there is no use for --scores; say --strategy" in capfd.readouterr().err

@@ -97,8 +97,8 @@ class Watcher(Listener):
 
 
 def build(full, out, **arguments):
-    given = {"encoder": "streaming_models:linear", "input_size": 8, "size": 300, "threads": 1}
-    return subset.build_subset(full, out, **(given | arguments))
+    given = {"strategy": "top-activations", "encoder": "streaming_models:linear", "input_size": 8}
+    return subset.build_subset(full, out, **(given | {"size": 300, "threads": 1} | arguments))
 
 
 def files_of(out):

@@ -29,8 +29,11 @@ SIZES = {"epochs": 1, "batch_size": 32}
 
 
 def build_subset(*arguments, **settings):
-    """One thread, unless asked otherwise: OpenMP's threads wait for each other for ever on a busy machine."""
-    return subset.build_subset(*arguments, **({"threads": 1} | settings))
+    """The paper's strategy and one thread, unless asked otherwise.
+
+    OpenMP's threads wait for each other for ever on a busy machine.
+    """
+    return subset.build_subset(*arguments, **({"strategy": "top-activations", "threads": 1} | settings))
 
 
 class Heard(Listener):
@@ -442,16 +445,15 @@ def test_an_old_output_stays_until_the_new_one_is_complete(few_cifar, tmp_path, 
         ({"size": 10, "per_dimension": 2}, r"give one of the two"),
         ({"per_dimension": "2"}, r"per_dimension='2'"),
         ({"batch_size": 16.0}, r"batch_size=16.0"),
-        ({"learning_rate": None}, r"learning_rate=None"),
+        ({"learning_rate": "0.1"}, r"learning_rate='0.1'"),
         ({"threads": "1"}, r"threads='1'"),
         ({"seed": 1.5}, r"seed=1.5"),
         ({"encoder": 3}, r"encoder=3"),
         ({"embeddings": 3}, r"embeddings=3"),
-        ({"strategy": "random", "embeddings": "x.npy"}, r"no use for embeddings="),
         ({"batch_size": 10**9}, r"MB of memory are needed"),
         ({"embedding_size": 10**9}, r"MB of memory are needed"),
         ({"per_dimension": 401}, r"per_dimension=401: .* the 400 samples of"),
-        ({"per_dimension": 2, "strategy": "random"}, r"random has no dimensions for per_dimension=; give size="),
+        ({"per_dimension": 2, "strategy": "random"}, r'"random".* has no dimensions for per_dimension=2; give size='),
         (
             {"strategy": "best"},
             r"'best' is unknown; choose one of combinations, kmeans, pca, penalized, random, "
@@ -465,6 +467,7 @@ def test_an_old_output_stays_until_the_new_one_is_complete(few_cifar, tmp_path, 
         ({"input_size": 32}, r"input_size= is for encoder="),
         ({"embeddings": "e.npy", "encoder": "a:b"}, r"embeddings= and encoder= exclude each other; give one"),
         ({"embeddings": "e.npy", "epochs": 2}, r"embeddings= takes the autoencoder's place, .* epochs="),
+        ({"encoder": "a:b", "learning_rate": 0.1}, r"encoder= takes the autoencoder's place, .* learning_rate="),
         ({"threads": 0}, r"threads=0"),
         ({"seed": -1}, r"seed=-1"),
         ({"resize": 0}, r"resize=0"),

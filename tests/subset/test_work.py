@@ -23,7 +23,8 @@ def full(tmp_path):
 
 
 def build(full, out, **settings):
-    return build_subset(full, out, size=10, embeddings=full.with_name("e.npy"), threads=1, **settings)
+    given = {"strategy": "top-activations", "size": 10, "embeddings": full.with_name("e.npy"), "threads": 1}
+    return build_subset(full, out, **given, **settings)
 
 
 def contents(folder) -> dict[str, bytes | None]:
