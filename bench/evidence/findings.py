@@ -107,9 +107,9 @@ def verdict_table(results: Results) -> Table:
 
 
 def arms_table(results: Results, name: str) -> Table | None:
-    """Return all arms on a set, at the registered rate and pool; None where nothing was trained."""
+    """Return all arms on a set, at the registered rate and pool; None where rolling, their measure, was not trained."""
     cells = {arm: cell for arm, cell in main_arms(name).items() if results.runs(cell)}
-    if not cells:
+    if arms.ROLLING not in cells:
         return None
     of = {arm: statistics.mean(results.accuracies(cell)) for arm, cell in cells.items()}
     ceiling, stalled = of.get(arms.UNTHROTTLED, math.nan), of.get(arms.SHORTENED, math.nan)

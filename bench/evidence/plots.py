@@ -116,7 +116,7 @@ def _strategies(figure: Any, results: Results) -> bool:
     axes.set_ylabel("points better than a random pool")
     axes.set_title(f"A fixed pool of {100 * POOL:g} %, by who chose it", fontsize=10)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower left")
     return True
 
 

@@ -65,9 +65,9 @@ def build_subset(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="top-activations by default, the paper's; combinations, kmeans, pca, penalized, stratified, scores "
-            "(see --scores-from), or random: compare with it, which was better than top-activations when CIFAR-10's "
-            "subsets were trained on alone.",
+            help="stratified by default: each cluster of embeddings gives its share, drawn at random; random, in "
+            "seconds: compare with it; top-activations, the paper's; combinations, kmeans, pca, penalized; or scores "
+            "(see --scores-from).",
         ),
     ] = None,
     size: Annotated[str | None, typer.Option(help="How many: 4320, a share (8.64% by default), or 10GB.")] = None,

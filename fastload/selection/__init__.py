@@ -63,8 +63,11 @@ STRATEGIES: dict[str, StrategyRow] = {
 }
 _OURS = frozenset(STRATEGIES)
 
-DEFAULT_STRATEGY = "top-activations"
-"""What `build_subset` takes where none is named. Its docstring, `--help` and docs/strategies.md say so too (tested)."""
+DEFAULT_STRATEGY = "stratified"
+"""What `build_subset` takes where none is named, by docs/evidence.md's rule.
+
+Its docstring, the command's help and docs/strategies.md say so too (tested).
+"""
 
 
 def register(

@@ -65,7 +65,7 @@ def build_subset(*arguments: Any, **named: Any) -> SubsetReport:
             file.
         out: the subset to write, raw or ragged; replaced only when complete.
 
-        strategy: "top-activations" by default, the paper's; "random" for comparison; "stratified"; "scores"; or one of
+        strategy: "stratified" by default; "random" for comparison; "top-activations", the paper's; "scores"; or one of
             the paper's suggestions, "combinations", "kmeans", "pca" and "penalized" (docs/strategies.md). "random" and
             "scores" look at no embeddings: `embeddings`, `encoder`, what is said of these or of the autoencoder,
             `keep` and `scores` are then refused.

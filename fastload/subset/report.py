@@ -27,7 +27,7 @@ STEP_TITLES = {
 UNITS = {"combinations": "pair", "kmeans": "cluster", "pca": "direction", "stratified": "stratum", "scores": "stratum"}
 """What a strategy's selection calls `dimension`, where that is none of the embedding's."""
 
-HINT = "Trained on alone, such subsets of CIFAR-10 were worse than random ones (docs/results.md): compare."
+HINT = "Trained on alone, such subsets of five sets were worse than random ones (docs/evidence.md): compare."
 _ENDS = 3
 _NAME_CELLS = 30
 """A class's name on a terminal: as wide as leaves room for its counts in 80 columns."""
