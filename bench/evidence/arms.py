@@ -179,7 +179,8 @@ def _cached(on: Setting) -> Plan:
     """An exact cache (Mohan et al., "Analyzing and Mitigating Data Stalls in DNN Training", 2021: MinIO).
 
     The first samples to arrive stay for good; a sample that is there need not be streamed. The stream works ahead, so
-    a step may begin once the samples that it lacks, and those before it, have arrived.
+    a step may begin once the samples that it lacks, and those before it, have arrived. Time counts from the first
+    batch.
     """
     room, stream, kept = len(on.pool), on.stream, set[int]()
     time, misses, steps = Fraction(0), 0, 0
@@ -187,7 +188,7 @@ def _cached(on: Setting) -> Plan:
         rows, _ = stream.rows(steps * on.batch, on.batch)
         lacking = [row for row in rows.tolist() if row not in kept]
         kept.update(lacking[: max(0, room - len(kept))])
-        arrived = Fraction(misses + len(lacking), on.batch) / on.share
+        arrived = 1 + (Fraction(misses + len(lacking), on.batch) - 1) / on.share
         time = max(time + 1, arrived)
         if time > on.steps:
             return Plan((Piece(stream, steps),), on.batch, misses)

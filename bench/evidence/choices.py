@@ -45,47 +45,64 @@ def choose(place: SetPlace, strategy: str, pool: float, tuning: bool, seed: int)
         strategy: a name that `select` knows.
         pool: how many, as a share of the set.
         tuning: whether some are held out.
-        seed: of "random"; the others choose the same for each.
+        seed: of what is drawn at random.
     """
     rows, size = place.rows(tuning), place.pool_size(pool, tuning)
     if strategy == "random":
         return Choice(rows[permutation(len(rows), seed)[:size]], 0.0)
-    path, known = _known(place, strategy, pool, tuning)
+    path, known = _known(place, strategy, pool, tuning, seed)
     if known is None:
         found, spent = scores_of(place) if strategy == "scores" else embeddings_of(place)
         began = time.perf_counter()
         if strategy == "scores":
             with np.load(found) as stored:
-                chosen = select(strategy, None, rows, size=size, scores=Scores(stored["score"][rows]))
+                chosen = select(strategy, None, rows, size=size, seed=seed, scores=Scores(stored["score"][rows]))
         else:
             vectors = np.load(found, mmap_mode="r")[rows]
-            chosen = select(strategy, vectors, rows, size=size, device=place.device.type)
+            chosen = select(strategy, vectors, rows, size=size, seed=seed, device=place.device.type)
         stored_rows = io.BytesIO()
         np.save(stored_rows, chosen.ids)
         replace_file(path, stored_rows.getvalue())
         known = {"seconds": spent + time.perf_counter() - began}
-        place.state.record("choice", _settings(place, strategy, pool, tuning), known)
+        place.state.record("choice", _settings(place, strategy, pool, tuning, seed), known)
     return Choice(np.load(path), known["seconds"])
 
 
-def is_chosen(place: SetPlace, strategy: str, pool: float, tuning: bool) -> bool:
-    """Whether a strategy's choice is known already."""
-    return _known(place, strategy, pool, tuning)[1] is not None
+def prepare(place: SetPlace, strategy: str) -> None:
+    """Make what a strategy chooses by, embeddings or scores, where it is not there yet."""
+    if strategy == "scores":
+        scores_of(place)
+    elif strategy != "random":
+        embeddings_of(place)
 
 
-def _settings(place: SetPlace, strategy: str, pool: float, tuning: bool) -> dict[str, Any]:
+def is_chosen(place: SetPlace, strategy: str, pool: float, tuning: bool, seed: int) -> bool:
+    """Whether a strategy's choice is known already, or takes no time."""
+    return strategy == "random" or _known(place, strategy, pool, tuning, seed)[1] is not None
+
+
+def seconds_known(place: SetPlace, strategy: str, pool: float) -> float | None:
+    """Return the seconds that a strategy's choice took, the first seed's; None where it has not chosen."""
+    if strategy == "random":
+        return 0.0
+    known = _known(place, strategy, pool, False, 0)[1]
+    return None if known is None else known["seconds"]
+
+
+def _settings(place: SetPlace, strategy: str, pool: float, tuning: bool, seed: int) -> dict[str, Any]:
     scale = place.scale
     return {
         **place.identity,
         "strategy": strategy,
         "size": place.pool_size(pool, tuning),
-        "held out": scale.held_out if tuning else 0,
+        "held out": len(place.held_out) if tuning else 0,
+        "seed": seed,
         "trained for": scale.scores_epochs if strategy == "scores" else scale.autoencoder,
     }
 
 
-def _known(place: SetPlace, strategy: str, pool: float, tuning: bool) -> tuple[Path, dict[str, Any] | None]:
-    settings = _settings(place, strategy, pool, tuning)
+def _known(place: SetPlace, strategy: str, pool: float, tuning: bool, seed: int) -> tuple[Path, dict[str, Any] | None]:
+    settings = _settings(place, strategy, pool, tuning, seed)
     path = place.state.file(f"chosen-{place.images.name}-{strategy}-{key_of(settings)}.npy")
     return path, place.state.find("choice", settings) if path.exists() else None
 

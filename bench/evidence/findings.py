@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
 from fastload.bench.evidence import arms
+from fastload.bench.evidence.arms import ARMS
 from fastload.bench.evidence.hypotheses import POOL, SHARE, UNTESTED, Verdict, family, main_arms, registered
 from fastload.bench.evidence.parts import STRATEGIES
 from fastload.bench.evidence.runner import Found
 from fastload.bench.evidence.scale import SHARES, Scale
+from fastload.bench.evidence.sets import NAMES
 from fastload.bench.evidence.statistics import LEVEL, Difference, holm, interval, recovered
 from fastload.bench.evidence.training import Cell, Trained
 
@@ -66,7 +68,8 @@ class Results:
 
     def verdicts(self) -> list[Verdict]:
         """Return the verdict on every registered hypothesis."""
-        return [verdict for one in registered(self.sets, self.scale) for verdict in family(one, self.runs)]
+        families = registered(self.sets, self.scale)
+        return [verdict for one in families for verdict in family(one, self.runs, self.scale.seeds)]
 
 
 def points(value: float, sign: bool = False) -> str:
@@ -75,18 +78,20 @@ def points(value: float, sign: bool = False) -> str:
 
 
 def with_interval(values: Sequence[float]) -> str:
-    """Return a mean and half of its 95 % interval, in percent."""
+    """Return a mean and half of its 95 % interval, in percent, and of how many values."""
     if not values:
         return "–"
     half = interval(values)
-    return f"{points(statistics.mean(values))}" + ("" if math.isnan(half) else f" ± {points(half)}")
+    return f"{points(statistics.mean(values))}" + ("" if math.isnan(half) else f" ± {points(half)} ({len(values)})")
 
 
 def difference_text(found: Difference | None) -> str:
-    """Return a difference in points, with its interval."""
+    """Return a difference in points, with its interval, and of how many pairs."""
     if found is None:
         return "–"
-    return points(found.mean, sign=True) + ("" if math.isnan(found.half) else f" ± {points(found.half)}")
+    return points(found.mean, sign=True) + (
+        "" if math.isnan(found.half) else f" ± {points(found.half)} ({found.seeds})"
+    )
 
 
 def share_text(share: float) -> str:
@@ -102,7 +107,8 @@ def verdict_table(results: Results) -> Table:
         seeds = "–" if found is None else str(found.seeds)
         p = "–" if one.verdict == UNTESTED else f"{one.adjusted:.2g}"
         told = one.hypothesis
-        rows.append((told.name, told.text, difference_text(found), seeds, p, f"**{one.verdict}**"))
+        name = told.name if told.scale == results.scale.name else f"as {told.name}"
+        rows.append((name, told.text, difference_text(found), seeds, p, f"**{one.verdict}**"))
     return Table("Verdicts", ("", "said", "difference, points", "seeds", "p, adjusted", "verdict"), rows)
 
 
@@ -176,18 +182,19 @@ def grid_table(results: Results, pool: float) -> Table | None:
 def _without_gain(results: Results, pool: float) -> list[str]:
     """Say whether an arm is better than the ceiling where the stream keeps up: none may be."""
     ceiling = Cell("cifar10", arms.UNTHROTTLED)
-    found = {arm: results.difference(Cell("cifar10", arm, 1.0, pool), ceiling) for arm in arms.ARMS}
-    tested = {arm: one for arm, one in found.items() if one is not None and arm != arms.UNTHROTTLED}
-    if not tested:
+    cells = {arm: Cell("cifar10", arm, 1.0, pool) for arm in arms.ARMS if ARMS[arm].by_share}
+    if not all(map(results.runs, cells.values())):
         return []
+    # Those that show what the ceiling shows are it, and there is nothing to test.
+    others = {arm: cell for arm, cell in cells.items() if results.accuracies(cell) != results.accuracies(ceiling)}
+    tested = {arm: found for arm, cell in others.items() if (found := results.difference(cell, ceiling)) is not None}
     adjusted = holm([one.p for one in tested.values()])
     beyond = [arm for arm, p in zip(tested, adjusted, strict=True) if p < LEVEL]
-    best = max(tested, key=lambda arm: tested[arm].mean)
-    told = f"{best}: {difference_text(tested[best])} points"
+    told = "; ".join(f"{arm} {difference_text(one)}" for arm, one in tested.items())
     names = ", ".join(beyond) or "none"
     return [
-        f"At S/T = 1 no arm may be better than {arms.UNTHROTTLED}. Beyond chance (Holm): {names}; "
-        f"the largest difference is {told}."
+        f"At S/T = 1 no arm may be better than {arms.UNTHROTTLED}. Beyond chance (Holm): {names}. "
+        f"Points better: {told}; the others show the same batches."
     ]
 
 
@@ -207,13 +214,14 @@ def strategies_table(results: Results, arm: str, title: str) -> Table | None:
         differences = [results.difference(_chosen(arm, name, strategy), _chosen(arm, name, "random")) for name in sets]
         if not any(differences):
             continue
-        seconds = [results.seconds.get((name, strategy), math.nan) for name in sets]
+        seconds = [results.seconds[name, strategy] for name in sets if (name, strategy) in results.seconds]
+        over_all = together(results, arm, strategy, sets)
         rows.append(
             (
                 strategy,
                 *map(difference_text, differences),
-                difference_text(together(results, arm, strategy, sets)),
-                f"{max(seconds):,.0f} s",
+                difference_text(over_all[0] if over_all else None),
+                f"{max(seconds):,.0f} s" if seconds else "–",
             )
         )
     columns = ("strategy", *sets, "together", "selection, the longest")
@@ -221,30 +229,38 @@ def strategies_table(results: Results, arm: str, title: str) -> Table | None:
     return Table(title, columns, rows, notes, f"strategies-{arm}")
 
 
-def together(results: Results, arm: str, strategy: str, sets: Collection[str]) -> Difference | None:
-    """Return how much better a strategy is than random over all sets, paired by set and seed."""
-    first, second = [], []
-    for name in sets:
-        one, other = (results.accuracies(_chosen(arm, name, which)) for which in (strategy, "random"))
-        count = min(len(one), len(other))
-        first += one[:count]
-        second += other[:count]
-    return Difference.of(first, second) if first else None
+def together(results: Results, arm: str, strategy: str, sets: Sequence[str]) -> list[Difference]:
+    """Return how much better a strategy is than random over sets, each with as many seeds: by pairs, and by set.
+
+    Pairs of one set share their test images, and their embeddings: of the sets' means there are fewer, and these are
+    independent of that. Nothing where a set is not trained.
+    """
+    both = [[results.accuracies(_chosen(arm, name, which)) for which in (strategy, "random")] for name in sets]
+    count = min((min(map(len, pair)) for pair in both), default=0)
+    if not count:
+        return []
+    first, second = ([pair[which][:count] for pair in both] for which in (0, 1))
+    by_pair = Difference.of([x for some in first for x in some], [x for some in second for x in some])
+    return [by_pair, Difference.of(list(map(statistics.mean, first)), list(map(statistics.mean, second)))]
 
 
 def best_default(results: Results) -> tuple[str, list[str]]:
-    """Return the strategy that the registered rule makes the default, and what it rests on."""
+    """Return the strategy that the registered rule makes the default, and what it rests on.
+
+    Nothing ("", []) before all strategies were trained on all sets.
+    """
     names = [name for name in STRATEGIES if name not in ("random", "scores")]
-    sets = [name for name in results.sets if results.runs(_chosen(arms.FIXED, name, "random"))]
-    found = {name: together(results, arms.FIXED, name, sets) for name in names}
-    known = {name: one for name, one in found.items() if one is not None}
-    adjusted = dict(zip(known, holm([one.p for one in known.values()]), strict=True))
-    better = [name for name in known if adjusted[name] < LEVEL]
+    found = {name: together(results, arms.FIXED, name, NAMES) for name in names}
+    if not all(found.values()):
+        return "", []
+    adjusted = dict(zip(names, holm([found[name][0].p for name in names]), strict=True))
+    better = [name for name in names if adjusted[name] < LEVEL]
     lines = [
-        f"{name}: {difference_text(one)} points over {one.seeds} pairs, adjusted p {adjusted[name]:.2g}"
-        for name, one in known.items()
+        f"{name}: {difference_text(by_pair)} points over {by_pair.seeds} pairs, adjusted p {adjusted[name]:.2g}; "
+        f"{difference_text(by_set)} over the means of {by_set.seeds} sets"
+        for name, (by_pair, by_set) in found.items()
     ]
-    return max(better, key=lambda name: known[name].mean, default="random"), lines
+    return max(better, key=lambda name: found[name][0].mean, default="random"), lines
 
 
 def default_note(results: Results) -> list[str]:

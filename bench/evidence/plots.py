@@ -104,11 +104,10 @@ def _strategies(figure: Any, results: Results) -> bool:
     colours = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "black")
     for number, name in enumerate([*sets, "together"]):
         for place, strategy in enumerate(strategies):
-            found = (
-                together(results, arms.FIXED, strategy, sets)
-                if name == "together"
-                else results.difference(_fixed(name, strategy), _fixed(name, "random"))
-            )
+            if name == "together":
+                found = next(iter(together(results, arms.FIXED, strategy, sets)), None)
+            else:
+                found = results.difference(_fixed(name, strategy), _fixed(name, "random"))
             if found is not None:
                 _point(axes, place + 0.12 * (number - len(sets) / 2), found, colours[number], name, label=place == 0)
     axes.set_xticks(range(len(strategies)), strategies, fontsize=8)

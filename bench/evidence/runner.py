@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from fastload.bench.evidence.choices import choose, is_chosen
+from fastload.bench.evidence.choices import prepare, seconds_known
 from fastload.bench.evidence.scale import PAPERS_POOL, Scale
 from fastload.bench.evidence.sets import ImageSet
-from fastload.bench.evidence.training import Cell, Run, Trained, known, train, training_key
+from fastload.bench.evidence.training import Cell, Run, Trained, is_planned, known, train, training_key
 from fastload.bench.evidence.workplace import SetPlace
 from fastload.bench.measure import Deadline
 from fastload.common.processors import processors
@@ -91,12 +91,9 @@ class Runner:
 
         A cell of which nothing is known is left out, and so `unfinished` is True from then on.
         """
-        for cell in sorted({(work.cell.set, work.cell.chooser or "random", work.cell.pool) for work in works}):
-            self._choose(*cell)
-        ready = [work for work in works if self._is_chosen(work.cell)]
         tuned = [
             (work, held_out, max(held_out, key=held_out.__getitem__))
-            for work, held_out in zip(ready, self._held_out(ready), strict=True)
+            for work, held_out in zip(works, self._held_out(works), strict=True)
             if held_out
         ]
         finals = [Run(work.cell, rate, seed) for work, _, rate in tuned for seed in range(work.seeds)]
@@ -125,22 +122,6 @@ class Runner:
             found.append(means if whole else {})
         return found
 
-    def _choose(self, name: str, strategy: str, pool: float) -> None:
-        """Have a strategy choose before processes ask for it, each by itself."""
-        for tuning in (True, False) if strategy != "random" else ():
-            place = self.place(name)
-            if not is_chosen(place, strategy, pool, tuning):
-                if self._deadline.left == 0:
-                    self.unfinished = True
-                    return
-                choose(place, strategy, pool, tuning, 0)
-
-    def _is_chosen(self, cell: Cell) -> bool:
-        strategy = cell.chooser
-        if strategy is None or strategy == "random":
-            return True
-        return all(is_chosen(self.place(cell.set), strategy, cell.pool, tuning) for tuning in (True, False))
-
     def _trained(self, runs: Sequence[Run]) -> list[Trained | None]:
         """Return what came of trainings, in their order; None for those that the time was not enough for."""
         results: list[Trained | None] = [None] * len(runs)
@@ -159,6 +140,11 @@ class Runner:
 
         for number, run in enumerate(runs):
             place = self.place(run.cell.set)
+            if not is_planned(place, run):
+                if self._deadline.left == 0:
+                    self.unfinished = True
+                    continue
+                prepare(place, run.cell.chooser or "")  # once, for all processes
             results[number] = known(place, run)
             key = training_key(place, run)
             if results[number] is not None or key in submitted:
@@ -176,23 +162,26 @@ class Runner:
             collect()
         # What another cell shows as well was trained once, for the first of them.
         return [
-            known(self.place(run.cell.set), run) if one is None else one for run, one in zip(runs, results, strict=True)
+            known(self.place(run.cell.set), run) if one is None and is_planned(self.place(run.cell.set), run) else one
+            for run, one in zip(runs, results, strict=True)
         ]
 
     def seconds_of_selection(self, strategies: Sequence[str]) -> dict[tuple[str, str], float]:
         """Return the seconds that choosing a pool of the paper's size took, by set and strategy, where it is known."""
-        places = [self.place(name) for name in self._places.names]
-        return {
-            (place.images.name, strategy): choose(place, strategy, PAPERS_POOL, False, 0).seconds
-            for place in places
+        found = {
+            (name, strategy): seconds_known(self.place(name), strategy, PAPERS_POOL)
+            for name in self._places.names
             for strategy in strategies
-            if strategy == "random" or is_chosen(place, strategy, PAPERS_POOL, tuning=False)
         }
+        return {which: seconds for which, seconds in found.items() if seconds is not None}
 
     def close(self) -> None:
-        """Let the processes go, after what they are at."""
+        """Let the processes go, after the trainings that they are at."""
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            if multiprocessing.active_children():
+                self._say("waiting for the trainings that are under way: what they find is kept")
+            self._pool.shutdown()
         self._places.close()
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fastload.bench.evidence.arms import Piece, Plan, Setting
+from fastload.bench.evidence.scale import Scale
 from fastload.bench.evidence.workplace import SetPlace
 from fastload.bench.state import key_of
 from fastload.common.replacing import replace_file
@@ -31,8 +32,7 @@ def margins(place: SetPlace) -> np.ndarray:
     rows = np.arange(n)
     on = Setting(n, rows, rows[:0], place.pool_images, Fraction(1), steps, scale.batch, _SEED)
     plan = Plan((Piece(on.stream, steps),), scale.batch, steps * scale.batch)
-    rate = scale.rates[len(scale.rates) // 2]
-    trainee = place.recipe.begin(place.classes, place.channels, place.device, rate, _SEED)
+    trainee = place.recipe.begin(place.classes, place.channels, place.device, _rate(scale), _SEED)
     total, visits = np.zeros(n), np.zeros(n)
     shown = zip(place.shown(plan), plan.rows(), strict=True)
     for step, (batch, (those, _)) in enumerate(shown):
@@ -45,9 +45,14 @@ def margins(place: SetPlace) -> np.ndarray:
     return (total / visits).astype(np.float32)
 
 
+def _rate(scale: Scale) -> float:
+    return scale.rates[len(scale.rates) // 2]
+
+
 def scores_of(place: SetPlace) -> tuple[Path, float]:
     """Return a file of a set's scores, as `fastload build-subset --scores-from` reads them, and the seconds it took."""
-    settings = {**place.identity, "epochs": place.scale.scores_epochs}
+    scale = place.scale
+    settings = {**place.identity, "epochs": scale.scores_epochs, "rate": _rate(scale), "seed": _SEED}
     path = place.state.file(f"scores-{place.images.name}-{key_of(settings)}.npz")
     found = place.state.find("scores", settings)
     if found is None or not path.exists():

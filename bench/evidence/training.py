@@ -14,12 +14,16 @@ import numpy as np
 import torch
 
 from fastload.bench.evidence.arms import ARMS, Plan, Setting
-from fastload.bench.evidence.choices import choose
+from fastload.bench.evidence.choices import choose, is_chosen
 from fastload.bench.evidence.recipes import Trainee
 from fastload.bench.evidence.workplace import SetPlace
 from fastload.bench.measure import synchronize
 from fastload.bench.state import key_of
 from fastload.feeds.batch import Batch
+from fastload.order import permutation
+
+_MOST_LOOKED_AT = 4000
+"""Samples with wrong labels that are tested, of either kind."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,8 @@ class Trained:
         read: samples that came by the stream.
         distinct: samples that were shown.
         seconds: that the training took, on the machine that it ran on beside whatever else.
-        memorized: of 2,000 samples with a wrong label that were shown, the share that is classified as it; None where
-            labels are right.
+        memorized: of samples with a wrong label that were shown, the share that is classified as it, less the share of
+            those that were not shown; None where labels are right, or all were shown.
     """
 
     accuracy: float
@@ -109,6 +113,12 @@ def plan_of(place: SetPlace, cell: Cell, seed: int, tuning: bool) -> Plan:
 def training_key(place: SetPlace, run: Run) -> str:
     """Return what two runs share that are the same training."""
     return key_of(_settings(place, run))
+
+
+def is_planned(place: SetPlace, run: Run) -> bool:
+    """Whether what a run shows can be told without choosing samples first."""
+    cell = run.cell
+    return cell.chooser is None or is_chosen(place, cell.chooser, cell.pool, run.tuning, run.seed)
 
 
 def known(place: SetPlace, run: Run) -> Trained | None:
@@ -141,7 +151,10 @@ def _settings(place: SetPlace, run: Run) -> dict[str, Any]:
     """Return all that decides a training's result: two cells that show the same are one training."""
     _, shown = _shown(place, run.cell.canonical(), run.seed, run.tuning)
     tested = "held out" if run.tuning else "test"
-    return {**place.identity, "shown": shown, "rate": run.rate, "seed": run.seed, "tested on": tested}
+    settings = {**place.identity, "shown": shown, "rate": run.rate, "seed": run.seed, "tested on": tested}
+    if len(place.wrong_rows) and not run.tuning:
+        settings["memorized"] = "more than of those not shown"
+    return settings
 
 
 def train_on(place: SetPlace, batches: Iterator[Batch], steps: int, rate: float, seed: int) -> tuple[Trainee, float]:
@@ -162,11 +175,22 @@ def _train(place: SetPlace, run: Run, plan: Plan) -> Trained:
     seconds = time.perf_counter() - began
     tested = place.held_out_images if run.tuning else place.test_images
     shown = np.unique(np.concatenate([rows for rows, _ in plan.rows()]))
-    memorized = None
-    if not run.tuning and len(place.wrong_rows):
-        wrong = np.intersect1d(shown, place.wrong_rows)[:2000]
-        memorized = accuracy(trainee, place.batches(place.full, wrong))
+    memorized = None if run.tuning else _memorized(place, trainee, shown)
     return Trained(accuracy(trainee, tested), loss, plan.steps, plan.read, len(shown), seconds, memorized)
+
+
+def _memorized(place: SetPlace, trainee: Trainee, shown: np.ndarray) -> float | None:
+    """Return how much more often wrong labels are given to the samples that were shown with them than to others.
+
+    A net that learnt none by heart gives some all the same, where it mistakes a picture for that class.
+    """
+    rows = [np.intersect1d(place.wrong_rows, shown), np.setdiff1d(place.wrong_rows, shown)]
+    if not all(map(len, rows)):
+        return None
+    # Drawn, not the first of them: rows may stand class by class.
+    drawn = [some[permutation(len(some), 0)[:_MOST_LOOKED_AT]] for some in rows]
+    seen, others = (accuracy(trainee, place.batches(place.full, some)) for some in drawn)
+    return seen - others
 
 
 @torch.inference_mode()
