@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -223,8 +225,17 @@ _here: _Places | None = None
 def _begin(places: _Places, threads: int) -> None:
     global _here
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
+    threading.Thread(target=_end_with_the_first, daemon=True).start()
     torch.set_num_threads(threads)
     _here = places
+
+
+def _end_with_the_first() -> None:
+    """End this process when the one that began it is killed: it would wait for work for ever."""
+    first = multiprocessing.parent_process()
+    assert first is not None
+    first.join()
+    os._exit(1)
 
 
 def _train_here(run: Run) -> Trained:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import subprocess
+import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -348,6 +351,38 @@ def test_all_of_it_runs_at_a_tiny_scale_stops_and_goes_on(sources, folder, tmp_p
     assert main(words_for(sources, folder, "--workers", "1", "--minutes", "0.0001")) == 0
     assert {path.name for path in (folder / "runs").iterdir()} == done
     assert json.loads((folder / "results.json").read_text())["cells"] == found["cells"]
+
+
+def test_processes_that_train_end_with_the_one_that_began_them(sources, folder, tmp_path):
+    words = words_for(sources, tmp_path, "--workers", "2", "--only", "registered", "--sets", "cifar10")
+    first = subprocess.Popen(
+        [sys.executable, "-m", "fastload.bench", *words], stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    others: list[int] = []
+    deadline = time.monotonic() + 200
+    while len(others) < 2 and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+        others = [one for one in _children(first.pid) if "spawn_main" in _command(one)]
+    first.kill()
+    first.wait()
+    assert len(others) == 2
+    while any(_command(one) for one in others) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(_command(one) for one in others)
+
+
+def _children(process: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{process}/task").glob("*/children"):
+        found += [int(one) for one in task.read_text().split()]
+    return found
+
+
+def _command(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 def test_what_cannot_be_served_is_one_line(sources, tmp_path, capsys):
