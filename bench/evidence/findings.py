@@ -119,6 +119,7 @@ def arms_table(results: Results, name: str) -> Table | None:
         return None
     of = {arm: statistics.mean(results.accuracies(cell)) for arm, cell in cells.items()}
     ceiling, stalled = of.get(arms.UNTHROTTLED, math.nan), of.get(arms.SHORTENED, math.nan)
+    memorizing = any(run.memorized is not None for cell in cells.values() for run in results.runs(cell))
     rows: list[tuple[str, ...]] = []
     for arm, cell in sorted(cells.items(), key=lambda item: -of[item[0]]):
         found, runs = results.cells[cell], results.runs(cell)
@@ -136,7 +137,7 @@ def arms_table(results: Results, name: str) -> Table | None:
                 f"{statistics.mean(run.distinct for run in runs):,.0f}",
                 f"{found.rate:g}",
                 f"{results.seconds.get((name, chooser), 0.0):,.0f} s" if chooser else "–",
-                *([with_interval(memorized)] if memorized else []),
+                *([with_interval(memorized)] if memorizing else []),
             )
         )
     columns = (
@@ -149,7 +150,7 @@ def arms_table(results: Results, name: str) -> Table | None:
         "distinct samples seen",
         "rate",
         "selection",
-        *(["wrong labels memorized, %"] if any(len(row) > 9 for row in rows) else []),
+        *(["wrong labels memorized, points"] if memorizing else []),
     )
     seeds = len(results.runs(cells[arms.ROLLING]))
     title = f"{name}: S/T = {share_text(SHARE)}, a pool of {100 * POOL:g} %, {seeds} seeds"
