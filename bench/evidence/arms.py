@@ -6,6 +6,7 @@ looks at a clock: what it can show in `steps` steps' time follows from the count
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -171,7 +172,7 @@ def _unthrottled(on: Setting) -> Plan:
 
 
 def _shortened(on: Setting) -> Plan:
-    steps = on.streamed(on.steps)
+    steps = math.ceil(on.steps * on.share)  # time counts from the first batch, which is there
     return Plan((Piece(on.stream, steps),), on.batch, steps * on.batch)
 
 
@@ -204,7 +205,7 @@ def _two_phase(on: Setting) -> Plan:
 
 def _echoed(on: Setting) -> Plan:
     order = Echoed(on.stream, on.share, on.batch)
-    return Plan((Piece(order, on.steps),), on.batch, -(-on.steps * on.share // 1) * on.batch)
+    return Plan((Piece(order, on.steps),), on.batch, math.ceil(on.steps * on.share) * on.batch)
 
 
 def _fixed(on: Setting) -> Plan:
