@@ -32,6 +32,7 @@ from fastload.bench.evidence import command as evidence
 from fastload.bench.measure import Deadline, describe, machine, print_table, versions
 from fastload.bench.paper import command
 from fastload.bench.peers import install
+from fastload.bench.reporting import some_of
 from fastload.bench.rivals import Outcome
 from fastload.command import failure
 from fastload.common import terminal
@@ -216,10 +217,7 @@ def _measure(options: argparse.Namespace) -> int:
 
 
 def _rolling(options: argparse.Namespace, setting: parts.Setting) -> Outcome:
-    chosen = options.only.split(",") if options.only else rolling.PARTS
-    unknown = [name for name in chosen if name not in rolling.PARTS]
-    if unknown:
-        raise UsageError(f"--only {options.only}: {unknown[0]} is none of {', '.join(rolling.PARTS)}")
+    chosen = some_of("--only", options.only or None, rolling.PARTS)
     engines = ("fused", "dali") if parts.has_dali() else ("fused",)
     peers = [peer for peer in install.chosen(options.peers) if "rolling" in peer.cases]
     return rolling.rolling(setting, engines, peers, chosen)

@@ -1,4 +1,4 @@
-"""What the reports of long runs share: tables in markdown, the command as it can be printed, JSON, the exit code."""
+"""What commands with reports share: lists of names, tables in markdown, the command as it is printed, JSON."""
 
 from __future__ import annotations
 
@@ -14,9 +14,27 @@ import torch
 
 from fastload.bench.measure import versions
 from fastload.common.replacing import replace_file
+from fastload.errors import UsageError
 
 TIME_IS_UP = 4
 """The exit code where --minutes ended before the work did: the same command goes on."""
+
+
+def some_of(option: str, text: str | None, known: Sequence[str]) -> list[str]:
+    """Return the names in a list with commas, all by default. Raises UsageError, naming it, for one that is not known.
+
+    Arguments:
+        option: where the list was given, for the message.
+        text: the list; None where it was not given.
+        known: all names.
+    """
+    if text is None:
+        return list(known)
+    names = text.split(",")
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UsageError(f"{option} {text}: {unknown[0]} is none of {', '.join(known)}")
+    return names
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -102,9 +102,9 @@ class Plan:
             found.update(epochs.tobytes())
         return found.hexdigest()
 
-    def distinct(self) -> int:
-        """Return how many distinct samples are shown."""
-        return len(np.unique(np.concatenate([rows for rows, _ in self.rows()]))) if self.steps else 0
+    def samples(self) -> np.ndarray:
+        """Return the rows of the samples that are shown, int64, rising."""
+        return np.unique(np.concatenate([rows for rows, _ in self.rows()]))
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,11 @@ from fastload.bench.evidence.scale import SCALES, SHARES, scale_named
 from fastload.bench.evidence.sets import NAMES, Sources, fashion_folder, make_set
 from fastload.bench.evidence.statistics import require_scipy
 from fastload.bench.measure import Deadline, describe, machine
-from fastload.bench.reporting import TIME_IS_UP, command_text, when_and_where, write_json
+from fastload.bench.reporting import TIME_IS_UP, command_text, some_of, when_and_where, write_json
 from fastload.common.arguments import integer, positive
 from fastload.common.device import resolve_device
 from fastload.common.processors import processors
 from fastload.common.replacing import replace_file
-from fastload.errors import UsageError
 
 FEED = "feed"
 """The part that is timed: leave the machine alone while it runs."""
@@ -32,7 +31,7 @@ def main(arguments: list[str]) -> int:
     """Run the command; return its exit code: 0 when all is done, 4 when the time was up before."""
     options = _parser().parse_args(arguments)
     scale, device = scale_named(options.scale), resolve_device(options.device)
-    names = _names(options.only)
+    names = some_of("--only", options.only, [*PARTS, FEED])
     several = processors() if device.type == "cpu" else 1
     workers = integer("--workers", several if options.workers is None else options.workers, 1)
     require_scipy()
@@ -40,7 +39,9 @@ def main(arguments: list[str]) -> int:
         plot.require_matplotlib()
     fashion = options.fashion or fashion_folder()
     sources = Sources(options.full, options.test, fashion, scale.limit)
-    chosen = _chosen_sets(options.sets, fashion)
+    chosen = some_of("--sets", options.sets, NAMES)
+    if options.sets is None and fashion is None:
+        chosen.remove("fashion-mnist")
     _say(f"{describe(machine(device))}; scale {scale.name}, {workers} processes")
     if options.sets is None and fashion is None:
         _say("fashion-mnist: left out; install Debian's dataset-fashion-mnist, or give --fashion FOLDER")
@@ -78,26 +79,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this time; exit code 4")
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw the results there, with matplotlib")
     return parser
-
-
-def _chosen_sets(asked: str | None, fashion: Path | None) -> list[str]:
-    """Return the sets that are asked for; by default all that there are files of."""
-    if asked is None:
-        return [name for name in NAMES if name != "fashion-mnist" or fashion is not None]
-    names = asked.split(",")
-    unknown = [name for name in names if name not in NAMES]
-    if unknown:
-        raise UsageError(f"--sets {asked}: {unknown[0]} is none of {', '.join(NAMES)}")
-    return names
-
-
-def _names(only: str | None) -> list[str]:
-    known = [*PARTS, FEED]
-    names = known if only is None else only.split(",")
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise UsageError(f"--only {only}: {unknown[0]} is none of {', '.join(known)}")
-    return names
 
 
 def _say(text: str) -> None:

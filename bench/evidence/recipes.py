@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import AveragedModel
 
 from fastload.augment import Augment
 from fastload.bench.evidence import airbench94
@@ -43,25 +44,41 @@ class Recipe:
 
 
 class _Plain:
-    """A net, SGD with Nesterov's momentum, a rate that rises over a twentieth of the run and falls to 0."""
+    """A net and its optimizer, at a rate that falls in a straight line to 0.
 
-    def __init__(self, net: nn.Module, rate: float, decay: float) -> None:
-        self._net, self._rate = net, rate
-        self._optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=0.9, weight_decay=decay, nesterov=True)
+    Arguments:
+        net: in training.
+        optimizer: of its weights.
+        rate: the highest.
+        warm_up: the share of the run over which the rate rises first; 0 for none.
+        tested: the net whose logits count, an average of the first; that one itself by default.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        rate: float,
+        warm_up: float = 0.0,
+        tested: AveragedModel | None = None,
+    ) -> None:
+        self._net, self._optimizer, self._rate, self._warm_up, self._average = net, optimizer, rate, warm_up, tested
 
     def step(self, images: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        risen = min(1.0, (share + 1e-3) / self._warm_up) if self._warm_up else 1.0
         for group in self._optimizer.param_groups:
-            group["lr"] = self._rate * (1 - share) * min(1.0, (share + 1e-3) / 0.05)
+            group["lr"] = self._rate * (1 - share) * risen
         logits = self._net(images)
         losses = cross_entropy(logits, labels, reduction="none")
         self._optimizer.zero_grad()
         losses.mean().backward()
         self._optimizer.step()
+        if self._average is not None:
+            self._average.update_parameters(self._net)
         return logits.detach(), losses.detach()
 
     def logits(self, images: Tensor) -> Tensor:
-        self._net.eval()
-        return self._net(images)
+        return (self._average or self._net).eval()(images)
 
 
 def _small(classes: int, channels: int, device: torch.device, rate: float, seed: int) -> Trainee:
@@ -75,36 +92,16 @@ def _small(classes: int, channels: int, device: torch.device, rate: float, seed:
     with _seeded(seed):
         layers = [*block(channels, 16, 4, 2), *block(16, 32, 3, 1), *block(32, 64, 3, 1)]
         net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * (SIDE // 8) ** 2, classes))
-    return _Plain(net.to(device, memory_format=torch.channels_last), rate, 5e-4)  # type: ignore[call-overload]
-
-
-class _Papers:
-    """The paper's classifier and optimizer, its averaged weights tested; its rate falls in a straight line to 0."""
-
-    def __init__(self, net: nn.Module, rate: float) -> None:
-        self._net, self._rate = net, rate
-        self._optimizer, self._average = paper_optimizer(net, rate), averaged(net)
-
-    def step(self, images: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._rate * (1 - share)
-        logits = self._net(images)
-        losses = cross_entropy(logits, labels, reduction="none")
-        self._optimizer.zero_grad()
-        losses.mean().backward()
-        self._optimizer.step()
-        self._average.update_parameters(self._net)
-        return logits.detach(), losses.detach()
-
-    def logits(self, images: Tensor) -> Tensor:
-        self._average.eval()
-        return self._average(images)
+    net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    sgd = torch.optim.SGD(net.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    return _Plain(net, sgd, rate, warm_up=0.05)
 
 
 def _papers(classes: int, channels: int, device: torch.device, rate: float, seed: int) -> Trainee:
+    """The paper's classifier and optimizer; its averaged weights are tested."""
     with _seeded(seed):
-        net = paper_classifier(classes, channels)
-    return _Papers(net.to(device), rate)
+        net = paper_classifier(classes, channels).to(device)
+    return _Plain(net, paper_optimizer(net, rate), rate, tested=averaged(net))
 
 
 @contextmanager

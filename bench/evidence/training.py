@@ -174,7 +174,7 @@ def _train(place: SetPlace, run: Run, plan: Plan) -> Trained:
     synchronize(place.device)
     seconds = time.perf_counter() - began
     tested = place.held_out_images if run.tuning else place.test_images
-    shown = np.unique(np.concatenate([rows for rows, _ in plan.rows()]))
+    shown = plan.samples()
     memorized = None if run.tuning else _memorized(place, trainee, shown)
     return Trained(accuracy(trainee, tested), loss, plan.steps, plan.read, len(shown), seconds, memorized)
 

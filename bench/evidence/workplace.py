@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastload.bench.evidence.arms import Plan
+from fastload.bench.evidence.arms import Chosen, Plan
 from fastload.bench.evidence.recipes import RECIPES
 from fastload.bench.evidence.scale import Scale
 from fastload.bench.evidence.sets import ImageSet, wrong_rows
@@ -19,7 +18,7 @@ from fastload.bench.state import State
 from fastload.feeds.batch import Batch, Output
 from fastload.feeds.feed import open_feed, run_feed
 from fastload.feeds.rolling_feed import pool_images
-from fastload.order import FINE_TUNE, permutation
+from fastload.order import FINE_TUNE, Order, permutation
 from fastload.packed.file import PackedFile
 
 EDITION = 1
@@ -99,7 +98,7 @@ class SetPlace:
     def batches(self, file: PackedFile, rows: np.ndarray) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return rows of a file as evaluation shows them, images and labels on the device."""
         output = Output(_EVALUATION_BATCH, self.device, memory_format=torch.channels_last)
-        order = _Rows(rows, len(file))
+        order = Chosen(Order(len(rows), phase=FINE_TUNE, shuffle=False), rows, len(file))
         feed = open_feed(file, self.augment.evaluation(), order, output)
         try:
             found = []
@@ -123,16 +122,3 @@ class SetPlace:
         """Close the files."""
         self.full.close()
         self.test.close()
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """An order of rows as they are given."""
-
-    given: np.ndarray
-    n: int
-    seed: int = 0
-    phase: int = FINE_TUNE
-
-    def rows(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.given[start : start + count], np.zeros(count, np.int64)
